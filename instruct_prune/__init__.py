@@ -1,0 +1,32 @@
+"""Find the part of an instruction-tuning dataset worth training on, without training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC: dict[str, str] = {
+    "InputError": "instruct_prune.errors:InputError",
+    "Sample": "instruct_prune.datatypes:Sample",
+    "Message": "instruct_prune.datatypes:Message",
+    "ScoreTable": "instruct_prune.datatypes:ScoreTable",
+    "Selection": "instruct_prune.datatypes:Selection",
+    "SubnetSpec": "instruct_prune.datatypes:SubnetSpec",
+}
+
+__all__ = sorted(_PUBLIC)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use, so that `import instruct_prune` stays instant (PEP 562)."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'instruct_prune' has no attribute {name!r}")
+    import importlib
+
+    module, attribute = _PUBLIC[name].split(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])

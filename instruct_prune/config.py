@@ -1,0 +1,280 @@
+"""One frozen dataclass a stage: at once the command line (tyro), the YAML schema and the Python arguments.
+
+Field names are unique over all stages, so that a YAML file is flat and its keys are the flags without dashes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+
+from instruct_prune.errors import InputError
+from instruct_prune.registry import suggestion
+
+Flat = tyro.conf.OmitArgPrefixes
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What to read."""
+
+    data: tuple[str, ...] = ()
+    """Dataset files, globs, folders, Hub ids, or - for standard input."""
+    limit: int | None = None
+    """Read only the first N rows."""
+    format: str | None = None
+    """Format of the rows; detected from the first 100 rows when not given."""
+    columns: tuple[str, ...] = ()
+    """Column mapping, as in: instruction=q output=a"""
+    data_split: str | None = None
+    """Split of a Hub or datasets source."""
+    data_subset: str | None = None
+    """Configuration name of a Hub source."""
+    strict: bool = False
+    """Stop at the first row that cannot be read, instead of listing it in rejected.jsonl."""
+
+    def column_map(self) -> dict[str, str]:
+        pairs = [text.partition("=") for text in self.columns]
+        wrong = [name for name, sign, value in pairs if not (name and sign and value)]
+        if wrong:
+            raise InputError(f"--columns {wrong[0]}: write name=column, as in --columns instruction=question output=answer.")
+        return {name: value for name, _, value in pairs}
+
+
+@dataclass(frozen=True)
+class EncodeConfig:
+    """How a row becomes tokens."""
+
+    template: str = "auto"
+    """alpaca, chat, plain, a Jinja file, or auto: alpaca for single-turn rows, chat for conversations."""
+    max_length: int | None = None
+    """Longest row in tokens; the model's context when not given."""
+    turns: Literal["all", "last"] = "all"
+    """Score every assistant turn, or the last one."""
+    overlong: Literal["truncate", "drop"] = "truncate"
+    """Rows over --max-length: trim (prompt from the left first), or give them the status too_long."""
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    """Which subnets of which model."""
+
+    model: str = "smollm2-135m-instruct"
+    """Hub id, local folder, GGUF file, or the embedded default."""
+    model_revision: str | None = None
+    """Branch, tag or commit of a Hub model."""
+    subnets: tuple[str, ...] = ("dlc",)
+    """Presets (dlc, dlc-released, lc-dropout, perplexity, ifd) or lists: magnitude:1.0,0.8 dropout:0.02,0.05 depth:10,20"""
+    subnet_seeds: int = 1
+    """Mask seeds for random and dropout subnets."""
+    include_head: bool = False
+    """Also mask the output head, as the released code does (a tied head is the embedding too)."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """auto: bfloat16 where the hardware multiplies it natively, else float32."""
+    batch_tokens: int | None = None
+    """Padded tokens in a forward pass; 4096 on a CPU, 32768 on a GPU when not given."""
+    device_map: Literal["none", "auto"] = "none"
+    """auto: spread one model over all devices (one process only)."""
+    share_prefix: bool = True
+    """Compute the tokens that many rows begin with (a template's preamble) once for each subnet."""
+    dry_run: bool = False
+    """Read, encode and plan; time a few batches; score nothing."""
+    restart: bool = False
+    """Discard what the run folder holds of this stage and begin anew."""
+
+
+@dataclass(frozen=True)
+class EmbedConfig:
+    """How a row becomes a vector."""
+
+    embedder: str = "all-minilm-l6-v2"
+    """Hub id or local folder of a sentence-transformers model, the embedded default, or a .npy file of vectors."""
+    embed_batch: int = 64
+    """Rows encoded at a time."""
+
+
+@dataclass(frozen=True)
+class SelectConfig:
+    """How much to keep, and by which rule."""
+
+    keep: int | float | None = None
+    """0.3 is a share of the scored rows, 5000 a number of rows."""
+    keep_tokens: int | None = None
+    """Keep this many response tokens (never more)."""
+    method: str = "flexrand"
+    """Selection rule: flexrand, easy_diverse, easiest, hardest, random, or a baseline."""
+    score: str | None = None
+    """dlc, lc, loss, perplexity or ifd; what the subnets were scored for when not given."""
+    score_subnets: tuple[str, ...] = ()
+    """Average over these subnets only, as in: dense magnitude:0.8"""
+    score_weights: tuple[float, ...] = ()
+    """A weight for each of --score-subnets."""
+    include_collapsed: bool = False
+    """Average over collapsed subnets too."""
+    clusters: str = "auto"
+    """Number of clusters, auto, or none (one stratum)."""
+    stratify: str | None = None
+    """Take the strata from a column of the data instead of clusters."""
+    split: str = "auto"
+    """FlexRand's split between easy and hard pool: a number in (0, 1), auto, or mmd."""
+    min_per_stratum: int = 0
+    """Keep at least this many rows of every stratum."""
+    must_keep: str | None = None
+    """A file of row ids (one a line), or a predicate such as source=identity."""
+    dedup: float | None = None
+    """Drop near-duplicates above this cosine similarity (exact ones always count), keeping one of each group."""
+    dedup_keep: Literal["hardest", "longest", "first"] = "hardest"
+    """Which of a group of duplicates stays."""
+    seed: int = 0
+    """Seed of clustering and selection."""
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """What to write besides pruned.jsonl."""
+
+    to: tuple[str, ...] = ()
+    """Further formats for the kept rows."""
+
+
+@dataclass(frozen=True)
+class Out:
+    """Where the run lies."""
+
+    out: str = ""
+    """The run folder."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """From a dataset file to a pruned dataset file; finished stages are skipped."""
+
+    data: Flat[DataConfig] = field(default_factory=DataConfig)
+    encode: Flat[EncodeConfig] = field(default_factory=EncodeConfig)
+    score: Flat[ScoreConfig] = field(default_factory=ScoreConfig)
+    embed: Flat[EmbedConfig] = field(default_factory=EmbedConfig)
+    select: Flat[SelectConfig] = field(default_factory=SelectConfig)
+    export: Flat[ExportConfig] = field(default_factory=ExportConfig)
+    run: Flat[Out] = field(default_factory=Out)
+
+
+@dataclass(frozen=True)
+class ScoreCommand:
+    """Score every row by its loss under the model's subnets; resumes when run again."""
+
+    data: Flat[DataConfig] = field(default_factory=DataConfig)
+    encode: Flat[EncodeConfig] = field(default_factory=EncodeConfig)
+    score: Flat[ScoreConfig] = field(default_factory=ScoreConfig)
+    run: Flat[Out] = field(default_factory=Out)
+
+
+@dataclass(frozen=True)
+class EmbedCommand:
+    """Embed the rows of a scored run."""
+
+    embed: Flat[EmbedConfig] = field(default_factory=EmbedConfig)
+    run: Flat[Out] = field(default_factory=Out)
+    restart: bool = False
+    """Discard the embeddings of another embedder."""
+
+
+@dataclass(frozen=True)
+class SelectCommand:
+    """Select within an exact budget from a scored run, without a model; may be run many times."""
+
+    select: Flat[SelectConfig] = field(default_factory=SelectConfig)
+    run: Flat[Out] = field(default_factory=Out)
+
+
+@dataclass(frozen=True)
+class ExportCommand:
+    """Write the kept rows of a run's selection."""
+
+    export: Flat[ExportConfig] = field(default_factory=ExportConfig)
+    run: Flat[Out] = field(default_factory=Out)
+
+
+Config = TypeVar("Config")
+
+ConfigFile = Annotated[str | None, tyro.conf.arg(name="config")]
+
+
+def flatten(config: Any) -> dict[str, Any]:
+    """All options of a (nested) configuration by name."""
+    flat: dict[str, Any] = {}
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            flat |= flatten(value)
+        else:
+            flat[f.name] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def load_yaml(path: str, kind: type[Config]) -> Config:
+    """Read a configuration file.
+
+    Raises:
+        InputError: the file is missing or not a mapping, a key is unknown ("did you mean"), a value has another type.
+    """
+    import yaml
+
+    file = Path(path)
+    if not file.is_file():
+        raise InputError(f"--config {path}: there is no such file.")
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"--config {path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if values is None:
+        values = {}
+    if not isinstance(values, Mapping):
+        raise InputError(f"--config {path}: expected a mapping of options at the top level, found {type(values).__name__}.")
+    values = {str(key).replace("-", "_"): value for key, value in values.items()}
+    known = flatten(kind())
+    for key in values:
+        if key not in known:
+            raise InputError(f"--config {path}: unknown option {key!r}.{suggestion(key, known)} Known: {', '.join(known)}.")
+    return _build(kind, values, path)
+
+
+def _build(kind: type[Config], values: Mapping[str, Any], path: str) -> Config:
+    hints = typing.get_type_hints(kind)
+    arguments: dict[str, Any] = {}
+    for f in dataclasses.fields(kind):  # type: ignore[arg-type]
+        hint = hints[f.name]
+        if dataclasses.is_dataclass(hint):
+            arguments[f.name] = _build(typing.cast(type[Any], hint), values, path)
+        elif f.name in values:
+            arguments[f.name] = _convert(values[f.name], hint, f.name, path)
+    return kind(**arguments)
+
+
+def _convert(value: Any, hint: Any, key: str, path: str) -> Any:
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple:
+        items = value if isinstance(value, list) else [value]
+        return tuple(_convert(item, options[0], key, path) for item in items)
+    if origin is Literal:
+        if value not in options:
+            raise InputError(f"--config {path}: {key} is {value!r}; it must be one of {', '.join(map(str, options))}.")
+        return value
+    allowed = options if origin in (typing.Union, types.UnionType) else (hint,)
+    if value is None and type(None) in allowed:
+        return None
+    for want in allowed:
+        if want is float and type(value) in (int, float) and int not in allowed:
+            return float(value)
+        if type(value) is want:
+            return value
+    if str in allowed and type(value) in (int, float):
+        return str(value)  # clusters: 8 and split: 0.25 are words on the command line
+    names = " or ".join("nothing" if want is type(None) else want.__name__ for want in allowed)
+    raise InputError(f"--config {path}: {key} is {value!r}, expected {names}.")

@@ -1,0 +1,146 @@
+"""Which rows run together: token-budget batches, longest first, cut into chunks of equal cost.
+
+The plan depends on the data and the configuration only, never on the number of processes: a chunk is the unit of
+work, of resumption and of storage.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from instruct_prune.datatypes import Int32, Int64
+
+KEY_TOKENS = 16  # rows whose first KEY_TOKENS ids agree may share a prefix
+MIN_SHARED = 8  # a prefix shorter than this, or shared by fewer rows, is not worth a cache
+CHUNKS_WANTED = 256
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows that run in one forward pass.
+
+    Attributes:
+        rows: int64 [b], positions in the store, longest first.
+        prefix: index into ``Plan.prefixes``, -1 for none.
+        width: tokens of the longest row, without the shared prefix.
+    """
+
+    rows: Int64
+    prefix: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All batches, in chunks; ``prefixes[k]`` are token ids int32 [p] that every row of a group starts with."""
+
+    chunks: tuple[tuple[Batch, ...], ...]
+    prefixes: tuple[Int32, ...]
+    n_rows: int
+    n_tokens: int
+    n_padding: int
+
+    @property
+    def padding_share(self) -> float:
+        total = self.n_tokens + self.n_padding
+        return self.n_padding / total if total else 0.0
+
+    def rows_of(self, chunk: int) -> Int64:
+        """int64: the positions in the store that a chunk covers, in batch order."""
+        return np.concatenate([batch.rows for batch in self.chunks[chunk]])
+
+
+def plan_batches(
+    rows: Int64,
+    lengths: Int32,
+    *,
+    batch_tokens: int,
+    group: Int32 | None = None,
+    prefixes: tuple[Int32, ...] = (),
+) -> Plan:
+    """Sort by length, fill batches up to ``batch_tokens`` padded tokens (at least one row), cut into chunks.
+
+    Args:
+        rows: int64 [m], positions to score.
+        lengths: int32 [m], tokens of each.
+        batch_tokens: padded tokens per batch, shared prefix not counted.
+        group: int32 [m], index into ``prefixes`` or -1.
+        prefixes: shared token ids.
+    """
+    group = np.full(len(rows), -1, dtype=np.int32) if group is None else group
+    shared = np.asarray([len(p) for p in prefixes] + [0], dtype=np.int32)  # -1 takes the last entry
+    own = lengths - shared[group]
+    batches: list[Batch] = []
+    for g in np.unique(group):
+        members = np.flatnonzero(group == g)
+        order = members[np.lexsort((rows[members], -own[members]))]
+        start = 0
+        while start < len(order):
+            width = max(1, int(own[order[start]]))
+            count = max(1, batch_tokens // width)
+            batches.append(Batch(rows[order[start : start + count]], int(g), width))
+            start += count
+    # Longest first, whatever the group: memory runs out on the first batch and not at hour six.
+    batches.sort(key=lambda b: (-b.width - int(shared[b.prefix]), b.prefix, int(b.rows[0])))
+    computed = sum(b.width * len(b.rows) for b in batches)
+    n_tokens = int(own.sum())
+    chunks = _cut(batches, max(batch_tokens, computed // CHUNKS_WANTED))
+    return Plan(chunks, prefixes, len(rows), n_tokens, computed - n_tokens)
+
+
+def _cut(batches: list[Batch], chunk_tokens: int) -> tuple[tuple[Batch, ...], ...]:
+    chunks: list[tuple[Batch, ...]] = []
+    current: list[Batch] = []
+    cost = 0
+    for batch in batches:
+        current.append(batch)
+        cost += batch.width * len(batch.rows)
+        if cost >= chunk_tokens:
+            chunks.append(tuple(current))
+            current, cost = [], 0
+    if current:
+        chunks.append(tuple(current))
+    return tuple(chunks)
+
+
+def shared_prefixes(ids: Int32, offset: Int64, rows: Int64, first_target: Int32) -> tuple[Int32, tuple[Int32, ...]]:
+    """Find token prefixes that many rows begin with: a template's preamble, a system prompt.
+
+    Args:
+        ids: int32 [total], all tokens.
+        offset: int64 [n + 1].
+        rows: int64 [m], positions to look at.
+        first_target: int32 [m], index of the first response token of each; a prefix ends at least one token
+            earlier, so that the state that predicts the first target is computed with the row itself.
+
+    Returns:
+        group int32 [m] (index into the prefixes, -1 for none) and the prefixes.
+    """
+    group = np.full(len(rows), -1, dtype=np.int32)
+    long_enough = np.flatnonzero(first_target - 1 >= KEY_TOKENS)
+    if len(long_enough) < MIN_SHARED:
+        return group, ()
+    starts = offset[rows[long_enough]]
+    keys = ids[starts[:, None] + np.arange(KEY_TOKENS)]  # [m, KEY_TOKENS]
+    _, first, inverse, counts = np.unique(keys, axis=0, return_index=True, return_inverse=True, return_counts=True)
+    prefixes: list[Int32] = []
+    for key in np.argsort(first):
+        if counts[key] < MIN_SHARED:
+            continue
+        members = long_enough[inverse.reshape(-1) == key]
+        length = _common_length(ids, offset[rows[members]], int(first_target[members].min()) - 1)
+        start = offset[rows[members[0]]]
+        group[members] = len(prefixes)
+        prefixes.append(np.array(ids[start : start + length], dtype=np.int32))
+    return group, tuple(prefixes)
+
+
+def _common_length(ids: Int32, starts: Int64, limit: int) -> int:
+    reference = ids[starts[0] : starts[0] + limit]
+    common = limit
+    for block in np.array_split(starts, max(1, len(starts) * limit // 4_000_000)):
+        same = (ids[block[:, None] + np.arange(common)] == reference[:common]).all(axis=0)
+        common = common if same.all() else int(np.argmin(same))
+    return common

@@ -1,0 +1,181 @@
+"""Token ids and masks of a whole dataset on disk, memory-mapped: tokenized once, read by every stage and process.
+
+A store is a folder with ``ids.bin`` (int32), ``mask.bin`` (uint8, 1 = scored token) and ``rows.parquet`` (one line a
+row). Memory while writing does not grow with the number of rows; a reader holds 37 bytes a row.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from instruct_prune.datatypes import Bool, Encoded, Int32, Int64, Status, Tokens
+
+ROWS_PER_GROUP = 8192
+STATUSES = tuple(status.value for status in Status)
+
+
+@dataclass(frozen=True)
+class TokenStore:
+    """Read-only view of a store; ``store[i]`` is row i's Tokens.
+
+    Attributes:
+        row_id: int64 [n].
+        offset: int64 [n + 1]; row i's tokens are ``offset[i]:offset[i + 1]``.
+        n_response: int32 [n].
+        first_target: int32 [n], position of the first response token.
+        n_cut: int32 [n].
+        status: int8 [n], an index into STATUSES.
+    """
+
+    folder: Path
+    row_id: Int64
+    offset: Int64
+    n_response: Int32
+    first_target: Int32
+    n_cut: Int32
+    status: np.ndarray[Any, np.dtype[np.int8]]
+    ids: Int32 = field(repr=False)
+    mask: Bool = field(repr=False)
+
+    @classmethod
+    def open(cls, folder: Path) -> TokenStore:
+        import pyarrow.parquet as pq
+
+        names = ["row_id", "n_tokens", "n_response", "first_target", "n_cut", "status"]
+        table = pq.read_table(folder / "rows.parquet", columns=names)
+        columns = {name: table.column(name).to_numpy() for name in table.column_names}
+        offset = np.zeros(len(table) + 1, dtype=np.int64)
+        np.cumsum(columns["n_tokens"], out=offset[1:])
+        ids, mask = (
+            np.memmap(folder / name, dtype=dtype, mode="r") if offset[-1] else np.zeros(0, dtype=dtype)
+            for name, dtype in (("ids.bin", np.int32), ("mask.bin", np.bool_))
+        )
+        return cls(folder, columns["row_id"], offset, *(columns[name] for name in names[2:]), ids, mask)
+
+    def __len__(self) -> int:
+        return len(self.row_id)
+
+    def __getitem__(self, i: int) -> Tokens:
+        piece = slice(self.offset[i], self.offset[i + 1])
+        return Tokens(np.asarray(self.ids[piece]), np.asarray(self.mask[piece]))
+
+    @property
+    def lengths(self) -> Int32:
+        return np.diff(self.offset).astype(np.int32)
+
+    @property
+    def scorable(self) -> Bool:
+        """bool [n]: rows whose status allows a score."""
+        return np.isin(self.status, [i for i, name in enumerate(STATUSES) if Status(name).scored])
+
+    @property
+    def status_names(self) -> np.ndarray[Any, np.dtype[np.str_]]:
+        return np.asarray(STATUSES)[self.status]
+
+    def text_columns(self, *names: str) -> tuple[list[str], ...]:
+        """Columns that are only needed at the end: "content_hash", "source", "reason"."""
+        import pyarrow.parquet as pq
+
+        table = pq.read_table(self.folder / "rows.parquet", columns=list(names))
+        return tuple(table.column(name).to_pylist() for name in names)
+
+    def unigram_losses(self, rows: Int64) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """float32 [len(rows)]: mean loss of each row when its response tokens are guessed by their frequency.
+
+        A subnet that is no better than this carries no signal about the text.
+        """
+        counts = np.zeros(1, dtype=np.int64)
+        for ids in self._responses(rows):
+            found = np.bincount(ids)
+            if len(found) > len(counts):
+                found[: len(counts)] += counts
+                counts = found
+            else:
+                counts[: len(found)] += found
+        surprise = -np.log(np.maximum(counts, 1) / max(1, counts.sum()))
+        return np.asarray([surprise[ids].mean() for ids in self._responses(rows)], dtype=np.float32)
+
+    def _responses(self, rows: Int64) -> Iterator[Int32]:
+        for i in rows:
+            tokens = self[int(i)]
+            yield tokens.ids[tokens.response_mask]
+
+
+@dataclass(frozen=True)
+class AloneView:
+    """The responses without their prompts, for IFD: BOS where the row has one, then the response tokens.
+
+    Without a BOS the first response token has no context, so it is no target ("the first token of a row never is").
+    """
+
+    store: TokenStore
+    bos_token_id: int | None
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __getitem__(self, i: int) -> Tokens:
+        row = self.store[i]
+        ids = row.ids[row.response_mask]
+        if self.bos_token_id is not None and row.ids[0] == self.bos_token_id:
+            ids = np.concatenate([[np.int32(self.bos_token_id)], ids]).astype(np.int32)
+        mask = np.ones(len(ids), dtype=bool)
+        mask[0] = False
+        return Tokens(ids, mask)
+
+
+def write_store(folder: Path, encoded: Iterable[tuple[Encoded, str, int]]) -> TokenStore:
+    """Write (encoded row, source, line) triples in the order given and open the result.
+
+    ``rows.parquet`` is renamed into place last: a store without it is unfinished.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema(
+        [("row_id", pa.int64()), ("n_tokens", pa.int32()), ("n_response", pa.int32())]
+        + [("first_target", pa.int32()), ("n_cut", pa.int32()), ("status", pa.int8()), ("content_hash", pa.string()), ("line", pa.int64())]
+        + [("source", pa.dictionary(pa.int32(), pa.string())), ("reason", pa.string())]
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    rows_path = folder / "rows.parquet"
+    rows_path.unlink(missing_ok=True)
+    temporary = rows_path.with_suffix(".tmp")
+    group: list[tuple[Any, ...]] = []
+
+    with (
+        open(folder / "ids.bin", "wb") as ids,
+        open(folder / "mask.bin", "wb") as mask,
+        pq.ParquetWriter(temporary, schema) as writer,
+    ):
+
+        def flush() -> None:
+            columns = [pa.array(column, type=kind) for column, kind in zip(zip(*group, strict=True), schema.types, strict=True)]
+            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+            group.clear()
+
+        for row, source, line in encoded:
+            length = len(row.input_ids) if row.status.scored else 0
+            if length:
+                ids.write(np.ascontiguousarray(row.input_ids, dtype=np.int32).data)
+                mask.write(np.ascontiguousarray(row.response_mask, dtype=np.bool_).data)
+            n_response = int(row.response_mask.sum()) if length else 0
+            status = STATUSES.index(row.status.value)
+            first = int(row.response_mask.argmax()) if length else 0
+            counts = (row.row_id, length, n_response, first, row.n_cut, status)
+            group.append((*counts, row.content_hash, line, source, row.reason))
+            if len(group) == ROWS_PER_GROUP:
+                flush()
+        if group:
+            flush()
+        for file in (ids, mask):
+            file.flush()
+            os.fsync(file.fileno())
+    os.replace(temporary, rows_path)
+    return TokenStore.open(folder)

@@ -1,0 +1,277 @@
+"""Samples -> token ids and response masks: one tokenization of the whole text, the mask by character offsets."""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from instruct_prune.datatypes import Bool, Encoded, Int32, Sample, Status
+from instruct_prune.encode.templates import Rendered, RenderError, Span, choose_template
+from instruct_prune.errors import InputError
+
+_NO_IDS = np.zeros(0, dtype=np.int32)
+
+
+class Encoder:
+    """Tokenizes samples under one template.
+
+    Args:
+        tokenizer: a transformers tokenizer backed by the tokenizers library ("fast").
+        template: "auto", "alpaca", "chat", "plain" or the path of a Jinja file.
+        max_length: tokens per row at most.
+        turns: score every assistant turn ("all") or the last trained one only ("last").
+        overlong: "truncate" cuts rows longer than max_length (prompt from the left first, then the response from
+            the right); "drop" gives them the status too_long.
+        data_format: ``Source.format``; decides what "auto" is.
+
+    Attributes:
+        template_name: the template in use.
+        notes: sentences about the template that people should be told.
+
+    Raises:
+        InputError: no fast tokenizer, no such template, no chat template, max_length below 2.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        template: str = "auto",
+        *,
+        max_length: int,
+        turns: Literal["all", "last"] = "all",
+        overlong: Literal["truncate", "drop"] = "truncate",
+        data_format: str | None = None,
+    ) -> None:
+        if not getattr(tokenizer, "is_fast", False):
+            raise InputError(
+                "this model's tokenizer has no fast version (tokenizers library), so there are no character offsets to"
+                " find the response by. Convert it with transformers' convert_slow_tokenizer, or take another model."
+            )
+        if max_length < 2:
+            raise InputError(f"--max-length {max_length}: at least 2 tokens are needed to score one of them.")
+        self._template = choose_template(template, tokenizer, data_format)
+        self._max_length = max_length
+        self._turns = turns
+        self._overlong = overlong
+        self._name = str(tokenizer.name_or_path)
+        self._backend = _bare(tokenizer.backend_tokenizer)
+        self._unknown = tokenizer.unk_token_id
+        self._ids_before: Int32 = _NO_IDS
+        self._ids_after: Int32 = _NO_IDS
+        self.template_name: str = self._template.name
+        self.notes: tuple[str, ...] = self._template.notes
+        if not self._template.writes_specials:
+            self._ids_before = _leading_specials(tokenizer)
+            if tokenizer.eos_token_id is None:
+                self.notes += ("the tokenizer has no end-of-sequence token, so none is appended",)
+            else:
+                self._ids_after = np.asarray([tokenizer.eos_token_id], dtype=np.int32)
+        self._eos_text = str(tokenizer.eos_token or "") if len(self._ids_after) else ""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that decides ids and masks, for the manifest and the fingerprint of a run."""
+        text = self._template.text
+        return {
+            "template": self.template_name,
+            "template_text": text,
+            "template_sha256": hashlib.sha256(text.encode()).hexdigest(),
+            "tokenizer": self._name,
+            "tokenizer_sha256": hashlib.sha256(self._backend.to_str().encode()).hexdigest(),
+            "ids_before": self._ids_before.tolist(),
+            "ids_after": self._ids_after.tolist(),
+            "max_length": self._max_length,
+            "turns": self._turns,
+            "overlong": self._overlong,
+        }
+
+    def encode(self, batch: Sequence[Sample]) -> list[Encoded]:
+        """Tokenize rows in one call; a row that cannot be encoded gets a status and a reason, never an exception."""
+        results: list[Encoded | None] = []
+        rendered: list[Rendered] = []
+        for sample in batch:
+            found = self._prepare(sample)
+            results.append(found if isinstance(found, Encoded) else None)
+            if isinstance(found, Rendered):
+                rendered.append(found)
+        encodings = self._backend.encode_batch([row.text for row in rendered], add_special_tokens=False)
+        ranges = [_token_ranges(encoding, row) for encoding, row in zip(encodings, rendered, strict=True)]
+        pieces = [encoding.ids[a:b] for encoding, found in zip(encodings, ranges, strict=True) for a, b in found]
+        decoded = iter(self._backend.decode_batch(pieces, skip_special_tokens=False))
+        finished = zip(encodings, rendered, ranges, strict=True)
+        encoded = []
+        for sample, early in zip(batch, results, strict=True):
+            if early is not None:
+                encoded.append(early)
+                continue
+            encoding, row, found = next(finished)
+            encoded.append(self._finish(sample.row_id, encoding, row, found, [next(decoded) for _ in found]))
+        return encoded
+
+    def render(self, sample: Sample) -> list[tuple[str, bool]]:
+        """The row's text in pieces, (text, is it response), the end-of-sequence token included.
+
+        Raises:
+            InputError: the template cannot write this row.
+        """
+        turns = _trained(sample, self._turns)
+        try:
+            row = self._template.render(sample, turns)
+        except RenderError as error:
+            raise InputError(f"row {sample.row_id} ({sample.source}, line {sample.line}): {error}.") from None
+        pieces: list[tuple[str, bool]] = []
+        position = 0
+        for span in row.spans:
+            pieces += [(row.text[position : span.start], False), (row.text[span.start : span.end], True)]
+            position = span.end
+        scored = bool(row.spans) and position == len(row.text)
+        pieces += [(row.text[position:], False), (self._eos_text, scored)]
+        return [(text, response) for text, response in pieces if text]
+
+    def _prepare(self, sample: Sample) -> Rendered | Encoded:
+        turns = _trained(sample, self._turns)
+        if not turns:
+            return _without_score(sample.row_id, Status.ALL_MASKED, "no turn is trained: every weight is 0")
+        said = (sample.messages[i] for i in turns)
+        if not any(message.content.strip() or message.tool_calls for message in said):
+            return _without_score(sample.row_id, Status.EMPTY_RESPONSE, "the response is empty")
+        try:
+            return self._template.render(sample, turns)
+        except RenderError as error:
+            return _without_score(sample.row_id, Status.FAILED, str(error))
+
+    def _finish(
+        self, row_id: int, encoding: Any, row: Rendered, ranges: list[tuple[int, int]], decoded: list[str]
+    ) -> Encoded:
+        for span, text, (first, last) in zip(row.spans, decoded, ranges, strict=True):
+            if not self._contains(text, span, encoding, first, last):
+                shown = span.said.strip()[:60]
+                return _without_score(row_id, Status.FAILED, f"the masked tokens do not say the response: {shown!r}")
+        ids, mask = self._assemble(encoding, row, ranges)
+        n_cut = 0
+        length = len(ids)
+        if length > self._max_length:
+            if self._overlong == "drop":
+                reason = f"{length} tokens, more than {self._max_length}"
+                return _without_score(row_id, Status.TOO_LONG, reason)
+            ids, mask, n_cut = _truncate(ids, mask, len(self._ids_before), self._max_length)
+        mask[0] = False  # nothing comes before the first token, so it is never a target
+        if not mask.any():
+            return _without_score(row_id, Status.ALL_MASKED, "no response token has a token before it")
+        status, reason = Status.OK, ""
+        if length > self._max_length:
+            status, reason = Status.TRUNCATED, f"{length} tokens, cut to {self._max_length}"
+        return Encoded(row_id, ids, mask, status, n_cut, reason, _hash(ids, mask))
+
+    def _assemble(self, encoding: Any, row: Rendered, ranges: list[tuple[int, int]]) -> tuple[Int32, Bool]:
+        ids = np.asarray(encoding.ids, dtype=np.int32)
+        mask = np.zeros(len(ids), dtype=np.bool_)
+        for first, last in ranges:
+            mask[first:last] = True
+        after = self._ids_after
+        if len(after) and len(ids) and ids[-1] == after[0]:
+            after = _NO_IDS  # the data end with the token themselves
+        ends_scored = bool(row.spans) and row.spans[-1].end == len(row.text)
+        before = np.zeros(len(self._ids_before), dtype=np.bool_)
+        ids = np.concatenate([self._ids_before, ids, after])
+        return ids, np.concatenate([before, mask, np.full(len(after), ends_scored)])
+
+    def _contains(self, decoded: str, span: Span, encoding: Any, first: int, last: int) -> bool:
+        """Whether decoded mask tokens say what they should, up to what a normalizer may change."""
+        said = span.said.strip()
+        if said in decoded:
+            return True
+        if _folded(said) in _folded(decoded):
+            return True
+        normalizer = self._backend.normalizer
+        if normalizer is not None and _folded(normalizer.normalize_str(said)) in _folded(decoded):
+            return True
+        if self._unknown is not None and self._unknown in encoding.ids[first:last]:
+            # Characters that the vocabulary does not have decode to nothing: go by the offsets alone.
+            offsets = encoding.offsets[first:last]
+            return bool(offsets[0][0] <= span.start and offsets[-1][1] >= span.end)
+        return False
+
+
+def _trained(sample: Sample, turns: str) -> list[int]:
+    found = [i for i, message in enumerate(sample.messages) if message.trained]
+    return found[-1:] if turns == "last" else found
+
+
+def _bare(backend: Any) -> Any:
+    """A copy that neither adds special tokens, nor pads or cuts, nor trims offsets.
+
+    Byte-level post-processors trim blanks off the offsets, which leaves blank tokens without width; without the
+    post-processor every character of the text lies in a token.
+    """
+    from tokenizers import Tokenizer
+
+    copy = Tokenizer.from_str(backend.to_str())
+    copy.no_padding()
+    copy.no_truncation()
+    copy.post_processor = None
+    return copy
+
+
+def _leading_specials(tokenizer: Any) -> Int32:
+    """The ids that the tokenizer itself puts before a text (BOS, where the model has one)."""
+    bare = tokenizer.encode("a", add_special_tokens=False)
+    full = tokenizer.encode("a", add_special_tokens=True)
+    for start in range(len(full) - len(bare) + 1):
+        if full[start : start + len(bare)] == bare:
+            return np.asarray(full[:start], dtype=np.int32)
+    return _NO_IDS
+
+
+def _token_ranges(encoding: Any, row: Rendered) -> list[tuple[int, int]]:
+    """[first, last) tokens that overlap each span."""
+    return [_token_range(encoding, span.start, span.end, len(row.text)) for span in row.spans]
+
+
+def _token_range(encoding: Any, start: int, end: int, length: int) -> tuple[int, int]:
+    first = encoding.char_to_token(start)
+    after = len(encoding) if end == length else encoding.char_to_token(end)
+    if first is not None and after is not None:
+        if end < length and encoding.token_to_chars(after)[0] < end:
+            after += 1  # the token at the end began inside the span
+            while after < len(encoding) and encoding.token_to_chars(after)[0] < end:
+                after += 1  # several tokens of one character
+        return first, after
+    # Some characters lie in no token (a normalizer removed them): look at all offsets.
+    offsets = np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+    overlap = (offsets[:, 0] < end) & (offsets[:, 1] > start)
+    inside = (offsets[:, 0] == offsets[:, 1]) & (offsets[:, 0] > start) & (offsets[:, 0] < end)
+    found = np.flatnonzero(overlap | inside)
+    return (int(found[0]), int(found[-1]) + 1) if len(found) else (0, 0)
+
+
+def _truncate(ids: Int32, mask: Bool, n_before: int, max_length: int) -> tuple[Int32, Bool, int]:
+    """Cut what comes after the last response token, then the prompt from the left (after BOS), then the right end."""
+    last = len(mask) - int(np.argmax(mask[::-1]))
+    ids, mask = ids[: max(last, max_length)], mask[: max(last, max_length)]
+    excess = len(ids) - max_length
+    if excess <= 0:
+        return ids, mask, 0
+    prompt = int(np.argmax(mask)) - n_before
+    cut = min(excess, prompt)
+    keep = np.r_[0:n_before, n_before + cut : len(ids)]
+    ids, mask = ids[keep], mask[keep]
+    n_cut = int(mask[max_length:].sum())
+    return ids[:max_length], mask[:max_length], n_cut
+
+
+def _folded(text: str) -> str:
+    return "".join(unicodedata.normalize("NFKC", text).split()).replace("\u2581", "")
+
+
+def _without_score(row_id: int, status: Status, reason: str) -> Encoded:
+    empty = np.zeros(0, dtype=np.bool_)
+    return Encoded(row_id, _NO_IDS, empty, status, 0, reason, _hash(_NO_IDS, empty))
+
+
+def _hash(ids: Int32, mask: Bool) -> str:
+    return hashlib.blake2b(ids.tobytes() + mask.tobytes(), digest_size=16).hexdigest()

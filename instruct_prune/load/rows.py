@@ -1,0 +1,116 @@
+"""What a reader hands on: rows as they lie in the file, and why some of them cannot be read."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+RowData = bytes | Mapping[str, Any]
+
+
+class RowError(ValueError):
+    """One row cannot be used; the rest of the file can.
+
+    Attributes:
+        reason: what is wrong with it, for people.
+        field: the field at fault, where there is one.
+    """
+
+    def __init__(self, reason: str, field: str | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.field = field
+
+
+class Reader(Protocol):
+    """One file, folder or Hub dataset: an iterator over its rows that can be started many times.
+
+    Attributes:
+        name: the path or Hub id, as shown to people.
+        kind: "jsonl", "json", "csv", "tsv", "parquet", "arrow", "dataset" or "hub".
+    """
+
+    name: str
+    kind: str
+
+    def rows(self) -> Iterator[tuple[int, RowData | RowError]]:
+        """Yield (1-based line, row) in file order; bytes are JSON text that ``as_mapping`` parses."""
+        ...
+
+    def identity(self) -> list[dict[str, Any]]:
+        """What the data was: path, SHA-256 and size per file; id and fingerprint for the Hub."""
+        ...
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise RowError(f"the field {twice!r} appears twice in one object", twice)
+    return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+def as_mapping(data: RowData | RowError) -> Mapping[str, Any]:
+    """Parse a row.
+
+    Raises:
+        RowError: it is not UTF-8, not JSON, not an object, or holds text that no UTF-8 file can hold.
+    """
+    if isinstance(data, RowError):
+        raise data
+    if not isinstance(data, bytes):
+        return data
+    try:
+        row = _DECODER.decode(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise RowError(
+            f"not UTF-8: byte 0x{data[error.start]:02x} at position {error.start}; the file may be latin-1 or"
+            " Windows-1252 (convert it: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW)"
+        ) from None
+    except json.JSONDecodeError as error:
+        raise RowError(f"not JSON: {error.msg} at character {error.pos + 1}") from None
+    except RecursionError:
+        raise RowError("not usable JSON: nested too deeply") from None
+    except RowError:
+        raise
+    except ValueError as error:  # an integer of more than 4300 digits
+        raise RowError(f"not usable JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise RowError(f"a row must be a JSON object, this is {named_type(row)}")
+    if _SURROGATE.search(data):
+        check_encodable(row)
+    return row
+
+
+def check_encodable(row: Mapping[str, Any]) -> None:
+    """Refuse half surrogate pairs ("\\ud83d" alone): no tokenizer and no UTF-8 file can take them.
+
+    Raises:
+        RowError: naming the field.
+    """
+    for name, value in row.items():
+        try:
+            json.dumps([name, value], ensure_ascii=False, default=str).encode("utf-8")
+        except UnicodeEncodeError:
+            shown = name.encode("utf-8", "backslashreplace").decode()
+            raise RowError("half of a surrogate pair, which is no character", shown) from None
+
+
+def named_type(value: object) -> str:
+    """What people call the type of a JSON value."""
+    names: tuple[tuple[type | tuple[type, ...], str], ...] = (
+        (bool, "true or false"),
+        ((int, float), "a number"),
+        (str, "text"),
+        ((list, tuple), "a list"),
+        (Mapping, "an object"),
+        (type(None), "null"),
+    )
+    return next((name for kind, name in names if isinstance(value, kind)), f"a {type(value).__name__}")

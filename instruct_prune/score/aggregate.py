@@ -1,0 +1,214 @@
+"""From per-subnet losses to one score a row, and what the losses say about the subnets themselves.
+
+All scores are oriented so that higher = harder (METHOD section 3).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from instruct_prune.datatypes import Bool, Float32, SubnetSpec
+from instruct_prune.errors import InputError
+from instruct_prune.registry import suggestion
+
+SCORES = ("dlc", "lc", "loss", "perplexity", "ifd")
+
+
+@dataclass(frozen=True)
+class SubnetHealth:
+    """What one subnet's losses say about it.
+
+    Attributes:
+        name: the subnet's name.
+        mean_loss: nats per response token, mean over scored rows.
+        rho_dense: Spearman rank correlation with the dense loss (NaN without a dense column).
+        same_order: share of row pairs (neighbours in dense order) whose order is unchanged (NaN likewise).
+        collapsed: mean loss has reached that of guessing tokens by their frequency.
+        identical_to: names of subnets with the same losses on all rows.
+    """
+
+    name: str
+    mean_loss: float
+    rho_dense: float
+    same_order: float
+    collapsed: bool
+    identical_to: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Health:
+    """Health of all subnets; ``rho`` is float [s, s], Spearman between every two."""
+
+    subnets: tuple[SubnetHealth, ...]
+    rho: np.ndarray
+    unigram_loss: float
+
+    @property
+    def warnings(self) -> list[str]:
+        lines = []
+        for row in self.subnets:
+            if row.collapsed:
+                lines.append(
+                    f"subnet {row.name} has collapsed: its mean loss {row.mean_loss:.2f} has reached that of guessing tokens "
+                    f"by frequency ({self.unigram_loss:.2f}). It carries no signal and is left out of the score "
+                    "(--include-collapsed keeps it)."
+                )
+            twins = [name for name in row.identical_to if name > row.name]
+            if twins:
+                lines.append(
+                    f"subnets {row.name} and {', '.join(twins)} give IDENTICAL losses on all rows: they are the same network, "
+                    "so one of them adds nothing. Check the densities, rates and seeds."
+                )
+        return lines
+
+
+def ranks(values: np.ndarray) -> np.ndarray:
+    """float64 [n]: average ranks, ties shared."""
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+    lengths = np.diff(np.r_[starts, len(values)])
+    result = np.empty(len(values))
+    result[order] = np.repeat(starts + (lengths - 1) / 2, lengths)
+    return result
+
+
+def spearman(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's rho; NaN for fewer than two rows or a constant column."""
+    if len(a) < 2:
+        return float("nan")
+    x, y = ranks(a), ranks(b)
+    x, y = x - x.mean(), y - y.mean()
+    scale = float(np.sqrt((x @ x) * (y @ y)))
+    return float(x @ y) / scale if scale else float("nan")
+
+
+def subnet_health(losses: Mapping[SubnetSpec, Float32], scored: Bool, unigram: Float32) -> Health:
+    """Health of every subnet on the scored rows.
+
+    Args:
+        losses: {subnet: float32 [n]}.
+        scored: bool [n].
+        unigram: float32 [number of scored rows], loss of guessing by unigram frequency.
+    """
+    specs = list(losses)
+    columns = [losses[s][scored] for s in specs]
+    dense = next((c for s, c in zip(specs, columns, strict=True) if s.kind == "dense"), None)
+    guess = float(unigram.mean()) if len(unigram) else float("nan")
+    order = np.argsort(dense, kind="stable") if dense is not None else None
+    rho = np.array([[spearman(a, b) for b in columns] for a in columns])
+    rows = []
+    for spec, column in zip(specs, columns, strict=True):
+        mean = float(column.mean()) if len(column) else float("nan")
+        twins = [
+            other.name
+            for other, values in zip(specs, columns, strict=True)
+            if other != spec and len(values) and np.array_equal(values, column)
+        ]
+        unchanged = float((np.diff(column[order]) >= 0).mean()) if order is not None and len(column) > 1 else float("nan")
+        rho_dense = spearman(column, dense) if dense is not None else float("nan")
+        rows.append(SubnetHealth(spec.name, mean, rho_dense, unchanged, bool(mean >= guess), tuple(twins)))
+    return Health(tuple(rows), rho, guess)
+
+
+def aggregate(
+    losses: Mapping[SubnetSpec, Float32],
+    score: str,
+    subnets: Sequence[SubnetSpec] | None = None,
+    weights: Sequence[float] | None = None,
+    leave_out: Sequence[SubnetSpec] = (),
+) -> Float32:
+    """One score a row from per-subnet losses; NaN where a loss is NaN.
+
+    Args:
+        losses: {subnet: float32 [n]}.
+        score: "dlc" (mean loss over the ladder), "lc" (1 - mean exp(-loss), v1), "loss", "perplexity" (dense) or "ifd".
+        subnets: which take part, repeated as often as they count; default: all but "alone".
+        weights: one for each of ``subnets``.
+        leave_out: collapsed subnets.
+
+    Raises:
+        InputError: unknown score, a subnet that was not scored, nothing left to average.
+    """
+    if score not in SCORES:
+        raise InputError(f"unknown --score {score!r}.{suggestion(score, SCORES)} Known: {', '.join(SCORES)}.")
+    if score in ("loss", "perplexity", "ifd"):
+        dense = _column(losses, SubnetSpec("dense"), score)
+        if score == "loss":
+            return dense.astype(np.float32)
+        if score == "perplexity":
+            return np.exp(dense, dtype=np.float32)
+        # A ratio of perplexities, not of losses (Superfiltering, Cherry_LLM).
+        return np.exp(dense - _column(losses, SubnetSpec("alone"), score), dtype=np.float32)
+    wanted = list(subnets) if subnets is not None else [s for s in losses if s.kind != "alone"]
+    factors = list(weights) if weights is not None else [1.0] * len(wanted)
+    if len(factors) != len(wanted):
+        raise InputError(f"{len(factors)} weights were given for {len(wanted)} subnets; give one for each.")
+    if any(not np.isfinite(f) or f < 0 for f in factors):
+        raise InputError("weights of subnets must be finite and not negative.")
+    total = Counter[SubnetSpec]()
+    for spec, factor in zip(wanted, factors, strict=True):
+        if spec not in leave_out and factor:
+            total[spec] += factor  # type: ignore[assignment]
+    if not total:
+        raise InputError(
+            f"--score {score}: no subnet is left to average; all of {', '.join(s.name for s in wanted) or 'none'} were left out "
+            "(collapsed or weight 0). Score milder subnets, or pass --include-collapsed."
+        )
+    mean = np.zeros(len(next(iter(losses.values()))), dtype=np.float64)
+    for spec, factor in total.items():
+        column = _column(losses, spec, score).astype(np.float64)
+        mean += factor * (column if score == "dlc" else np.exp(-column))
+    mean /= sum(total.values())
+    return (mean if score == "dlc" else 1 - mean).astype(np.float32)
+
+
+def _column(losses: Mapping[SubnetSpec, Float32], spec: SubnetSpec, score: str) -> Float32:
+    if spec not in losses:
+        known = ", ".join(s.name for s in losses)
+        raise InputError(f"--score {score} needs the subnet {spec.name!r}, which was not scored (there are: {known}).")
+    return losses[spec]
+
+
+@dataclass(frozen=True)
+class SeedStability:
+    """How much each row's rank depends on the mask seed.
+
+    Attributes:
+        rank_spread: float32 [n], standard deviation over seeds of the row's rank, as a share of n.
+        flips: bool [n], kept under some seeds and dropped under others, taking the hardest share.
+        mean_rho: mean rank correlation between seeds.
+    """
+
+    rank_spread: Float32
+    flips: Bool
+    mean_rho: float
+
+
+def seed_stability(losses: Mapping[SubnetSpec, Float32], score: str, keep_share: float) -> SeedStability | None:
+    """Score each mask seed by itself and compare the ranks; None with fewer than two seeds.
+
+    Args:
+        losses: {subnet: float32 [n]}, finite (scored rows only).
+        score: "dlc" or "lc".
+        keep_share: a row flips when the seeds disagree whether it is among this share of the hardest.
+    """
+    seeds = sorted({s.seed for s in losses if s.kind in ("random", "dropout")})
+    if len(seeds) < 2:
+        return None
+    unseeded = [s for s in losses if s.kind not in ("random", "dropout", "alone")]
+    by_seed = []
+    for seed in seeds:
+        members = unseeded + [s for s in losses if s.kind in ("random", "dropout") and s.seed == seed]
+        by_seed.append(ranks(aggregate(losses, score, members)))
+    table = np.stack(by_seed)  # [seeds, n]
+    n = table.shape[1]
+    hard = table >= n - round(keep_share * n)
+    pairs = [spearman(table[i], table[j]) for i in range(len(seeds)) for j in range(i)]
+    return SeedStability(
+        (table.std(axis=0) / max(1, n)).astype(np.float32), hard.any(axis=0) & ~hard.all(axis=0), float(np.mean(pairs))
+    )

@@ -1,0 +1,204 @@
+"""Loss per response token of a causal language model (METHOD section 1).
+
+Three things make it fast, and none changes a number: the output head runs on response positions only, in chunks; rows
+need no attention mask, because padding on the right cannot be seen by a causal model; and the tokens that a whole
+group of rows begins with (a template's preamble) are computed once for each subnet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from instruct_prune.datatypes import SubnetSpec, Tokens
+from instruct_prune.encode.batching import Plan
+from instruct_prune.errors import InputError
+
+HEAD_POSITIONS = {"cpu": 256, "other": 4096}  # positions a head chunk has: on a CPU its logits should stay in cache
+PROBE_TOLERANCE = 1e-3  # relative, in the model's own dtype twice as many bits would be asked of float32
+
+
+@dataclass(frozen=True)
+class TextBatch:
+    """Right-padded rows.
+
+    Attributes:
+        input_ids: int64 [b, t], without the shared prefix.
+        rows, positions: int64 [m], where the states that predict the m targets lie.
+        targets: int64 [m].
+        counts: int64 [b], targets of each row.
+        prefix: index of the shared prefix, or -1.
+    """
+
+    input_ids: Tensor
+    rows: Tensor
+    positions: Tensor
+    targets: Tensor
+    counts: Tensor
+    prefix: int
+
+
+class CausalLM:
+    """The text backbone.
+
+    Args:
+        model: a transformers causal language model, in evaluation mode.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model.eval()
+        self.head = output_head(model)
+        self.decoder = decoder_of(model)
+        self._adjust = logit_adjustment(model.config)
+        self._prefixes: tuple[Tensor, ...] = ()
+        self._caches: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        self._depths: tuple[int, ...] = ()
+
+    @property
+    def device(self) -> torch.device:
+        weight = self.model.get_input_embeddings().weight  # type: ignore[operator]
+        hook = getattr(self.model, "_hf_hook", None)
+        offloaded = getattr(hook, "execution_device", None)
+        return torch.device(offloaded) if weight.device.type == "meta" and offloaded is not None else weight.device
+
+    def fit(self, items: Any) -> None:
+        with torch.inference_mode():
+            self._check_head()
+
+    def start_pass(self, subnets: tuple[SubnetSpec, ...], plan: Plan) -> None:
+        self._prefixes = tuple(torch.as_tensor(p, dtype=torch.int64) for p in plan.prefixes)
+        self._caches.clear()
+        self._depths = tuple(int(s.value) for s in subnets if s.kind == "depth")
+        n_blocks = self.model.config.num_hidden_layers
+        wrong = [d for d in self._depths if not 1 <= d <= n_blocks]
+        if wrong:
+            raise InputError(f"depth:{wrong[0]} was asked for, but the model has {n_blocks} blocks (1 to {n_blocks}).")
+
+    def collate(self, items: Sequence[Tokens], prefix: int) -> TextBatch:
+        skip = len(self._prefixes[prefix]) if prefix >= 0 else 0
+        width = max(len(item.ids) for item in items) - skip
+        ids = torch.zeros(len(items), width, dtype=torch.int64)
+        rows, positions, targets = [], [], []
+        for i, item in enumerate(items):
+            own = torch.from_numpy(item.ids[skip:].astype("int64"))
+            ids[i, : len(own)] = own
+            at = torch.from_numpy(item.response_mask[skip + 1 :].nonzero()[0])  # state at p predicts token p + 1
+            rows.append(torch.full_like(at, i))
+            positions.append(at)
+            targets.append(own[at + 1])
+        counts = torch.as_tensor([len(p) for p in positions])
+        device = self.device
+        moved = [t.to(device, non_blocking=True) for t in (ids, torch.cat(rows), torch.cat(positions), torch.cat(targets), counts)]
+        return TextBatch(*moved, prefix=prefix)
+
+    @torch.inference_mode()
+    def losses(self, batch: TextBatch) -> Tensor:
+        columns = []
+        for hidden in self._states(batch):
+            nll = self._token_losses(hidden[batch.rows, batch.positions], batch.targets)
+            # Back on the padded grid and summed by row: a scatter-add would not be deterministic on a GPU.
+            grid = nll.new_zeros(batch.input_ids.shape)
+            grid[batch.rows, batch.positions] = nll
+            columns.append(grid.sum(dim=1) / batch.counts)
+        return torch.stack(columns, dim=1)
+
+    def _states(self, batch: TextBatch) -> tuple[Tensor, ...]:
+        """Final hidden states [b, t, h]: one tensor, or one for each exit depth."""
+        inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
+        if batch.prefix >= 0:
+            cache, length = self._prefix_cache(batch.prefix, len(batch.input_ids))
+            width = batch.input_ids.shape[1]
+            positions = torch.arange(length, length + width, device=batch.input_ids.device)
+            inputs |= {"past_key_values": cache, "use_cache": True, "position_ids": positions[None]}
+        if not self._depths:
+            return (self.decoder(**inputs).last_hidden_state,)
+        states = self.decoder(**inputs, output_hidden_states=True).hidden_states
+        last, norm = len(states) - 1, final_norm(self.decoder)
+        # The state after the last block comes back normed already; the others are raw.
+        return tuple(states[d] if d == last else norm(states[d]) for d in self._depths)
+
+    def _prefix_cache(self, index: int, n_rows: int) -> tuple[DynamicCache, int]:
+        """Keys and values of a shared prefix under the present weights, computed once, repeated for each row."""
+        prefix = self._prefixes[index]
+        if index not in self._caches:
+            cache = DynamicCache()
+            self.decoder(input_ids=prefix[None].to(self.device), past_key_values=cache, use_cache=True)
+            self._caches[index] = [(layer.keys, layer.values) for layer in cache.layers]
+        cache = DynamicCache()
+        for i, (keys, values) in enumerate(self._caches[index]):
+            cache.update(keys.expand(n_rows, -1, -1, -1), values.expand(n_rows, -1, -1, -1), i)
+        return cache, len(prefix)
+
+    def _token_losses(self, states: Tensor, targets: Tensor) -> Tensor:
+        """float32 [m]: -log p(target). Logits exist for a few hundred positions at a time, never for all."""
+        step = HEAD_POSITIONS.get(states.device.type, HEAD_POSITIONS["other"])
+        nll = torch.empty(len(states), dtype=torch.float32, device=states.device)
+        for start in range(0, len(states), step):
+            piece = slice(start, start + step)
+            logits = self._adjust(self.head(states[piece])).float()
+            nll[piece] = F.cross_entropy(logits, targets[piece].to(logits.device), reduction="none").to(nll.device)
+        return nll
+
+    def _check_head(self) -> None:
+        """Compare with the model's own forward once, so that an unknown scaling of logits cannot go unnoticed."""
+        ids = torch.arange(8, device=self.device)[None] % self.model.config.get_text_config().vocab_size
+        own = self.model(input_ids=ids, use_cache=False).logits[0, -1].float()
+        state = self.decoder(input_ids=ids, use_cache=False).last_hidden_state[0, -1:]
+        ours = self._adjust(self.head(state))[0].float().to(own.device)
+        scale = float(own.abs().max()) + 1e-6
+        coarse = 16 if self.model.dtype != torch.float32 else 1
+        if float((own - ours).abs().max()) > coarse * PROBE_TOLERANCE * scale:
+            raise InputError(
+                f"{type(self.model).__name__} changes its logits after the output head in a way that is not known here "
+                "(neither soft-capping nor scaling of the configuration), so its losses would be wrong. Please report it."
+            )
+
+
+def output_head(model: nn.Module) -> nn.Module:
+    """The layer that turns states into logits."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    if head is None:
+        raise InputError(f"{type(model).__name__} has no language-model head; --model must be a causal language model.")
+    return head  # type: ignore[no-any-return]
+
+
+def decoder_of(model: nn.Module) -> nn.Module:
+    """The model without its head: token ids in, final states out."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
+    if decoder is None or decoder is model:
+        decoder = model.base_model
+    return decoder  # type: ignore[return-value]
+
+
+def final_norm(decoder: nn.Module) -> nn.Module:
+    """The norm between the last block and the head, by the names that model families give it."""
+    for name in ("norm", "ln_f", "final_layernorm", "final_layer_norm", "norm_f"):
+        module = getattr(decoder, name, None)
+        if isinstance(module, nn.Module):
+            return module
+    raise InputError(f"{type(decoder).__name__} has no final norm of a known name, so depth subnets cannot exit early.")
+
+
+def logit_adjustment(config: Any) -> Callable[[Tensor], Tensor]:
+    """What the model does to logits after the head: Gemma's soft-capping, Cohere's and Granite's scaling."""
+    text = config.get_text_config()
+    cap = getattr(text, "final_logit_softcapping", None)
+    times = getattr(text, "logit_scale", None)
+    divided = getattr(text, "logits_scaling", None)
+
+    def adjust(logits: Tensor) -> Tensor:
+        if times is not None:
+            logits = logits * times
+        if divided is not None:
+            logits = logits / divided
+        if cap is not None:
+            logits = torch.tanh(logits / cap) * cap
+        return logits
+
+    return adjust

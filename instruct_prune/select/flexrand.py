@@ -1,0 +1,82 @@
+"""FlexRand: part of the budget from the easy rows, part from the hard ones, at random within each.
+
+Source: "Exploring Learning Complexity for Efficient Downstream Dataset Pruning" (arXiv 2402.05356 v3, ICLR 2025),
+section on FlexRand. The released code rounds each share by itself; here they add up to the budget.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from instruct_prune.datatypes import Bool, Int64
+from instruct_prune.errors import InputError
+from instruct_prune.select.stratum import BUDGET, EASY_POOL, HARD_POOL, MUST_KEEP, Codes, Stratum, fitting
+
+
+def auto_split(kept_share: float) -> float:
+    """The split that did best on the paper's five image sets: 0.25 below 30% kept (to a whole percent), else 0.5."""
+    return 0.25 if round(kept_share, 2) < 0.3 else 0.5
+
+
+def check_split(split: float) -> float:
+    """Return ``split`` as a float.
+
+    Raises:
+        InputError: it does not lie between 0 and 1.
+    """
+    if isinstance(split, bool) or not isinstance(split, (int, float)) or not 0 < split < 1:
+        raise InputError(
+            f"--split {split} must lie between 0 and 1 (0.25: the easiest quarter is the easy pool), or be auto or mmd."
+        )
+    return float(split)
+
+
+def pool_shares(budget: int, easy_pool: int, hard_pool: int, split: float, odd: int = 0) -> tuple[int, int]:
+    """Divide a budget between the easy and the hard pool.
+
+    With b = budget / n: if split <= 0.5 the easy share is min(split, b/2) and the hard share the rest, else the hard
+    share is min(1 - split, b/2) and the easy share the rest. A pool that is too small leaves the remainder to the other.
+
+    Args:
+        budget: units to spend, at most ``easy_pool + hard_pool``.
+        easy_pool: units the easy pool holds.
+        hard_pool: units the hard pool holds.
+        split: share of the stratum that is the easy pool.
+        odd: 1 gives the odd unit of half a budget to the smaller pool, 0 to the larger one.
+
+    Returns:
+        (easy share, hard share), which add up to ``budget``.
+    """
+    half = (budget + odd) // 2
+    easy = min(easy_pool, half) if split <= 0.5 else budget - min(hard_pool, half)
+    easy = min(max(easy, budget - hard_pool), easy_pool)
+    return easy, budget - easy
+
+
+def flexrand(stratum: Stratum, *, split: float) -> Codes:
+    """Draw at random from the easy and the hard pool of one stratum.
+
+    The easy pool is the first round(n * split) rows in order of score. Under a budget in tokens both the pools and
+    their shares are measured in tokens.
+
+    Args:
+        stratum: the rows, easiest first.
+        split: share of the stratum that is the easy pool, in (0, 1).
+    """
+    in_easy = np.cumsum(stratum.cost) <= round(int(stratum.cost.sum()) * split)
+    size, paid = _both(stratum.cost, in_easy), _both(stratum.cost * stratum.forced, in_easy)
+    easy, _ = pool_shares(stratum.budget, size[0], size[1], split, odd=int(stratum.rng.integers(2)))
+    easy = min(max(easy, paid[0]), stratum.budget - paid[1])  # forced rows count in the pool they lie in
+    codes = np.full(len(stratum), BUDGET, dtype=np.int8)
+    codes[stratum.forced] = MUST_KEEP
+    for in_pool, share, reason in (
+        (in_easy, easy - paid[0], EASY_POOL),
+        (~in_easy, stratum.budget - easy - paid[1], HARD_POOL),
+    ):
+        drawn = stratum.rng.permutation(np.flatnonzero(in_pool & ~stratum.forced))
+        codes[drawn[fitting(stratum.cost[drawn], share)]] = reason
+    return codes
+
+
+def _both(cost: Int64, in_easy: Bool) -> tuple[int, int]:
+    return int(cost[in_easy].sum()), int(cost[~in_easy].sum())

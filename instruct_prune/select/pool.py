@@ -1,0 +1,97 @@
+"""From the tables of a run to the pool that selectors see: the scored rows, checked and aligned by row id."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from instruct_prune.datatypes import Clusters, Embeddings, Float32, Int32, Int64, Pool, ScoreTable
+from instruct_prune.errors import InputError
+
+
+def build_pool(
+    table: ScoreTable,
+    *,
+    embeddings: Embeddings | None = None,
+    clusters: Clusters | None = None,
+    values: Iterable[Any] | None = None,
+    cluster_names: tuple[str, ...] | None = None,
+) -> Pool:
+    """Put the scored rows of a run, their strata and their embeddings side by side.
+
+    Args:
+        table: every row's scores; rows without one (``table.scored`` is False) stay out of the pool.
+        embeddings: vectors by row id. They stay memory-mapped when they cover the scored rows and no others.
+        clusters: strata by row id. At most one of ``clusters`` and ``values`` is given; without
+            either, there is one stratum.
+        values: the stratum of each row of ``table``, in its order (a column of the dataset, a class); compared as text.
+        cluster_names: names of the clusters, instead of "cluster 0", "cluster 1", ...
+
+    Raises:
+        InputError: no row is scored, a scored row has a NaN or infinite score, or rows are missing from the embeddings
+            or clusters (they belong to another run).
+    """
+    scored = table.scored
+    row_id, score = table.row_id[scored], table.score[scored]
+    if not len(row_id):
+        raise InputError(
+            f"there is nothing to select from: none of the {len(table)} rows has a score. See rejected.jsonl."
+        )
+    broken = np.flatnonzero(~np.isfinite(score))
+    if len(broken):
+        raise InputError(
+            f"{len(broken)} scored rows have a score that is not a number (first: row {row_id[broken[0]]}), so they "
+            f"cannot be ranked. Score them again, or choose another score than {table.score_name!r}."
+        )
+    if clusters is not None and values is not None:
+        raise InputError("strata are the clusters or the values of a column, not both: choose one of them.")
+    strata: Int32 = np.zeros(len(row_id), dtype=np.int32)
+    names: tuple[str, ...] = ("all",)
+    if clusters is not None:
+        strata = clusters.labels[_positions(row_id, clusters.row_id, "clusters")]
+        names = cluster_names or tuple(f"cluster {i}" for i in range(len(clusters.centers)))
+    elif values is not None:
+        strata, names = strata_from_values(value for value, ok in zip(values, scored, strict=True) if ok)
+    return Pool(
+        row_id=row_id,
+        score=score,
+        n_response=table.n_response[scored],
+        strata=strata,
+        strata_names=names,
+        embeddings=None if embeddings is None else _vectors(row_id, embeddings),
+        losses={spec.name: table.losses[scored, j] for j, spec in enumerate(table.subnets)},
+    )
+
+
+def strata_from_values(values: Iterable[Any]) -> tuple[Int32, tuple[str, ...]]:
+    """Number the values of a column, in sorted order; None and the empty string are one stratum, "(none)".
+
+    Returns:
+        (int32 [n], the values' text): stratum numbers and names.
+    """
+    text = ["(none)" if value is None or value == "" else str(value) for value in values]
+    names = sorted(set(text))
+    number = {name: i for i, name in enumerate(names)}
+    return np.fromiter((number[t] for t in text), dtype=np.int32, count=len(text)), tuple(names)
+
+
+def _vectors(row_id: Int64, embeddings: Embeddings) -> Float32:
+    at = _positions(row_id, embeddings.row_id, "embeddings")
+    covers = len(at) == len(embeddings.row_id) and bool((at == np.arange(len(at))).all())
+    return embeddings.vectors if covers else embeddings.vectors[at]
+
+
+def _positions(row_id: Int64, there: Int64, what: str) -> Int64:
+    """Where each row id is found in ``there`` (int64 [m], any order)."""
+    order = np.argsort(there, kind="stable")
+    at = np.searchsorted(there, row_id, sorter=order)
+    at = order[np.minimum(at, len(there) - 1)] if len(there) else np.full(len(row_id), -1)
+    missing = np.flatnonzero(there[at] != row_id) if len(there) else np.arange(len(row_id))
+    if len(missing):
+        raise InputError(
+            f"the {what} cover {len(row_id) - len(missing)} of the {len(row_id)} scored rows (row {row_id[missing[0]]} "
+            f"is missing): they belong to another run or another --limit. Make them again with `instruct-prune embed`."
+        )
+    return at
