@@ -11,7 +11,7 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import tyro
 
@@ -202,8 +202,6 @@ class ExportCommand:
 
 
 Config = TypeVar("Config")
-
-ConfigFile = Annotated[str | None, tyro.conf.arg(name="config")]
 
 
 def flatten(config: Any) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 import os
 import shutil
 import tempfile
@@ -252,7 +251,13 @@ def pick_dtype(wanted: str, device_type: str) -> str:
     return "float32"
 
 
-def read_config_json(folder: Path) -> dict[str, Any]:
-    """A model folder's config.json."""
-    value = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return value if isinstance(value, dict) else {}
+def context_length(source: ModelSource) -> int:
+    """Tokens that fit in the model's context; 2048 where its configuration does not say."""
+    from transformers import AutoConfig
+
+    config = _load(AutoConfig, source).get_text_config()
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
+        value = getattr(config, name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return 2048

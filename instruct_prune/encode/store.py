@@ -120,6 +120,14 @@ class AloneView:
     def __len__(self) -> int:
         return len(self.store)
 
+    @property
+    def lengths(self) -> Int32:
+        """int32 [n]: tokens of each row's view."""
+        leading = np.zeros(len(self.store), dtype=np.int32)
+        filled = np.diff(self.store.offset) > 0
+        leading[filled] = self.store.ids[self.store.offset[:-1][filled]] == self.bos_token_id
+        return self.store.n_response + leading
+
     def __getitem__(self, i: int) -> Tokens:
         row = self.store[i]
         ids = row.ids[row.response_mask]

@@ -30,7 +30,6 @@ class Encoder:
 
     Attributes:
         template_name: the template in use.
-        notes: sentences about the template that people should be told.
 
     Raises:
         InputError: no fast tokenizer, no such template, no chat template, max_length below 2.
@@ -63,14 +62,18 @@ class Encoder:
         self._ids_before: Int32 = _NO_IDS
         self._ids_after: Int32 = _NO_IDS
         self.template_name: str = self._template.name
-        self.notes: tuple[str, ...] = self._template.notes
         if not self._template.writes_specials:
             self._ids_before = _leading_specials(tokenizer)
-            if tokenizer.eos_token_id is None:
-                self.notes += ("the tokenizer has no end-of-sequence token, so none is appended",)
-            else:
+            if tokenizer.eos_token_id is not None:
                 self._ids_after = np.asarray([tokenizer.eos_token_id], dtype=np.int32)
         self._eos_text = str(tokenizer.eos_token or "") if len(self._ids_after) else ""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What people should be told about the rows encoded so far (a merged system message, ...)."""
+        if self._template.writes_specials or len(self._ids_after):
+            return self._template.notes
+        return (*self._template.notes, "the tokenizer has no end-of-sequence token, so none is appended")
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -135,10 +138,9 @@ class Encoder:
     def _prepare(self, sample: Sample) -> Rendered | Encoded:
         turns = _trained(sample, self._turns)
         if not turns:
+            if any(message.trained for message in sample.messages):
+                return _without_score(sample.row_id, Status.EMPTY_RESPONSE, "the response is empty")
             return _without_score(sample.row_id, Status.ALL_MASKED, "no turn is trained: every weight is 0")
-        said = (sample.messages[i] for i in turns)
-        if not any(message.content.strip() or message.tool_calls for message in said):
-            return _without_score(sample.row_id, Status.EMPTY_RESPONSE, "the response is empty")
         try:
             return self._template.render(sample, turns)
         except RenderError as error:
@@ -198,7 +200,10 @@ class Encoder:
 
 
 def _trained(sample: Sample, turns: str) -> list[int]:
-    found = [i for i, message in enumerate(sample.messages) if message.trained]
+    """Positions of the messages that count; blank ones say nothing and do not."""
+    found = [
+        i for i, message in enumerate(sample.messages) if message.trained and (message.content.strip() or message.tool_calls)
+    ]
     return found[-1:] if turns == "last" else found
 
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 from instruct_prune.errors import InputError
 
@@ -55,28 +55,32 @@ class DataFile:
         """Open for reading, decompressed, after a UTF-8 byte order mark if there is one.
 
         Raises:
-            InputError: the compressed data are damaged or cut off (also later, while reading).
+            InputError: it cannot be read, or the compressed data are damaged or cut off (also later, while reading).
         """
-        with open(self.path, "rb") as raw:
-            stream = cast(BinaryIO, io.BufferedReader(self._decompressed(raw), 1 << 16))  # type: ignore[arg-type]
-            try:
-                if stream.peek(3)[:3] == codecs.BOM_UTF8:  # type: ignore[attr-defined]
+        try:
+            with self._decompressed() as raw:
+                stream = io.BufferedReader(raw, 1 << 16)
+                if stream.peek(3)[:3] == codecs.BOM_UTF8:
                     stream.read(3)
                 yield stream
-            except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
-                raise InputError(
-                    f"{self.name} is damaged or was cut off: its {self.compression} data cannot be read to the end"
-                    f" ({error}). Copy or download it again."
-                ) from None
+        except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+            if self.compression is None:
+                raise InputError(f"{self.name} cannot be read: {error}.") from None
+            raise InputError(
+                f"{self.name} is damaged or was cut off: its {self.compression} data cannot be read to the end"
+                f" ({error}). Copy or download it again."
+            ) from None
 
-    def _decompressed(self, raw: BinaryIO) -> Any:
+    def _decompressed(self) -> Any:
         if self.compression == "gz":
-            return gzip.GzipFile(fileobj=raw)
+            return gzip.open(self.path)
         if self.compression == "xz":
-            return lzma.LZMAFile(raw)
+            return lzma.open(self.path)
         if self.compression == "zst":
-            return _zstandard(self.name, raw)
-        return raw
+            import pyarrow as pa
+
+            return pa.input_stream(str(self.path), compression="zstd")
+        return open(self.path, "rb")
 
     def head(self, size: int = 1 << 16) -> bytes:
         with self.open() as stream:
@@ -86,16 +90,6 @@ class DataFile:
         with open(self.path, "rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         return [{"path": self.name, "sha256": digest, "bytes": self.path.stat().st_size}]
-
-
-def _zstandard(name: str, raw: BinaryIO) -> Any:
-    try:
-        import zstandard
-    except ModuleNotFoundError:
-        raise InputError(
-            f"{name} is compressed with zstd, which needs a package: pip install 'instruct-prune[zstd]'"
-        ) from None
-    return zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
 
 
 def check_encoding(file: DataFile, head: bytes) -> None:

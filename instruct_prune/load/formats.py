@@ -31,7 +31,10 @@ class Fields:
 
     def present(self, *names: str) -> str | None:
         """The first of these names that the row has a value for."""
-        return next((name for name in names if self.get(name) is not None), None)
+        for name in names:
+            if self.row.get(self.columns.get(name, name)) is not None:
+                return name
+        return None
 
     def text(self, *names: str, required: bool = True) -> str:
         """The text of the first of these fields that is there.

@@ -28,7 +28,12 @@ class JsonLines:
 
     def rows(self) -> Iterator[tuple[int, RowData | RowError]]:
         with self.file.open() as stream:
-            for number, line in enumerate(stream, 1):
+            for number, line in enumerate(iter(lambda: stream.readline(MAX_ROW), b""), 1):
+                if len(line) == MAX_ROW:
+                    raise InputError(
+                        f"{self.name}, line {number} is longer than {MAX_ROW >> 20} MiB: this is no file with one row"
+                        " a line. Check how it was written."
+                    )
                 if line.endswith(b"\n"):
                     line = line[:-1]
                 if line and not line.isspace():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -21,6 +22,11 @@ class _Input:
     shown_format: str
     columns: Mapping[str, str]
 
+    @cached_property
+    def used(self) -> frozenset[str]:
+        """The file's columns that are part of the conversation."""
+        return frozenset(self.columns.get(name, name) for name in self.format.names)
+
     def sample(self, row_id: int, line: int, data: RowData | RowError) -> Sample | Reject:
         try:
             row = as_mapping(data)
@@ -28,8 +34,7 @@ class _Input:
         except RowError as error:
             return Reject(row_id, self.reader.name, line, error.reason, error.field)
         assert not isinstance(data, RowError)
-        used = {self.columns.get(name, name) for name in self.format.names}
-        rest = {name: value for name, value in row.items() if name not in used}
+        rest = {name: value for name, value in row.items() if name not in self.used}
         return Sample(row_id, tuple(messages), self.reader.name, line, data, rest, tools)
 
 

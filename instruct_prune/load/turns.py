@@ -27,6 +27,7 @@ ROLES = {
     "function_response": "tool",
     "ipython": "tool",
 }
+_CALL_ID = re.compile(r"[A-Za-z0-9]{9}")  # what the strictest chat template (Mistral's) accepts
 Tools = tuple[Mapping[str, Any], ...]
 
 
@@ -36,6 +37,11 @@ def messages_of(turns: object, field: str) -> list[Message]:
     Raises:
         RowError: naming the turn and what is wrong with it.
     """
+    if isinstance(turns, str) and turns.lstrip().startswith("["):  # a list as JSON text, as in a CSV file
+        try:
+            turns = json.loads(turns)
+        except (ValueError, RecursionError) as error:
+            raise RowError(f"expected a list of turns, found text that is not JSON: {error}", field) from None
     if not isinstance(turns, Sequence) or isinstance(turns, str | bytes):
         raise RowError(f"expected a list of turns, found {named_type(turns)}", field)
     return [_message(turn, f"{field}[{i}]", i) for i, turn in enumerate(turns)]
@@ -127,10 +133,10 @@ def _call(name: str, arguments: object, position: int, i: int, identifier: objec
             arguments = json.loads(arguments)
         except (ValueError, RecursionError):
             pass
-    # Nine letters and digits: what the strictest template (Mistral's) accepts.
-    given = identifier if isinstance(identifier, str) and identifier else f"c{position % 10**4:04d}{i % 10**4:04d}"
+    if not (isinstance(identifier, str) and _CALL_ID.fullmatch(identifier)):
+        identifier = f"c{position % 10**4:04d}{i % 10**4:04d}"
     function = {"name": name, "arguments": {} if arguments is None else arguments}
-    return {"id": given, "type": "function", "function": function}
+    return {"id": identifier, "type": "function", "function": function}
 
 
 def tools_of(value: object, field: str) -> Tools:

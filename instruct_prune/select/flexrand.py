@@ -35,7 +35,7 @@ def pool_shares(budget: int, easy_pool: int, hard_pool: int, split: float, odd: 
     """Divide a budget between the easy and the hard pool.
 
     With b = budget / n: if split <= 0.5 the easy share is min(split, b/2) and the hard share the rest, else the hard
-    share is min(1 - split, b/2) and the easy share the rest. A pool that is too small leaves the remainder to the other.
+    share is min(1 - split, b/2) and the easy share the rest. What a pool that is too small cannot give, the other gives.
 
     Args:
         budget: units to spend, at most ``easy_pool + hard_pool``.

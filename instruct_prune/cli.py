@@ -1,0 +1,189 @@
+"""``instruct-prune``: subcommands. A room is imported only inside the command that needs it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from instruct_prune import __version__
+from instruct_prune.errors import IncompleteRunError, InputError
+
+if TYPE_CHECKING:
+    from instruct_prune.run_folder import RunFolder
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    # name: (configuration class, one line)
+    "run": ("RunConfig", "from a dataset file to a pruned dataset file, in one go"),
+    "score": ("ScoreCommand", "score every row by its loss under subnets of the model (resumes when run again)"),
+    "embed": ("EmbedCommand", "embed the rows of a scored run"),
+    "select": ("SelectCommand", "select within an exact budget from a scored run; no model needed"),
+    "export": ("ExportCommand", "write the kept rows of a selection"),
+}
+
+HELP = """\
+usage: instruct-prune COMMAND [options]
+
+Find the part of an instruction-tuning dataset worth training on, without training.
+
+commands:
+{commands}
+
+every command:
+  --help               its options
+  --config FILE.yaml   options from a file (flags win over the file)
+  --print-config       print the effective options as YAML and exit
+  --version            print the version
+
+example:
+  instruct-prune run --data alpaca.jsonl --keep 0.3 --out RUN
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 done, 1 incomplete, 2 wrong input, 130 interrupted."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(HELP.format(commands="\n".join(f"  {name:<8} {about}" for name, (_, about) in COMMANDS.items())))
+        return 0 if words else 2
+    if words[0] == "--version":
+        print(f"instruct-prune {__version__}")
+        return 0
+    try:
+        return _command(words[0], words[1:])
+    except InputError as error:
+        return _fail("error", str(error), 2)
+    except IncompleteRunError as error:
+        return _fail("incomplete", str(error), 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted", "finished parts are kept; run the same command again to go on.", 130)
+    except BrokenPipeError:
+        # The reader of our output has gone (| head): not an error, and nothing more can be told to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def console_script() -> None:
+    """Entry point: exit at once with the code, also when another process of the run has died."""
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # Tearing down a process group whose members are gone can hang or abort with a trace.
+        os._exit(code)
+    sys.exit(code)
+
+
+def _fail(kind: str, text: str, code: int) -> int:
+    from instruct_prune.terminal import safe
+
+    print(f"instruct-prune: {kind}: {safe(text)}", file=sys.stderr, flush=True)
+    return code
+
+
+def _command(name: str, words: list[str]) -> int:
+    from instruct_prune.registry import suggestion
+
+    if name not in COMMANDS:
+        raise InputError(f"unknown command {name!r}.{suggestion(name, COMMANDS)} Commands: {', '.join(COMMANDS)}.")
+    config = _parse(name, words)
+    if config is None:
+        return 0
+    return ACTIONS[name](config)
+
+
+def _parse(name: str, words: list[str]) -> Any:
+    """The command's configuration from YAML and flags; None when it was only printed."""
+    import tyro
+
+    from instruct_prune import config as schema
+
+    kind: type[Any] = getattr(schema, COMMANDS[name][0])
+    words, path = _take_value(words, "--config")
+    printing = "--print-config" in words
+    words = [word for word in words if word != "--print-config"]
+    default = schema.load_yaml(path, kind) if path is not None else kind()
+    config: Any = tyro.cli(kind, prog=f"instruct-prune {name}", args=words, default=default, description=COMMANDS[name][1])
+    if not printing:
+        return config
+    import yaml
+
+    print(yaml.safe_dump(schema.flatten(config), sort_keys=False, allow_unicode=True), end="")
+    return None
+
+
+def _take_value(words: list[str], option: str) -> tuple[list[str], str | None]:
+    for i, word in enumerate(words):
+        if word.startswith(option + "="):
+            return words[:i] + words[i + 1 :], word.partition("=")[2]
+        if word == option:
+            if i + 1 == len(words):
+                raise InputError(f"{option} needs a file name.")
+            return words[:i] + words[i + 2 :], words[i + 1]
+    return words, None
+
+
+def _run(config: Any) -> int:
+    from instruct_prune import pipeline
+    from instruct_prune.report.summary import print_summary
+
+    if pipeline.run(config) is not None:
+        print_summary(pipeline.open_run(config.run.out))
+    return 0
+
+
+def _score(config: Any) -> int:
+    from instruct_prune import pipeline
+    from instruct_prune.report.summary import print_score_summary
+
+    folder = pipeline.open_run(config.run.out)
+    if pipeline.score(folder, config.data, config.encode, config.score) is not None:
+        print_score_summary(folder)
+    return 0
+
+
+def _embed(config: Any) -> int:
+    from instruct_prune import pipeline
+
+    folder = _existing(config)
+    pipeline.embed(folder, config.embed, config.restart)
+    print(f"embeddings: {folder / 'embeddings.npy'}. Next: instruct-prune select --out {folder.path} --keep 0.3")
+    return 0
+
+
+def _select(config: Any) -> int:
+    from instruct_prune import pipeline
+    from instruct_prune.report.summary import print_selection
+
+    folder = _existing(config)
+    pipeline.select(folder, config.select)
+    print_selection(folder)
+    print(f"Next: instruct-prune export --out {folder.path}")
+    return 0
+
+
+def _export(config: Any) -> int:
+    from instruct_prune import pipeline
+
+    folder = _existing(config)
+    print(f"kept rows: {pipeline.export(folder, config.export)}")
+    return 0
+
+
+def _existing(config: Any) -> RunFolder:
+    from instruct_prune import pipeline
+
+    folder = pipeline.open_run(config.run.out)
+    if not folder.manifest:
+        raise InputError(f"--out {config.run.out}: there is no run here. Make one with `instruct-prune score --data ... --out ...`.")
+    return folder
+
+
+ACTIONS: dict[str, Callable[[Any], int]] = {
+    "run": _run,
+    "score": _score,
+    "embed": _embed,
+    "select": _select,
+    "export": _export,
+}

@@ -1,0 +1,78 @@
+"""What a person sees while work goes on: a bar in a terminal, a plain line now and then in a log file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TextIO
+
+LOG_EVERY_SECONDS = 15.0
+
+
+def say(text: str) -> None:
+    """One line on standard error: what is being done, or a warning."""
+    print(text, file=sys.stderr, flush=True)
+
+
+class Progress:
+    """Counts units (rows, tokens) towards a total; shows rate and time left.
+
+    Args:
+        what: label, such as "scoring".
+        total: number of units that the estimate of time is made of.
+        unit: their name.
+        enabled: False on other processes than the main one.
+        stream: where to write.
+    """
+
+    def __init__(self, what: str, total: int, unit: str, enabled: bool = True, stream: TextIO | None = None) -> None:
+        self.what, self.total, self.unit, self.enabled = what, max(1, total), unit, enabled
+        self.stream = stream or sys.stderr
+        self.done = 0
+        self.rows = 0
+        self._bar = None
+        self._last = self._began = time.monotonic()
+
+    def __enter__(self) -> Progress:
+        if self.enabled and self.stream.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=self.total, desc=self.what, unit=self.unit, unit_scale=True, file=self.stream, mininterval=0.5)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        elif self.enabled and self.done:
+            self._log()
+
+    def advance(self, units: int, rows: int = 0) -> None:
+        self.done += units
+        self.rows += rows
+        if not self.enabled:
+            return
+        if self._bar is not None:
+            if self.rows:
+                self._bar.set_postfix_str(f"{self.rows / (time.monotonic() - self._began + 1e-9):.1f} rows/s", refresh=False)
+            self._bar.update(units)
+        elif time.monotonic() - self._last >= LOG_EVERY_SECONDS:
+            self._log()
+
+    def _log(self) -> None:
+        self._last = time.monotonic()
+        elapsed = self._last - self._began + 1e-9
+        rate = self.done / elapsed
+        left = max(0, self.total - self.done) / rate if rate else 0.0
+        rows = f", {self.rows / elapsed:.1f} rows/s" if self.rows else ""
+        share = min(1.0, self.done / self.total)
+        print(f"{self.what}: {share:.0%}, {rate:,.0f} {self.unit}/s{rows}, {clock(left)} left", file=self.stream, flush=True)
+
+
+def clock(seconds: float) -> str:
+    """1:02:03 or 2:03."""
+    whole = round(seconds)
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"

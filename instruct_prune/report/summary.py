@@ -1,0 +1,67 @@
+"""What a command tells at its end: what was done, where it lies, what to do next. Only what the files say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from instruct_prune.run_folder import RunFolder
+from instruct_prune.terminal import safe
+
+
+def print_summary(folder: RunFolder) -> None:
+    """The end of ``run``."""
+    print_health(folder)
+    print_selection(folder)
+    stages = folder.manifest["stages"]
+    seconds = {name: stages[name].get("seconds", 0.0) for name in ("encode", "score", "embed", "select") if name in stages}
+    print("time:     " + ", ".join(f"{name} {took:.1f} s" for name, took in seconds.items()))
+    print(f"result:   {folder / 'pruned.jsonl'}")
+    print(f"          {folder / 'selection.parquet'} says why each row was kept or dropped; {folder / 'scores.parquet'} has every loss")
+    print(f"next:     instruct-prune select --out {folder.path} --keep 0.5   (another budget; nothing is scored again)")
+
+
+def print_score_summary(folder: RunFolder) -> None:
+    """The end of ``score``."""
+    stage = folder.stage("score")
+    print_health(folder)
+    print(accounting_line(folder))
+    print(f"scores:   {folder / 'scores.parquet'} ({stage['seconds']:.1f} s, {stage['device']})")
+    print(f"next:     instruct-prune embed --out {folder.path}")
+
+
+def print_selection(folder: RunFolder) -> None:
+    """The accounting line and how the selection was made."""
+    stage = folder.stage("select")
+    params = stage["params"]
+    told = ", ".join(f"{key} {_short(value)}" for key, value in params.items() if not isinstance(value, list | dict))
+    print(accounting_line(folder))
+    print(f"selected: {told}; {stage['strata']} strata, seed {stage['config']['seed']}")
+
+
+def print_health(folder: RunFolder) -> None:
+    """The table of subnets, and what is wrong with them."""
+    stage = folder.stage("score")
+    health = stage["health"]
+    print(f"{'subnet':<24}{'mean loss':>10}{'rho dense':>11}{'same order':>12}")
+    for row in health["subnets"]:
+        mark = "  collapsed" if row["collapsed"] else ""
+        print(f"{row['name']:<24}{row['mean_loss']:>10.3f}{row['rho_dense']:>11.3f}{row['same_order']:>12.1%}{mark}")
+    print(f"{'(unigram guess)':<24}{health['unigram_loss']:>10.3f}")
+    for line in stage["warnings"]:
+        print(f"WARNING: {line}")
+
+
+def accounting_line(folder: RunFolder) -> str:
+    """``read = scored + rejected, scored = kept + dropped``, as counted from the files."""
+    scored = folder.stage("score")["accounting"]
+    line = f"rows:     {scored['read']:,} read = {scored['scored']:,} scored + {scored['rejected']:,} rejected"
+    chosen = folder.stage("select").get("accounting")
+    if chosen:
+        line += f"; {chosen['scored']:,} scored = {chosen['kept']:,} kept + {chosen['dropped']:,} dropped"
+    if scored["rejected"]:
+        line += f"\n          rejected rows are listed with their reasons in {safe(str(folder / 'rejected.jsonl'))}"
+    return line
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
