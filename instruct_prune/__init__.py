@@ -15,7 +15,7 @@ _PUBLIC: dict[str, str] = {
     "SubnetSpec": "instruct_prune.datatypes:SubnetSpec",
 }
 
-__all__ = sorted(_PUBLIC)  # noqa: PLE0605
+__all__ = sorted(_PUBLIC)
 
 
 def __getattr__(name: str) -> Any:

@@ -78,7 +78,8 @@ def console_script() -> None:
 def _fail(kind: str, text: str, code: int) -> int:
     from instruct_prune.terminal import safe
 
-    print(f"instruct-prune: {kind}: {safe(text)}", file=sys.stderr, flush=True)
+    if os.environ.get("RANK", "0") == "0" or kind == "interrupted":  # one voice, however many processes
+        print(f"instruct-prune: {kind}: {safe(text)}", file=sys.stderr, flush=True)
     return code
 
 
@@ -104,7 +105,14 @@ def _parse(name: str, words: list[str]) -> Any:
     printing = "--print-config" in words
     words = [word for word in words if word != "--print-config"]
     default = schema.load_yaml(path, kind) if path is not None else kind()
-    config: Any = tyro.cli(kind, prog=f"instruct-prune {name}", args=words, default=default, description=COMMANDS[name][1])
+    config: Any = tyro.cli(
+        kind,
+        prog=f"instruct-prune {name}",
+        args=words,
+        default=default,
+        description=COMMANDS[name][1],
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
     if not printing:
         return config
     import yaml
@@ -176,7 +184,9 @@ def _existing(config: Any) -> RunFolder:
 
     folder = pipeline.open_run(config.run.out)
     if not folder.manifest:
-        raise InputError(f"--out {config.run.out}: there is no run here. Make one with `instruct-prune score --data ... --out ...`.")
+        raise InputError(
+            f"--out {config.run.out}: there is no run here. Make one with `instruct-prune score --data ... --out ...`."
+        )
     return folder
 
 

@@ -13,12 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import tyro
-
 from instruct_prune.errors import InputError
 from instruct_prune.registry import suggestion
-
-Flat = tyro.conf.OmitArgPrefixes
 
 
 @dataclass(frozen=True)
@@ -44,7 +40,9 @@ class DataConfig:
         pairs = [text.partition("=") for text in self.columns]
         wrong = [name for name, sign, value in pairs if not (name and sign and value)]
         if wrong:
-            raise InputError(f"--columns {wrong[0]}: write name=column, as in --columns instruction=question output=answer.")
+            raise InputError(
+                f"--columns {wrong[0]}: write name=column, as in --columns instruction=question output=answer."
+            )
         return {name: value for name, _, value in pairs}
 
 
@@ -156,31 +154,31 @@ class Out:
 class RunConfig:
     """From a dataset file to a pruned dataset file; finished stages are skipped."""
 
-    data: Flat[DataConfig] = field(default_factory=DataConfig)
-    encode: Flat[EncodeConfig] = field(default_factory=EncodeConfig)
-    score: Flat[ScoreConfig] = field(default_factory=ScoreConfig)
-    embed: Flat[EmbedConfig] = field(default_factory=EmbedConfig)
-    select: Flat[SelectConfig] = field(default_factory=SelectConfig)
-    export: Flat[ExportConfig] = field(default_factory=ExportConfig)
-    run: Flat[Out] = field(default_factory=Out)
+    data: DataConfig = field(default_factory=DataConfig)
+    encode: EncodeConfig = field(default_factory=EncodeConfig)
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+    embed: EmbedConfig = field(default_factory=EmbedConfig)
+    select: SelectConfig = field(default_factory=SelectConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    run: Out = field(default_factory=Out)
 
 
 @dataclass(frozen=True)
 class ScoreCommand:
     """Score every row by its loss under the model's subnets; resumes when run again."""
 
-    data: Flat[DataConfig] = field(default_factory=DataConfig)
-    encode: Flat[EncodeConfig] = field(default_factory=EncodeConfig)
-    score: Flat[ScoreConfig] = field(default_factory=ScoreConfig)
-    run: Flat[Out] = field(default_factory=Out)
+    data: DataConfig = field(default_factory=DataConfig)
+    encode: EncodeConfig = field(default_factory=EncodeConfig)
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+    run: Out = field(default_factory=Out)
 
 
 @dataclass(frozen=True)
 class EmbedCommand:
     """Embed the rows of a scored run."""
 
-    embed: Flat[EmbedConfig] = field(default_factory=EmbedConfig)
-    run: Flat[Out] = field(default_factory=Out)
+    embed: EmbedConfig = field(default_factory=EmbedConfig)
+    run: Out = field(default_factory=Out)
     restart: bool = False
     """Discard the embeddings of another embedder."""
 
@@ -189,16 +187,16 @@ class EmbedCommand:
 class SelectCommand:
     """Select within an exact budget from a scored run, without a model; may be run many times."""
 
-    select: Flat[SelectConfig] = field(default_factory=SelectConfig)
-    run: Flat[Out] = field(default_factory=Out)
+    select: SelectConfig = field(default_factory=SelectConfig)
+    run: Out = field(default_factory=Out)
 
 
 @dataclass(frozen=True)
 class ExportCommand:
     """Write the kept rows of a run's selection."""
 
-    export: Flat[ExportConfig] = field(default_factory=ExportConfig)
-    run: Flat[Out] = field(default_factory=Out)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    run: Out = field(default_factory=Out)
 
 
 Config = TypeVar("Config")
@@ -234,12 +232,16 @@ def load_yaml(path: str, kind: type[Config]) -> Config:
     if values is None:
         values = {}
     if not isinstance(values, Mapping):
-        raise InputError(f"--config {path}: expected a mapping of options at the top level, found {type(values).__name__}.")
+        raise InputError(
+            f"--config {path}: expected a mapping of options at the top level, found {type(values).__name__}."
+        )
     values = {str(key).replace("-", "_"): value for key, value in values.items()}
     known = flatten(kind())
     for key in values:
         if key not in known:
-            raise InputError(f"--config {path}: unknown option {key!r}.{suggestion(key, known)} Known: {', '.join(known)}.")
+            raise InputError(
+                f"--config {path}: unknown option {key!r}.{suggestion(key, known)} Known: {', '.join(known)}."
+            )
     return _build(kind, values, path)
 
 

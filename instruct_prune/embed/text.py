@@ -88,7 +88,9 @@ def embed_rows(
         count += len(piece)
         advance(len(piece))
     if count != n:
-        raise InputError(f"the data has {count} rows to embed, but {n} were encoded: it has changed since. Use another --out.")
+        raise InputError(
+            f"the data has {count} rows to embed, but {n} were encoded: it has changed since. Use another --out."
+        )
     _join(paths, n, target)
 
 
@@ -101,12 +103,15 @@ def check_vectors(vectors: Float32, n: int, path: str) -> Float32:
     if vectors.ndim != 2 or not np.issubdtype(vectors.dtype, np.floating):
         raise InputError(f"--embedder {path}: expected a 2-D array of floats, found {vectors.dtype} {vectors.shape}.")
     if len(vectors) != n:
-        raise InputError(f"--embedder {path} has {len(vectors)} vectors, but {n} rows were encoded. Make one for each of them, in order.")
+        raise InputError(
+            f"--embedder {path} has {len(vectors)} vectors, but {n} rows were encoded. Make one for each of them, in order."
+        )
     norms = np.linalg.norm(np.asarray(vectors, dtype=np.float64), axis=1)
     bad = np.flatnonzero(~np.isfinite(norms) | (norms == 0))
     if len(bad):
         raise InputError(f"--embedder {path}: vector {bad[0]} (and {len(bad) - 1} more) is zero or not finite.")
-    return (vectors / norms[:, None]).astype(np.float32)
+    unit: Float32 = np.divide(vectors, norms[:, None]).astype(np.float32)
+    return unit
 
 
 def save_row_ids(path: Path, row_id: Int64) -> None:

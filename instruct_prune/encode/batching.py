@@ -15,6 +15,7 @@ from instruct_prune.datatypes import Int32, Int64
 KEY_TOKENS = 16  # rows whose first KEY_TOKENS ids agree may share a prefix
 MIN_SHARED = 8  # a prefix shorter than this, or shared by fewer rows, is not worth a cache
 CHUNKS_WANTED = 256
+PADDING_SHARE = 64  # a batch is closed before its padding exceeds batch_tokens / 64: cheaper than one more forward pass
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ def plan_batches(
 ) -> Plan:
     """Sort by length, fill batches up to ``batch_tokens`` padded tokens (at least one row), cut into chunks.
 
+    A batch also ends where the next, shorter row would cost more padding than another forward pass does.
+
     Args:
         rows: int64 [m], positions to score.
         lengths: int32 [m], tokens of each.
@@ -76,10 +79,11 @@ def plan_batches(
     for g in np.unique(group):
         members = np.flatnonzero(group == g)
         order = members[np.lexsort((rows[members], -own[members]))]
+        sums = np.concatenate([[0], np.cumsum(own[order], dtype=np.int64)])
         start = 0
         while start < len(order):
             width = max(1, int(own[order[start]]))
-            count = max(1, batch_tokens // width)
+            count = _batch_size(sums, start, width, batch_tokens)
             batches.append(Batch(rows[order[start : start + count]], int(g), width))
             start += count
     # Longest first, whatever the group: memory runs out on the first batch and not at hour six.
@@ -88,6 +92,13 @@ def plan_batches(
     n_tokens = int(own.sum())
     chunks = _cut(batches, max(batch_tokens, computed // CHUNKS_WANTED))
     return Plan(chunks, prefixes, len(rows), n_tokens, computed - n_tokens)
+
+
+def _batch_size(sums: Int64, start: int, width: int, batch_tokens: int) -> int:
+    """Rows from ``start`` on that fit: within the token budget, and before padding costs more than another pass."""
+    most = min(max(1, batch_tokens // width), len(sums) - 1 - start)
+    padding = width * np.arange(1, most + 1) - (sums[start + 1 : start + most + 1] - sums[start])
+    return max(1, int(np.searchsorted(padding, batch_tokens // PADDING_SHARE, side="right")))
 
 
 def _cut(batches: list[Batch], chunk_tokens: int) -> tuple[tuple[Batch, ...], ...]:

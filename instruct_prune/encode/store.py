@@ -56,7 +56,7 @@ class TokenStore:
             np.memmap(folder / name, dtype=dtype, mode="r") if offset[-1] else np.zeros(0, dtype=dtype)
             for name, dtype in (("ids.bin", np.int32), ("mask.bin", np.bool_))
         )
-        return cls(folder, columns["row_id"], offset, *(columns[name] for name in names[2:]), ids, mask)
+        return cls(folder, columns["row_id"], offset, *[columns[name] for name in names[2:]], ids=ids, mask=mask)
 
     def __len__(self) -> int:
         return len(self.row_id)
@@ -76,7 +76,8 @@ class TokenStore:
 
     @property
     def status_names(self) -> np.ndarray[Any, np.dtype[np.str_]]:
-        return np.asarray(STATUSES)[self.status]
+        names: np.ndarray[Any, np.dtype[np.str_]] = np.asarray(STATUSES, dtype=np.str_)
+        return names.take(self.status)
 
     def text_columns(self, *names: str) -> tuple[list[str], ...]:
         """Columns that are only needed at the end: "content_hash", "source", "reason"."""
@@ -148,7 +149,13 @@ def write_store(folder: Path, encoded: Iterable[tuple[Encoded, str, int]]) -> To
 
     schema = pa.schema(
         [("row_id", pa.int64()), ("n_tokens", pa.int32()), ("n_response", pa.int32())]
-        + [("first_target", pa.int32()), ("n_cut", pa.int32()), ("status", pa.int8()), ("content_hash", pa.string()), ("line", pa.int64())]
+        + [
+            ("first_target", pa.int32()),
+            ("n_cut", pa.int32()),
+            ("status", pa.int8()),
+            ("content_hash", pa.string()),
+            ("line", pa.int64()),
+        ]
         + [("source", pa.dictionary(pa.int32(), pa.string())), ("reason", pa.string())]
     )
     folder.mkdir(parents=True, exist_ok=True)
@@ -164,7 +171,9 @@ def write_store(folder: Path, encoded: Iterable[tuple[Encoded, str, int]]) -> To
     ):
 
         def flush() -> None:
-            columns = [pa.array(column, type=kind) for column, kind in zip(zip(*group, strict=True), schema.types, strict=True)]
+            columns = [
+                pa.array(column, type=kind) for column, kind in zip(zip(*group, strict=True), schema.types, strict=True)
+            ]
             writer.write_table(pa.Table.from_arrays(columns, schema=schema))
             group.clear()
 

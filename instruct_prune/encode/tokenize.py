@@ -10,7 +10,8 @@ from typing import Any, Literal
 import numpy as np
 
 from instruct_prune.datatypes import Bool, Encoded, Int32, Sample, Status
-from instruct_prune.encode.templates import Rendered, RenderError, Span, choose_template
+from instruct_prune.encode.rendering import Rendered, RenderError, Span
+from instruct_prune.encode.templates import choose_template
 from instruct_prune.errors import InputError
 
 _NO_IDS = np.zeros(0, dtype=np.int32)
@@ -59,19 +60,19 @@ class Encoder:
         self._name = str(tokenizer.name_or_path)
         self._backend = _bare(tokenizer.backend_tokenizer)
         self._unknown = tokenizer.unk_token_id
-        self._ids_before: Int32 = _NO_IDS
-        self._ids_after: Int32 = _NO_IDS
+        self._ids_before: list[int] = []
+        self._ids_after: list[int] = []
         self.template_name: str = self._template.name
         if not self._template.writes_specials:
             self._ids_before = _leading_specials(tokenizer)
             if tokenizer.eos_token_id is not None:
-                self._ids_after = np.asarray([tokenizer.eos_token_id], dtype=np.int32)
-        self._eos_text = str(tokenizer.eos_token or "") if len(self._ids_after) else ""
+                self._ids_after = [tokenizer.eos_token_id]
+        self._eos_text = str(tokenizer.eos_token) if self._ids_after else ""
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What people should be told about the rows encoded so far (a merged system message, ...)."""
-        if self._template.writes_specials or len(self._ids_after):
+        if self._template.writes_specials or self._ids_after:
             return self._template.notes
         return (*self._template.notes, "the tokenizer has no end-of-sequence token, so none is appended")
 
@@ -85,8 +86,8 @@ class Encoder:
             "template_sha256": hashlib.sha256(text.encode()).hexdigest(),
             "tokenizer": self._name,
             "tokenizer_sha256": hashlib.sha256(self._backend.to_str().encode()).hexdigest(),
-            "ids_before": self._ids_before.tolist(),
-            "ids_after": self._ids_after.tolist(),
+            "ids_before": self._ids_before,
+            "ids_after": self._ids_after,
             "max_length": self._max_length,
             "turns": self._turns,
             "overlong": self._overlong,
@@ -94,25 +95,20 @@ class Encoder:
 
     def encode(self, batch: Sequence[Sample]) -> list[Encoded]:
         """Tokenize rows in one call; a row that cannot be encoded gets a status and a reason, never an exception."""
-        results: list[Encoded | None] = []
-        rendered: list[Rendered] = []
-        for sample in batch:
-            found = self._prepare(sample)
-            results.append(found if isinstance(found, Encoded) else None)
-            if isinstance(found, Rendered):
-                rendered.append(found)
-        encodings = self._backend.encode_batch([row.text for row in rendered], add_special_tokens=False)
-        ranges = [_token_ranges(encoding, row) for encoding, row in zip(encodings, rendered, strict=True)]
+        prepared = [self._prepare(sample) for sample in batch]
+        rows = [row for row in prepared if isinstance(row, Rendered)]
+        encodings = self._backend.encode_batch([row.text for row in rows], add_special_tokens=False)
+        ranges = [_token_ranges(encoding, row) for encoding, row in zip(encodings, rows, strict=True)]
         pieces = [encoding.ids[a:b] for encoding, found in zip(encodings, ranges, strict=True) for a, b in found]
         decoded = iter(self._backend.decode_batch(pieces, skip_special_tokens=False))
-        finished = zip(encodings, rendered, ranges, strict=True)
+        tokenized = zip(encodings, ranges, strict=True)
         encoded = []
-        for sample, early in zip(batch, results, strict=True):
-            if early is not None:
-                encoded.append(early)
-                continue
-            encoding, row, found = next(finished)
-            encoded.append(self._finish(sample.row_id, encoding, row, found, [next(decoded) for _ in found]))
+        for sample, row in zip(batch, prepared, strict=True):
+            if isinstance(row, Rendered):
+                encoding, found = next(tokenized)
+                encoded.append(self._finish(sample.row_id, encoding, row, found, [next(decoded) for _ in found]))
+            else:
+                encoded.append(row)
         return encoded
 
     def render(self, sample: Sample) -> list[tuple[str, bool]]:
@@ -170,27 +166,26 @@ class Encoder:
         return Encoded(row_id, ids, mask, status, n_cut, reason, _hash(ids, mask))
 
     def _assemble(self, encoding: Any, row: Rendered, ranges: list[tuple[int, int]]) -> tuple[Int32, Bool]:
-        ids = np.asarray(encoding.ids, dtype=np.int32)
+        tokens = encoding.ids
+        # Where the data end with the token themselves it is not appended once more.
+        after = [] if tokens[-1:] == self._ids_after else self._ids_after
+        ids = np.asarray(self._ids_before + tokens + after, dtype=np.int32)
         mask = np.zeros(len(ids), dtype=np.bool_)
+        n_before = len(self._ids_before)
         for first, last in ranges:
-            mask[first:last] = True
-        after = self._ids_after
-        if len(after) and len(ids) and ids[-1] == after[0]:
-            after = _NO_IDS  # the data end with the token themselves
-        ends_scored = bool(row.spans) and row.spans[-1].end == len(row.text)
-        before = np.zeros(len(self._ids_before), dtype=np.bool_)
-        ids = np.concatenate([self._ids_before, ids, after])
-        return ids, np.concatenate([before, mask, np.full(len(after), ends_scored)])
+            mask[n_before + first : n_before + last] = True
+        if after:
+            mask[-1] = row.spans[-1].end == len(row.text)
+        return ids, mask
 
     def _contains(self, decoded: str, span: Span, encoding: Any, first: int, last: int) -> bool:
         """Whether decoded mask tokens say what they should, up to what a normalizer may change."""
         said = span.said.strip()
-        if said in decoded:
-            return True
-        if _folded(said) in _folded(decoded):
+        if said in decoded or _folded(said) in _folded(decoded):
             return True
         normalizer = self._backend.normalizer
-        if normalizer is not None and _folded(normalizer.normalize_str(said)) in _folded(decoded):
+        left = _folded(normalizer.normalize_str(said)) if normalizer is not None else ""
+        if left and left in _folded(decoded):
             return True
         if self._unknown is not None and self._unknown in encoding.ids[first:last]:
             # Characters that the vocabulary does not have decode to nothing: go by the offsets alone.
@@ -202,7 +197,9 @@ class Encoder:
 def _trained(sample: Sample, turns: str) -> list[int]:
     """Positions of the messages that count; blank ones say nothing and do not."""
     found = [
-        i for i, message in enumerate(sample.messages) if message.trained and (message.content.strip() or message.tool_calls)
+        i
+        for i, message in enumerate(sample.messages)
+        if message.trained and (message.content.strip() or message.tool_calls)
     ]
     return found[-1:] if turns == "last" else found
 
@@ -222,14 +219,14 @@ def _bare(backend: Any) -> Any:
     return copy
 
 
-def _leading_specials(tokenizer: Any) -> Int32:
+def _leading_specials(tokenizer: Any) -> list[int]:
     """The ids that the tokenizer itself puts before a text (BOS, where the model has one)."""
-    bare = tokenizer.encode("a", add_special_tokens=False)
-    full = tokenizer.encode("a", add_special_tokens=True)
+    bare: list[int] = tokenizer.encode("a", add_special_tokens=False)
+    full: list[int] = tokenizer.encode("a", add_special_tokens=True)
     for start in range(len(full) - len(bare) + 1):
         if full[start : start + len(bare)] == bare:
-            return np.asarray(full[:start], dtype=np.int32)
-    return _NO_IDS
+            return full[:start]
+    return []
 
 
 def _token_ranges(encoding: Any, row: Rendered) -> list[tuple[int, int]]:

@@ -131,7 +131,7 @@ def _single(instruction: Sequence[str], context: Sequence[str], response: Sequen
 def _history(fields: Fields) -> list[Message]:
     said: list[Message] = []
     history = fields.get("history")
-    if history is None or isinstance(history, str) and not history.strip():
+    if history is None or (isinstance(history, str) and not history.strip()):
         return said
     if not isinstance(history, Sequence) or isinstance(history, str):
         raise RowError(f"history must be a list of [question, answer], this is {named_type(history)}", "history")
@@ -254,9 +254,7 @@ FORMATS: dict[str, Format] = {
 }
 
 
-def detect(
-    rows: Sequence[Mapping[str, Any]], name: str, wanted: str | None, columns: Mapping[str, str]
-) -> Format:
+def detect(rows: Sequence[Mapping[str, Any]], name: str, wanted: str | None, columns: Mapping[str, str]) -> Format:
     """Choose the format that most of the first rows fit.
 
     Args:
@@ -300,7 +298,9 @@ def conversational(chosen: Format, rows: Sequence[Mapping[str, Any]], columns: M
     if field is None:
         return chosen.name in ("messages", "sharegpt")
     values = [Fields(row, columns).get(field) for row in rows]
-    turns = sum(isinstance(value, list) or (isinstance(value, str) and transcript(value) is not None) for value in values)
+    turns = sum(
+        isinstance(value, list) or (isinstance(value, str) and transcript(value) is not None) for value in values
+    )
     return 2 * turns > len(values)
 
 

@@ -32,8 +32,10 @@ class Reader(Protocol):
         kind: "jsonl", "json", "csv", "tsv", "parquet", "arrow", "dataset" or "hub".
     """
 
-    name: str
-    kind: str
+    @property
+    def name(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
 
     def rows(self) -> Iterator[tuple[int, RowData | RowError]]:
         """Yield (1-based line, row) in file order; bytes are JSON text that ``as_mapping`` parses."""

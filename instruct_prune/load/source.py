@@ -155,9 +155,7 @@ def open_data(
     return Source(inputs, "; ".join(told), limit, strict)
 
 
-def _open(
-    reader: Reader, wanted: str | None, columns: Mapping[str, str], limit: int | None
-) -> tuple[_Input, str]:
+def _open(reader: Reader, wanted: str | None, columns: Mapping[str, str], limit: int | None) -> tuple[_Input, str]:
     parsed: list[Mapping[str, Any]] = []
     faults: list[tuple[int, str]] = []
     for line, data in islice(reader.rows(), DETECTION_ROWS):

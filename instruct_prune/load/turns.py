@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from instruct_prune.datatypes import Message
@@ -129,10 +130,8 @@ def _calls(value: object, field: str, position: int) -> Tools:
 
 def _call(name: str, arguments: object, position: int, i: int, identifier: object) -> Mapping[str, Any]:
     if isinstance(arguments, str):  # OpenAI writes JSON text; chat templates want the object
-        try:
+        with suppress(ValueError, RecursionError):
             arguments = json.loads(arguments)
-        except (ValueError, RecursionError):
-            pass
     if not (isinstance(identifier, str) and _CALL_ID.fullmatch(identifier)):
         identifier = f"c{position % 10**4:04d}{i % 10**4:04d}"
     function = {"name": name, "arguments": {} if arguments is None else arguments}
@@ -168,6 +167,4 @@ def transcript(text: str) -> list[Message] | None:
     if len(pieces) < 3 or pieces[0].strip():
         return None
     roles = {"Human": "user", "Assistant": "assistant"}
-    return [
-        Message(roles[tag], said, tag == "Assistant") for tag, said in zip(pieces[1::2], pieces[2::2], strict=True)
-    ]
+    return [Message(roles[tag], said, tag == "Assistant") for tag, said in zip(pieces[1::2], pieces[2::2], strict=True)]

@@ -5,11 +5,12 @@ All scores are oriented so that higher = harder (METHOD section 3).
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from instruct_prune.datatypes import Bool, Float32, SubnetSpec
 from instruct_prune.errors import InputError
@@ -44,7 +45,7 @@ class Health:
     """Health of all subnets; ``rho`` is float [s, s], Spearman between every two."""
 
     subnets: tuple[SubnetHealth, ...]
-    rho: np.ndarray
+    rho: NDArray[np.float64]
     unigram_loss: float
 
     @property
@@ -52,10 +53,14 @@ class Health:
         lines = []
         for row in self.subnets:
             if row.collapsed:
+                fate = (
+                    "It is the model itself, so it stays in the score; check that model, template and data belong together."
+                    if row.name == "dense"
+                    else "It carries no signal and is left out of the score while another subnet remains (--include-collapsed keeps it)."
+                )
                 lines.append(
                     f"subnet {row.name} has collapsed: its mean loss {row.mean_loss:.2f} has reached that of guessing tokens "
-                    f"by frequency ({self.unigram_loss:.2f}). It carries no signal and is left out of the score "
-                    "(--include-collapsed keeps it)."
+                    f"by frequency ({self.unigram_loss:.2f}). {fate}"
                 )
             twins = [name for name in row.identical_to if name > row.name]
             if twins:
@@ -66,7 +71,7 @@ class Health:
         return lines
 
 
-def ranks(values: np.ndarray) -> np.ndarray:
+def ranks(values: NDArray[Any]) -> NDArray[np.float64]:
     """float64 [n]: average ranks, ties shared."""
     order = np.argsort(values, kind="stable")
     ordered = values[order]
@@ -77,7 +82,7 @@ def ranks(values: np.ndarray) -> np.ndarray:
     return result
 
 
-def spearman(a: np.ndarray, b: np.ndarray) -> float:
+def spearman(a: NDArray[Any], b: NDArray[Any]) -> float:
     """Spearman's rho; NaN for fewer than two rows or a constant column."""
     if len(a) < 2:
         return float("nan")
@@ -109,10 +114,19 @@ def subnet_health(losses: Mapping[SubnetSpec, Float32], scored: Bool, unigram: F
             for other, values in zip(specs, columns, strict=True)
             if other != spec and len(values) and np.array_equal(values, column)
         ]
-        unchanged = float((np.diff(column[order]) >= 0).mean()) if order is not None and len(column) > 1 else float("nan")
+        unchanged = (
+            float((np.diff(column[order]) >= 0).mean()) if order is not None and len(column) > 1 else float("nan")
+        )
         rho_dense = spearman(column, dense) if dense is not None else float("nan")
         rows.append(SubnetHealth(spec.name, mean, rho_dense, unchanged, bool(mean >= guess), tuple(twins)))
     return Health(tuple(rows), rho, guess)
+
+
+def left_out_of(health: Health, ladder: Sequence[SubnetSpec]) -> list[str]:
+    """Names of collapsed subnets that the score leaves out: never the dense model, never all there are."""
+    collapsed = [row.name for row in health.subnets if row.collapsed and row.name not in ("dense", "alone")]
+    averaged = {spec.name for spec in ladder if spec.kind != "alone"}
+    return collapsed if averaged - set(collapsed) else []
 
 
 def aggregate(
@@ -143,17 +157,18 @@ def aggregate(
         if score == "perplexity":
             return np.exp(dense, dtype=np.float32)
         # A ratio of perplexities, not of losses (Superfiltering, Cherry_LLM).
-        return np.exp(dense - _column(losses, SubnetSpec("alone"), score), dtype=np.float32)
+        ratio = np.exp(dense - _column(losses, SubnetSpec("alone"), score))
+        return ratio.astype(np.float32)
     wanted = list(subnets) if subnets is not None else [s for s in losses if s.kind != "alone"]
     factors = list(weights) if weights is not None else [1.0] * len(wanted)
     if len(factors) != len(wanted):
         raise InputError(f"{len(factors)} weights were given for {len(wanted)} subnets; give one for each.")
     if any(not np.isfinite(f) or f < 0 for f in factors):
         raise InputError("weights of subnets must be finite and not negative.")
-    total = Counter[SubnetSpec]()
+    total: dict[SubnetSpec, float] = {}
     for spec, factor in zip(wanted, factors, strict=True):
         if spec not in leave_out and factor:
-            total[spec] += factor  # type: ignore[assignment]
+            total[spec] = total.get(spec, 0.0) + factor
     if not total:
         raise InputError(
             f"--score {score}: no subnet is left to average; all of {', '.join(s.name for s in wanted) or 'none'} were left out "

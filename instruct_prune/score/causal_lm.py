@@ -51,8 +51,8 @@ class CausalLM:
         model: a transformers causal language model, in evaluation mode.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model.eval()
+    def __init__(self, model: Any) -> None:
+        self.model: Any = model.eval()
         self.head = output_head(model)
         self.decoder = decoder_of(model)
         self._adjust = logit_adjustment(model.config)
@@ -62,7 +62,7 @@ class CausalLM:
 
     @property
     def device(self) -> torch.device:
-        weight = self.model.get_input_embeddings().weight  # type: ignore[operator]
+        weight: Tensor = self.model.get_input_embeddings().weight
         hook = getattr(self.model, "_hf_hook", None)
         offloaded = getattr(hook, "execution_device", None)
         return torch.device(offloaded) if weight.device.type == "meta" and offloaded is not None else weight.device
@@ -94,8 +94,14 @@ class CausalLM:
             targets.append(own[at + 1])
         counts = torch.as_tensor([len(p) for p in positions])
         device = self.device
-        moved = [t.to(device, non_blocking=True) for t in (ids, torch.cat(rows), torch.cat(positions), torch.cat(targets), counts)]
-        return TextBatch(*moved, prefix=prefix)
+        return TextBatch(
+            input_ids=ids.to(device, non_blocking=True),
+            rows=torch.cat(rows).to(device, non_blocking=True),
+            positions=torch.cat(positions).to(device, non_blocking=True),
+            targets=torch.cat(targets).to(device, non_blocking=True),
+            counts=counts.to(device, non_blocking=True),
+            prefix=prefix,
+        )
 
     @torch.inference_mode()
     def losses(self, batch: TextBatch) -> Tensor:
@@ -160,20 +166,20 @@ class CausalLM:
             )
 
 
-def output_head(model: nn.Module) -> nn.Module:
+def output_head(model: Any) -> nn.Module:
     """The layer that turns states into logits."""
-    head = model.get_output_embeddings()  # type: ignore[operator]
+    head = model.get_output_embeddings()
     if head is None:
         raise InputError(f"{type(model).__name__} has no language-model head; --model must be a causal language model.")
     return head  # type: ignore[no-any-return]
 
 
-def decoder_of(model: nn.Module) -> nn.Module:
+def decoder_of(model: Any) -> nn.Module:
     """The model without its head: token ids in, final states out."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
     if decoder is None or decoder is model:
         decoder = model.base_model
-    return decoder  # type: ignore[return-value]
+    return decoder  # type: ignore[no-any-return]
 
 
 def final_norm(decoder: nn.Module) -> nn.Module:

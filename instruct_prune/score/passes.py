@@ -49,7 +49,11 @@ class Pass:
 
     @property
     def name(self) -> str:
-        return self.subnets[0].name if len(self.subnets) == 1 else "depth_" + "_".join(f"{int(s.value):02d}" for s in self.subnets)
+        return (
+            self.subnets[0].name
+            if len(self.subnets) == 1
+            else "depth_" + "_".join(f"{int(s.value):02d}" for s in self.subnets)
+        )
 
     @property
     def alone(self) -> bool:
@@ -76,7 +80,9 @@ def parse_subnets(texts: Sequence[str], n_seeds: int = 1) -> tuple[SubnetSpec, .
         for word in words:
             found += _parse_one(word, n_seeds)
     if not found:
-        raise InputError("--subnets is empty. Name a preset (" + ", ".join(PRESETS) + ") or a list such as magnitude:1.0,0.8.")
+        raise InputError(
+            "--subnets is empty. Name a preset (" + ", ".join(PRESETS) + ") or a list such as magnitude:1.0,0.8."
+        )
     return tuple(found)
 
 
@@ -101,7 +107,9 @@ def _parse_one(text: str, n_seeds: int) -> list[SubnetSpec]:
             raise InputError(f"--subnets {text}: {family} takes no values.")
         return [SubnetSpec(family)]
     if not values:
-        raise InputError(f"--subnets {family}: give values after a colon, as in {family}:{'6,12' if family == 'depth' else '0.8'}.")
+        raise InputError(
+            f"--subnets {family}: give values after a colon, as in {family}:{'6,12' if family == 'depth' else '0.8'}."
+        )
     numbers = [_number(text, word) for word in values.split(",") if word.strip()]
     specs: list[SubnetSpec] = []
     for number in numbers:

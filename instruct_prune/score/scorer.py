@@ -61,11 +61,18 @@ class Work:
             for chunk in self.parts.missing(a_pass.name, len(self.plans[p].chunks))
         ]
 
+    @property
+    def n_parts(self) -> int:
+        return sum(len(plan.chunks) for plan in self.plans)
+
+    def cost(self, todo: Todo) -> int:
+        """Padded tokens of these parts."""
+        return sum(batch.width * len(batch.rows) for p, chunk in todo for batch in self.plans[p].chunks[chunk])
+
     def describe(self, todo: Todo) -> str:
-        total = sum(len(plan.chunks) for plan in self.plans)
         rows = {int(row) for p, chunk in todo for row in self.plans[p].rows_of(chunk)}
         names = sorted({self.passes[p].name for p, _ in todo})
-        return f"{len(todo)} of {total} parts, {len(rows)} rows, of {', '.join(names)}"
+        return f"{len(todo)} of {self.n_parts} parts, {len(rows)} rows, of {', '.join(names)}"
 
 
 def share(todo: Todo, rank: int, world: int) -> Todo:
@@ -74,7 +81,12 @@ def share(todo: Todo, rank: int, world: int) -> Todo:
 
 
 def score_parts(
-    backbone: Backbone, work: Work, todo: Todo, *, include_head: bool = False, advance: Advance = lambda rows, tokens: None
+    backbone: Backbone,
+    work: Work,
+    todo: Todo,
+    *,
+    include_head: bool = False,
+    advance: Advance = lambda rows, tokens: None,
 ) -> dict[str, Any]:
     """Compute and write the parts in ``todo``; weights are bit-identical afterwards, whatever happens.
 
@@ -142,7 +154,11 @@ def _with_halving(
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     if len(batch.rows) == 1:
-        yield batch.rows, np.full((1, n_subnets), np.nan, dtype=np.float32), f"out of memory with this row alone: {problem}"
+        yield (
+            batch.rows,
+            np.full((1, n_subnets), np.nan, dtype=np.float32),
+            f"out of memory with this row alone: {problem}",
+        )
         return
     middle = (len(batch.rows) + 1) // 2
     for rows in (batch.rows[:middle], batch.rows[middle:]):

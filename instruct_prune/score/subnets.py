@@ -134,11 +134,15 @@ def decoder_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
     Raises:
         InputError: there is none.
     """
-    stacks = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)]
+    stacks = [
+        (name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)
+    ]
     n_layers = getattr(getattr(model, "config", None), "num_hidden_layers", None)
     stacks = [(n, m) for n, m in stacks if n_layers is None or len(m) == n_layers] or stacks
     if not stacks:
-        raise InputError(f"{type(model).__name__} has no stack of blocks, so dropout subnets do not apply. Use --subnets dlc.")
+        raise InputError(
+            f"{type(model).__name__} has no stack of blocks, so dropout subnets do not apply. Use --subnets dlc."
+        )
     # The outermost: experts of a mixture are ModuleLists too, deeper in the tree.
     name, stack = min(stacks, key=lambda pair: pair[0].count("."))
     return [(f"{name}.{i}", block) for i, block in enumerate(stack)]

@@ -77,7 +77,7 @@ def _count(keys: Sequence[Tensor], shift: int, bucket: int | None) -> Tensor:
     bins = 1 << (15 if bucket is None else LOW_BITS)
     counts = torch.zeros(bins, dtype=torch.int64)
     for key in keys:
-        for piece in key.reshape(-1).split(SLICE):
+        for piece in torch.split(key.reshape(-1), SLICE):
             if bucket is not None:
                 piece = piece[(piece >> LOW_BITS) == bucket] & 0xFFFF
             counts += torch.bincount((piece >> shift).to(torch.int64), minlength=bins).cpu()

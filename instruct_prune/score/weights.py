@@ -79,9 +79,9 @@ def find_weights(model: nn.Module, include_head: bool = False) -> WeightTable:
                 left[name] = "output head"
         elif id(parameter) in embeddings:
             left[name] = "embedding"
-        elif _is_matrix_layer(owner) and name.endswith("weight"):
-            masked[name] = parameter
-        elif parameter.ndim == 3 and "experts" in name and "bias" not in name:
+        elif (_is_matrix_layer(owner) and name.endswith("weight")) or (
+            parameter.ndim == 3 and "experts" in name and "bias" not in name
+        ):
             masked[name] = parameter
         else:
             left[name] = f"{type(owner).__name__} is not a linear or convolution layer"

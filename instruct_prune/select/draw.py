@@ -166,8 +166,8 @@ class Draw:
         taken = int(self.cost[codes >= FIRST_KEPT].sum())
         if taken > self.total:
             raise InputError(
-                f"{self.min_per_stratum} rows from each stratum take {taken} response tokens, the budget is {self.total}. "
-                "Keep more tokens, or fewer rows of each stratum."
+                f"{self.min_per_stratum} rows from each stratum take {taken} response tokens, the budget is "
+                f"{self.total}. Keep more tokens, or fewer rows of each stratum."
             )
         return codes
 

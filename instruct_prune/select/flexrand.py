@@ -10,7 +10,7 @@ import numpy as np
 
 from instruct_prune.datatypes import Bool, Int64
 from instruct_prune.errors import InputError
-from instruct_prune.select.stratum import BUDGET, EASY_POOL, HARD_POOL, MUST_KEEP, Codes, Stratum, fitting
+from instruct_prune.select.stratum import EASY_POOL, HARD_POOL, Codes, Stratum, fitting
 
 
 def auto_split(kept_share: float) -> float:
@@ -18,7 +18,7 @@ def auto_split(kept_share: float) -> float:
     return 0.25 if round(kept_share, 2) < 0.3 else 0.5
 
 
-def check_split(split: float) -> float:
+def check_split(split: float | str) -> float:
     """Return ``split`` as a float.
 
     Raises:
@@ -35,7 +35,7 @@ def pool_shares(budget: int, easy_pool: int, hard_pool: int, split: float, odd: 
     """Divide a budget between the easy and the hard pool.
 
     With b = budget / n: if split <= 0.5 the easy share is min(split, b/2) and the hard share the rest, else the hard
-    share is min(1 - split, b/2) and the easy share the rest. What a pool that is too small cannot give, the other gives.
+    share is min(1 - split, b/2) and the easy share the rest. What one pool lacks, the other gives.
 
     Args:
         budget: units to spend, at most ``easy_pool + hard_pool``.
@@ -67,15 +67,13 @@ def flexrand(stratum: Stratum, *, split: float) -> Codes:
     size, paid = _both(stratum.cost, in_easy), _both(stratum.cost * stratum.forced, in_easy)
     easy, _ = pool_shares(stratum.budget, size[0], size[1], split, odd=int(stratum.rng.integers(2)))
     easy = min(max(easy, paid[0]), stratum.budget - paid[1])  # forced rows count in the pool they lie in
-    codes = np.full(len(stratum), BUDGET, dtype=np.int8)
-    codes[stratum.forced] = MUST_KEEP
-    for in_pool, share, reason in (
-        (in_easy, easy - paid[0], EASY_POOL),
-        (~in_easy, stratum.budget - easy - paid[1], HARD_POOL),
-    ):
-        drawn = stratum.rng.permutation(np.flatnonzero(in_pool & ~stratum.forced))
-        codes[drawn[fitting(stratum.cost[drawn], share)]] = reason
-    return codes
+    codes = stratum.kept_so_far()
+    reasons = np.where(in_easy, EASY_POOL, HARD_POOL).astype(np.int8)
+    for pool, share in ((in_easy, easy - paid[0]), (~in_easy, stratum.budget - easy - paid[1])):
+        drawn = stratum.rng.permutation(np.flatnonzero(pool & ~stratum.forced))
+        drawn = drawn[fitting(stratum.cost[drawn], share)]
+        codes[drawn] = reasons[drawn]
+    return stratum.spend_rest(codes, reasons)
 
 
 def _both(cost: Int64, in_easy: Bool) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from instruct_prune.registry import resolve, suggestion
 from instruct_prune.select.draw import Draw, forced_rows, rank_rows
 from instruct_prune.select.flexrand import auto_split, check_split
 from instruct_prune.select.mmd_split import mmd_curve
-from instruct_prune.select.stratum import DUPLICATE, FIRST_KEPT, REASONS, Method
+from instruct_prune.select.stratum import DUPLICATE, FIRST_KEPT, REASONS, Codes, Method
 
 SELECTORS: dict[str, str] = {
     "flexrand": "instruct_prune.select.flexrand:flexrand",
@@ -100,7 +100,9 @@ def select_rows(
     codes[~open_rows] = DUPLICATE
     selected = codes >= FIRST_KEPT
     if budget.rows is not None and selected.sum() != budget.rows:
-        raise RuntimeError(f"{method} kept {selected.sum()} rows of a budget of {budget.rows}: this is a defect, report it")
+        raise RuntimeError(
+            f"{method} kept {selected.sum()} rows of a budget of {budget.rows}: this is a defect, report it"
+        )
     return Selection(
         row_id=pool.row_id,
         selected=selected,
@@ -117,7 +119,7 @@ def select_rows(
     )
 
 
-def _with_split(function: Method, split: float | str, draw: Draw) -> tuple[Method, dict[str, Any]]:
+def _with_split(function: Callable[..., Codes], split: float | str, draw: Draw) -> tuple[Method, dict[str, Any]]:
     """Flexrand with its split set, and what to note about it."""
     if split == "mmd":
         curve = mmd_curve(draw, function)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -72,12 +73,65 @@ class Stratum:
             raise InputError("this method compares embeddings and there are none: run `instruct-prune embed` first.")
         return np.asarray(self.pool.embeddings[self.rows], dtype=np.float32)
 
+    def kept_so_far(self) -> Codes:
+        """A fresh answer: the forced rows are kept, the others not yet."""
+        return np.where(self.forced, MUST_KEEP, BUDGET).astype(np.int8)
+
     def take(self, order: Picks, reason: int = PICKED) -> Codes:
         """Keep the forced rows, then rows in this order (positions in ``rows``) for as long as they fit."""
-        codes = np.full(len(self), BUDGET, dtype=np.int8)
-        codes[self.forced] = MUST_KEEP
+        codes = self.kept_so_far()
         order = order[~self.forced[order]]
         codes[order[fitting(self.cost[order], self.left)]] = reason
+        return codes
+
+    def greedy(self, value: Float32, update: Callable[[int], object]) -> Codes:
+        """Keep the forced rows, then again and again the row of the greatest value among those that still fit.
+
+        Args:
+            value: float32 [m]; ties go to the easier row.
+            update: called with each row that is picked; it revises ``value`` in place.
+        """
+        codes, left = self.kept_so_far(), self.left
+        while (allowed := (codes == BUDGET) & (self.cost <= left)).any():
+            picked = int(np.where(allowed, value, -np.inf).argmax())
+            codes[picked] = PICKED
+            left -= int(self.cost[picked])
+            update(picked)
+        return codes
+
+    def lazy_greedy(self, value: Callable[[int], float], update: Callable[[int], object]) -> Codes:
+        """`greedy` for values that only ever fall: a row is valued again when it comes first, not at every step.
+
+        Source: Minoux, "Accelerated greedy algorithms for maximizing submodular set functions", 1978.
+        """
+        codes, left = self.kept_so_far(), self.left
+        heap = [(-value(i), i) for i in np.flatnonzero(codes == BUDGET).tolist()]
+        heapq.heapify(heap)
+        while heap:
+            _, first = heapq.heappop(heap)
+            if self.cost[first] > left:
+                continue
+            now = (-value(first), first)
+            if heap and now > heap[0]:
+                heapq.heappush(heap, now)
+                continue
+            codes[first] = PICKED
+            left -= int(self.cost[first])
+            update(first)
+        return codes
+
+    def spend_rest(self, codes: Codes, reasons: Codes) -> Codes:
+        """Fill what a method that deals in shares has left over (under a budget in tokens) with other rows at random.
+
+        Args:
+            codes: what is kept so far.
+            reasons: int8 [m], why each row is kept if it is.
+        """
+        left = self.budget - int(self.cost[codes >= FIRST_KEPT].sum())
+        if left:
+            others = self.rng.permutation(np.flatnonzero(codes == BUDGET))
+            others = others[fitting(self.cost[others], left)]
+            codes[others] = reasons[others]
         return codes
 
 

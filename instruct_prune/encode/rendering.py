@@ -1,0 +1,91 @@
+"""A row written out as text, with the characters that are the response."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from instruct_prune.datatypes import Message, Sample
+
+
+class RenderError(ValueError):
+    """This row cannot be written with this template; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One trained turn in the rendered text.
+
+    Attributes:
+        start, end: characters, half open; the end-of-turn token is inside.
+        said: what the span must contain once decoded, for the check of the mask.
+    """
+
+    start: int
+    end: int
+    said: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A row as text, and the spans of its trained turns in order."""
+
+    text: str
+    spans: tuple[Span, ...]
+
+
+class Template(Protocol):
+    """Writes samples as text.
+
+    Attributes:
+        name: "alpaca", "chat", "plain" or the path of a Jinja file.
+        text: what defines it, for the record.
+        writes_specials: the text carries BOS and end-of-turn tokens itself.
+        notes: what people should be told about it.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def text(self) -> str: ...
+    @property
+    def writes_specials(self) -> bool: ...
+    @property
+    def notes(self) -> tuple[str, ...]: ...
+
+    def render(self, sample: Sample, turns: Sequence[int]) -> Rendered:
+        """Write a sample; ``turns`` are the positions of the messages that count.
+
+        Raises:
+            RenderError: the template cannot take this conversation.
+        """
+        ...
+
+
+def with_context(message: Message) -> str:
+    """A turn's text with Alpaca's ``input`` after it, for templates that have no place of their own for it."""
+    return f"{message.content}\n{message.context}" if message.context.strip() else message.content
+
+
+class Pieces:
+    """Text put together piece by piece, with the spans of trained turns."""
+
+    def __init__(self) -> None:
+        self.parts: list[str] = []
+        self.length = 0
+        self.spans: list[Span] = []
+
+    def add(self, text: str) -> None:
+        self.parts.append(text)
+        self.length += len(text)
+
+    def add_response(self, said: str, ending: str, trained: bool) -> None:
+        start = self.length
+        self.add(said)
+        self.add(ending)
+        if trained:
+            self.spans.append(Span(start, self.length, said))
+
+    def rendered(self) -> Rendered:
+        return Rendered("".join(self.parts), tuple(self.spans))

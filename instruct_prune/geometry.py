@@ -1,0 +1,107 @@
+"""Distances between unit vectors: what selection and its reports share. numpy only, memory linear in the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from instruct_prune.datatypes import Float32, Int64
+
+BLOCK = 4096
+"""Rows that are multiplied at once."""
+
+
+def blocks(n: int, size: int = BLOCK) -> Iterator[slice]:
+    """Consecutive slices of at most ``size`` rows that cover n rows."""
+    return (slice(start, min(start + size, n)) for start in range(0, n, size))
+
+
+def sample(vectors: Float32, rows: Int64, size: int, rng: np.random.Generator) -> Float32:
+    """float32 [at most size, d]: the vectors of ``size`` of these rows (int64 [m]) at random, or of all of them."""
+    if len(rows) > size:
+        rows = rng.choice(rows, size, replace=False)
+    return np.asarray(vectors[np.sort(rows)], dtype=np.float32)
+
+
+def median_distance(x: Float32) -> float:
+    """The median rule for a kernel's width: the median Euclidean distance between two of the rows (float32 [m, d])."""
+    above = np.triu_indices(len(x), k=1)
+    distance = float(np.median(np.sqrt(_squared(x, x)[above]))) if len(x) > 1 else 0.0
+    return distance or 1.0
+
+
+def mmd_squared(x: Float32, y: Float32, width: float) -> float:
+    """Unbiased estimate of the squared maximum mean discrepancy of two samples; it may fall below zero.
+
+    Kernel exp(-||a - b||^2 / (2 width^2)). Source: Gretton et al., "A Kernel Two-Sample Test", JMLR 2012, lemma 6.
+
+    Args:
+        x: float32 [m, d], m >= 2.
+        y: float32 [n, d], n >= 2.
+        width: of the kernel.
+    """
+    return _within(x, width) + _within(y, width) - 2 * _kernel_sum(x, y, width) / (len(x) * len(y))
+
+
+def nearest_similarity(queries: Float32, among: Float32, own: bool = False) -> Float32:
+    """float32 [m]: the cosine of each query (float32 [m, d]) with its nearest row of ``among`` (float32 [n, d]).
+
+    Args:
+        queries: L2-normalised.
+        among: L2-normalised.
+        own: the two are the same rows, and no row counts as its own neighbour.
+    """
+    nearest = np.full(len(queries), -np.inf, dtype=np.float32)
+    for left in blocks(len(queries)):
+        for right in blocks(len(among)):
+            cosine = queries[left] @ among[right].T
+            if own and left == right:
+                np.fill_diagonal(cosine, -np.inf)
+            np.maximum(nearest[left], cosine.max(axis=1), out=nearest[left])
+    return nearest
+
+
+def _within(x: Float32, width: float) -> float:
+    """The mean kernel of two different rows of a sample."""
+    m = len(x)
+    return (_kernel_sum(x, x, width) - m) / (m * (m - 1))
+
+
+def _kernel_sum(x: Float32, y: Float32, width: float) -> float:
+    total = 0.0
+    for rows in blocks(len(x)):
+        total += float(np.exp(_squared(x[rows], y) / np.float32(-2 * width**2)).sum(dtype=np.float64))
+    return total
+
+
+def _squared(x: Float32, y: Float32) -> Float32:
+    """float32 [m, n]: squared Euclidean distances."""
+    squared: Float32 = (x**2).sum(axis=1)[:, None] + (y**2).sum(axis=1)[None, :] - 2 * (x @ y.T)
+    return np.maximum(squared, 0)
+
+
+def nearest_neighbors(vectors: Float32, k: int) -> tuple[Int64, Float32]:
+    """The k nearest other rows of each row, exactly: n^2 d multiplications, k n numbers of memory.
+
+    Args:
+        vectors: float32 [n, d], L2-normalised, n >= 2.
+        k: number of neighbours; n - 1 where that is less.
+
+    Returns:
+        (int64 [n, k] positions, float32 [n, k] cosines), nearest first (ties: the lower position).
+    """
+    n, k = len(vectors), min(k, len(vectors) - 1)
+    index, cosine = np.zeros((n, k), dtype=np.int64), np.full((n, k), -np.inf, dtype=np.float32)
+    for left in blocks(n, BLOCK // 4):
+        for right in blocks(n, 4 * BLOCK):
+            found = vectors[left] @ vectors[right].T
+            same = np.arange(max(left.start, right.start), min(left.stop, right.stop))
+            found[same - left.start, same - right.start] = -np.inf
+            near = np.argpartition(-found, min(k, found.shape[1] - 1), axis=1)[:, :k]
+            merged = np.hstack([cosine[left], np.take_along_axis(found, near, axis=1)])
+            where = np.hstack([index[left], near + right.start])
+            best = np.lexsort((where, -merged), axis=1)[:, :k]
+            index[left] = np.take_along_axis(where, best, axis=1)
+            cosine[left] = np.take_along_axis(merged, best, axis=1)
+    return index, cosine

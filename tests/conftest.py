@@ -1,0 +1,135 @@
+"""Tiny real models and tokenizers, built here: seeded, offline, milliseconds."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+TOPICS = ("rivers", "the number seven", "old trains", "bread", "a Python list", "the moon", "tax law", "chess openings")
+
+
+def alpaca_rows(n: int) -> list[dict[str, str]]:
+    """n rows of varied length, some with an input, all different."""
+    rows = []
+    for i in range(n):
+        topic = TOPICS[i % len(TOPICS)]
+        words = " ".join(f"{topic} {j * (i + 3) % 17}" for j in range(1 + i * 7 % 23))
+        rows.append(
+            {
+                "instruction": f"Tell me about {topic}, case {i}.",
+                "input": f"Consider part {i % 5}." if i % 3 == 0 else "",
+                "output": f"About {words}: it is number {i}.",
+            }
+        )
+    return rows
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> Any:
+    """A byte-level BPE trained on the fixture's own text, with ChatML turns and an end-of-turn EOS."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    texts = [value for row in alpaca_rows(60) for value in row.values()]
+    backend.train_from_iterator([*texts, "### Instruction:\n### Response:\n### Input:\n"], trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>", unk_token="<|endoftext|>"
+    )
+    tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny_llama() -> Callable[..., Any]:
+    """Makes a seeded 2-layer Llama whose losses differ between rows."""
+
+    def make(**options: Any) -> Any:
+        import torch
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        torch.manual_seed(0)
+        size = {
+            "vocab_size": 400,
+            "hidden_size": 48,
+            "intermediate_size": 96,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+        }
+        size |= {
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 512,
+            "tie_word_embeddings": True,
+            "initializer_range": 0.15,
+        }
+        model = LlamaForCausalLM(LlamaConfig(**(size | options), bos_token_id=None, eos_token_id=2, pad_token_id=0))
+        return model.eval().requires_grad_(False)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_model_folder(
+    tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any, tiny_llama: Callable[..., Any]
+) -> Path:
+    """The tiny Llama and its tokenizer, saved as people save models."""
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    tiny_llama().save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_embedder_folder(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Path:
+    """A 2-layer BERT with mean pooling, as a sentence-transformers folder."""
+    import torch
+    from sentence_transformers import SentenceTransformer, models
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(0)
+    base = tmp_path_factory.mktemp("tiny-bert")
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    BertModel(BertConfig(vocab_size=400, max_position_embeddings=128, **size)).save_pretrained(base)
+    tiny_tokenizer.save_pretrained(base)
+    word = models.Transformer(str(base), max_seq_length=64)
+    folder = tmp_path_factory.mktemp("tiny-embedder")
+    SentenceTransformer(modules=[word, models.Pooling(32)], device="cpu").save(str(folder))
+    return folder
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Torch with one thread, as under torchrun."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
