@@ -7,6 +7,17 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC: dict[str, str] = {
+    "DataConfig": "instruct_prune.config:DataConfig",
+    "EmbedConfig": "instruct_prune.config:EmbedConfig",
+    "EncodeConfig": "instruct_prune.config:EncodeConfig",
+    "ExportConfig": "instruct_prune.config:ExportConfig",
+    "IncompleteRunError": "instruct_prune.errors:IncompleteRunError",
+    "Run": "instruct_prune.api:Run",
+    "ScoreConfig": "instruct_prune.config:ScoreConfig",
+    "SelectConfig": "instruct_prune.config:SelectConfig",
+    "load_data": "instruct_prune.load:open_data",
+    "select_rows": "instruct_prune.select:select_rows",
+    "subnet": "instruct_prune.score.subnets:subnet",
     "InputError": "instruct_prune.errors:InputError",
     "Sample": "instruct_prune.datatypes:Sample",
     "Message": "instruct_prune.datatypes:Message",

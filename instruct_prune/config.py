@@ -36,6 +36,10 @@ class DataConfig:
     strict: bool = False
     """Stop at the first row that cannot be read, instead of listing it in rejected.jsonl."""
 
+    def __post_init__(self) -> None:
+        if isinstance(self.data, str):  # DataConfig("alpaca.jsonl") in Python
+            object.__setattr__(self, "data", (self.data,))
+
     def column_map(self) -> dict[str, str]:
         pairs = [text.partition("=") for text in self.columns]
         wrong = [name for name, sign, value in pairs if not (name and sign and value)]

@@ -44,20 +44,25 @@ def mmd_squared(x: Float32, y: Float32, width: float) -> float:
     return _within(x, width) + _within(y, width) - 2 * _kernel_sum(x, y, width) / (len(x) * len(y))
 
 
-def nearest_similarity(queries: Float32, among: Float32, own: bool = False) -> Float32:
-    """float32 [m]: the cosine of each query (float32 [m, d]) with its nearest row of ``among`` (float32 [n, d]).
+def nearest_similarity(
+    queries: Float32, vectors: Float32, own: Int64 | None = None, rows: Int64 | None = None
+) -> Float32:
+    """float32 [m]: the cosine of each query with its nearest row, -inf where there is none.
 
     Args:
-        queries: L2-normalised.
-        among: L2-normalised.
-        own: the two are the same rows, and no row counts as its own neighbour.
+        queries: float32 [m, d], L2-normalised.
+        vectors: float32 [n, d], L2-normalised, possibly memory-mapped.
+        own: int64 [m], the position of each query in ``vectors``, which does not count as its own neighbour.
+        rows: int64 [k], the positions to look among; all of them by default.
     """
     nearest = np.full(len(queries), -np.inf, dtype=np.float32)
-    for left in blocks(len(queries)):
-        for right in blocks(len(among)):
-            cosine = queries[left] @ among[right].T
-            if own and left == right:
-                np.fill_diagonal(cosine, -np.inf)
+    rows = np.arange(len(vectors)) if rows is None else rows
+    for right in blocks(len(rows)):
+        among = np.asarray(vectors[rows[right]], dtype=np.float32)
+        for left in blocks(len(queries)):
+            cosine = queries[left] @ among.T
+            if own is not None:
+                cosine[own[left][:, None] == rows[right][None, :]] = -np.inf
             np.maximum(nearest[left], cosine.max(axis=1), out=nearest[left])
     return nearest
 

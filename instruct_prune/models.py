@@ -145,7 +145,9 @@ def converted_gguf(path: Path) -> Path:
 def _convert_gguf(path: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
         packed = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
@@ -220,6 +222,9 @@ def load_causal_lm(source: ModelSource, dtype: str, device_map: str | None = Non
 
 
 def _load(factory: Any, source: ModelSource, **options: Any) -> Any:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # a bar for each process and file would bury ours
     try:
         return factory.from_pretrained(source.location, revision=source.revision, trust_remote_code=False, **options)
     except OSError as error:

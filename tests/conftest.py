@@ -99,18 +99,36 @@ def tiny_llama() -> Callable[..., Any]:
 def tiny_model_folder(
     tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any, tiny_llama: Callable[..., Any]
 ) -> Path:
-    """The tiny Llama and its tokenizer, saved as people save models."""
+    """The tiny Llama, taught the fixture's text for a moment (so that no subnet has collapsed), saved as people do."""
     folder = tmp_path_factory.mktemp("tiny-llama")
-    tiny_llama().save_pretrained(folder)
+    teach(tiny_llama(initializer_range=0.05), tiny_tokenizer).save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
     return folder
+
+
+def teach(model: Any, tokenizer: Any, steps: int = 40) -> Any:
+    """A few steps of AdamW on rows as the Alpaca template shows them."""
+    import torch
+
+    texts = [f"### Instruction:\n{r['instruction']}\n\n### Response:\n{r['output']}<|im_end|>" for r in alpaca_rows(64)]
+    ids = torch.tensor([(tokenizer(t, add_special_tokens=False)["input_ids"] + [0] * 96)[:96] for t in texts])
+    model.requires_grad_(True).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for step in range(steps):
+        batch = ids[step * 16 % 64 :][:16]
+        loss = model(batch, labels=batch.masked_fill(batch == 0, -100)).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="session")
 def tiny_embedder_folder(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Path:
     """A 2-layer BERT with mean pooling, as a sentence-transformers folder."""
     import torch
-    from sentence_transformers import SentenceTransformer, models
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Pooling, Transformer
     from transformers import BertConfig, BertModel
 
     torch.manual_seed(0)
@@ -118,9 +136,9 @@ def tiny_embedder_folder(tmp_path_factory: pytest.TempPathFactory, tiny_tokenize
     size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     BertModel(BertConfig(vocab_size=400, max_position_embeddings=128, **size)).save_pretrained(base)
     tiny_tokenizer.save_pretrained(base)
-    word = models.Transformer(str(base), max_seq_length=64)
+    word = Transformer(str(base), max_seq_length=64)
     folder = tmp_path_factory.mktemp("tiny-embedder")
-    SentenceTransformer(modules=[word, models.Pooling(32)], device="cpu").save(str(folder))
+    SentenceTransformer(modules=[word, Pooling(32)], device="cpu").save(str(folder))
     return folder
 
 

@@ -79,6 +79,19 @@ def find_duplicates(
     return np.where(stand_in == np.arange(len(row_id)), -1, row_id[stand_in])
 
 
+def duplicate_groups(row_id: Int64, duplicate_of: Int64) -> dict[int, list[int]]:
+    """The rows that each kept row stands for, largest group first: what a report of duplicates lists.
+
+    Args:
+        row_id: int64 [n].
+        duplicate_of: int64 [n], from `find_duplicates`.
+    """
+    groups: dict[int, list[int]] = {}
+    for row, leader in zip(row_id[duplicate_of >= 0].tolist(), duplicate_of[duplicate_of >= 0].tolist(), strict=True):
+        groups.setdefault(leader, []).append(row)
+    return dict(sorted(groups.items(), key=lambda group: (-len(group[1]), group[0])))
+
+
 def _normal(text: str) -> str:
     return PUNCTUATION.sub("", unicodedata.normalize("NFKC", text).casefold()) or text
 

@@ -97,11 +97,11 @@ def unwrapped(prompt: str, field: str) -> tuple[str, str]:
     Raises:
         RowError: it begins like one and cannot be taken apart (it must never be wrapped twice).
     """
-    if "Below is an instruction that describes a task" not in prompt[:64]:
+    if "Below is an instruction that describes a task" not in prompt[:64] or "### Instruction:" not in prompt:
         return prompt, ""
     found = _WRAPPED.fullmatch(prompt)
     if found is None:
-        raise RowError("the text begins like an Alpaca prompt but has no '### Instruction:' and '### Response:'", field)
+        raise RowError("the text begins like an Alpaca prompt but is not one: it cannot be taken apart", field)
     return found[1], found[2] or ""
 
 
@@ -193,15 +193,19 @@ def _preference(fields: Fields) -> Parsed:
         told = transcript(chosen) if not prompt else None
         if told is None and not prompt:
             raise RowError("there is no field 'prompt', and 'chosen' is not a dialogue", "prompt")
-        return _checked(told or [*prompt, Message("assistant", chosen, trained=True)], "chosen"), ()
+        return _last_trained(told or [*prompt, Message("assistant", chosen)]), ()
     said = messages_of([chosen] if isinstance(chosen, Mapping) else chosen, "chosen")
     if prompt and said and said[0].role == "assistant":
         said = prompt + said
     elif prompt:  # UltraFeedback: 'chosen' is the whole conversation and 'prompt' repeats its beginning
         said = [message for message in prompt if message.role == "system" and said[0].role != "system"] + said
+    return _last_trained(said), tools_of(fields.get("tools"), "tools")
+
+
+def _last_trained(said: list[Message]) -> list[Message]:
+    """Only the last answer was chosen; those before it are the prompt."""
     last = max((i for i, message in enumerate(said) if message.role == "assistant"), default=-1)
-    said = [replace(m, trained=i == last) if m.role == "assistant" else m for i, m in enumerate(said)]
-    return _checked(said, "chosen"), tools_of(fields.get("tools"), "tools")
+    return _checked([replace(message, trained=i == last) for i, message in enumerate(said)], "chosen")
 
 
 def _text(fields: Fields) -> Parsed:

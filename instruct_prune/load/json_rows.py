@@ -66,7 +66,7 @@ class JsonArray:
 _TOKEN = re.compile(rb'"(?:[^"\\\n]++|\\[^\n]?+)*+(?:"|(?=\n)|\Z)|[{}\[\]]')
 _GAP = re.compile(rb"[\s,]*")
 _SCALAR = re.compile(rb"[^\s,\[\]{}\"]+")
-_NEXT_ROW = re.compile(rb"\}\s*,\s*(?=\{)")
+_NEXT_ROW = re.compile(rb"[}\]]\s*,\s*(?=\{)")
 _OPENED_BY = {ord("}"): ord("{"), ord("]"): ord("[")}
 _AFTER_STRING = frozenset(b":,]} \t\r\n")
 
@@ -128,7 +128,7 @@ class _Scanner:
                 byte = self.buffer[start]
                 if byte == ord('"'):
                     if end < len(self.buffer) and self.buffer[end] not in _AFTER_STRING:
-                        return self._cut(self._resume(end))
+                        return self._cut(self._resume(start))
                 elif byte in _OPENED_BY:
                     if not stack or stack.pop() != _OPENED_BY[byte]:
                         return self._cut(self._resume(start))
@@ -167,7 +167,7 @@ class _Scanner:
         while True:
             gap = _GAP.match(self.buffer)
             assert gap is not None
-            skipped = self._cut(gap.end())
+            skipped += self._cut(gap.end())
             if self.buffer or self.at_end:
                 return skipped
             self._fill()

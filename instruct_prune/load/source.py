@@ -33,9 +33,9 @@ class _Input:
             messages, tools = self.format.parse(Fields(row, self.columns))
         except RowError as error:
             return Reject(row_id, self.reader.name, line, error.reason, error.field)
-        assert not isinstance(data, RowError)
+        raw = data if isinstance(data, bytes) and self.reader.kind == "jsonl" else row
         rest = {name: value for name, value in row.items() if name not in self.used}
-        return Sample(row_id, tuple(messages), self.reader.name, line, data, rest, tools)
+        return Sample(row_id, tuple(messages), self.reader.name, line, raw, rest, tools)
 
 
 class Source:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -23,7 +24,17 @@ class Ranks:
     def __init__(self) -> None:
         from accelerate import Accelerator, DistributedType, InitProcessGroupKwargs
 
-        self.accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
+        # Without a GPU, Accelerate reads torchrun's environment only when told that it is to use the CPU: otherwise
+        # every process would take itself for the main one.
+        self.accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(), kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)]
+        )
+        launched = int(os.environ.get("WORLD_SIZE", "1"))
+        if launched != self.world:
+            raise InputError(
+                f"{launched} processes were launched, but Accelerate joined {self.world} of them into one run. Launch with "
+                "`accelerate launch --multi_gpu` or `torchrun`."
+            )
         kind = self.accelerator.distributed_type
         if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
             raise InputError(

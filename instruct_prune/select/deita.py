@@ -31,7 +31,7 @@ def deita(stratum: Stratum, *, threshold: float = 0.9) -> Codes:
         rows = order[start : start + BLOCK]
         if stratum.cost[order[start:]].min() > left:
             break
-        near = nearest_similarity(vectors[rows], vectors[kept]) >= threshold
+        near = nearest_similarity(vectors[rows], vectors, rows=np.array(kept, dtype=np.int64)) >= threshold
         among = vectors[rows] @ vectors[rows].T >= threshold
         for i, row in enumerate(rows.tolist()):
             if near[i]:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from chat_cases import CALL, TOOL, WRITTEN_TOOL, conversation, scored_pieces
+
 from instruct_prune.datatypes import Message, Sample, Status
 from instruct_prune.encode.tokenize import Encoder
 

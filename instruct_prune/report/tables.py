@@ -1,0 +1,180 @@
+"""A run's tables side by side: everything the report says is counted from these columns, one entry per scored row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from instruct_prune.datatypes import Bool, Float32, Int32, Int64, Selection, SubnetSpec
+from instruct_prune.errors import InputError
+from instruct_prune.run_folder import RunFolder
+
+FATES = ("dropped", "kept: easy pool", "kept: hard pool", "kept", "scored")
+"""What a row's bar is coloured by. "kept" is for methods without pools, "scored" for runs without a selection."""
+DROPPED, KEPT_EASY, KEPT_HARD, KEPT, SCORED = range(len(FATES))
+
+UInt8 = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The scored rows of a run, n of them, in ascending row id.
+
+    Attributes:
+        name: of the run's folder.
+        row_id: int64 [n].
+        score: float32 [n], what the selection ranked by (higher = harder).
+        score_name: which aggregate.
+        n_prompt, n_response: int32 [n], tokens.
+        truncated: bool [n].
+        losses: float32 [n, s], nats per response token.
+        subnets: the s columns' subnets.
+        statuses: {status: rows} over all rows that were encoded, scored or not.
+        selection: the n rows' fates, or None where nothing was selected yet.
+        vectors: float32 [m, d], memory-mapped, or None.
+        vector_at: int64 [n], each row's place in ``vectors``.
+        labels: int32 [n], the cluster (or stratum) of each row; all 0 where there is one.
+        label_names: name of label i at position i.
+        label_kind: "cluster", "stratum", or "" where all rows are together.
+        distance: float32 [n] to the cluster's centre, or None.
+    """
+
+    name: str
+    row_id: Int64
+    score: Float32
+    score_name: str
+    n_prompt: Int32
+    n_response: Int32
+    truncated: Bool
+    losses: Float32
+    subnets: tuple[SubnetSpec, ...]
+    statuses: dict[str, int]
+    selection: Selection | None
+    vectors: Float32 | None
+    vector_at: Int64
+    labels: Int32
+    label_names: tuple[str, ...]
+    label_kind: str
+    distance: Float32 | None
+    stages: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.row_id)
+
+    @property
+    def kept(self) -> Bool:
+        """bool [n]; all False where nothing was selected yet."""
+        return np.zeros(len(self), dtype=bool) if self.selection is None else self.selection.selected
+
+    @property
+    def fate(self) -> UInt8:
+        """uint8 [n], an index into FATES."""
+        chosen = self.selection
+        if chosen is None:
+            return np.full(len(self), SCORED, dtype=np.uint8)
+        by_reason = {"easy pool": KEPT_EASY, "hard pool": KEPT_HARD}
+        lookup = np.array([by_reason.get(reason, KEPT) for reason in chosen.reasons], dtype=np.uint8)
+        return np.where(chosen.selected, lookup[chosen.reason], DROPPED).astype(np.uint8)
+
+    @property
+    def representative(self) -> Int64:
+        """int64 [n]: position of the row that stands for this one, -1 where none does."""
+        if self.selection is None or self.selection.duplicate_of is None:
+            return np.full(len(self), -1, dtype=np.int64)
+        leader = self.selection.duplicate_of
+        return np.where(leader >= 0, np.searchsorted(self.row_id, leader), -1)
+
+
+def read_tables(folder: RunFolder) -> Tables:
+    """Read what the run folder has; embeddings, clusters and selection may be missing.
+
+    Raises:
+        InputError: nothing was scored, or tables of the folder belong to different runs.
+    """
+    folder.require("score", f"score --data ... --out {folder.path}")
+    table = folder.read_scores()
+    scored = table.scored
+    row_id = table.row_id[scored]
+    selection = _selection(folder, row_id)
+    statuses, counts = np.unique(table.status, return_counts=True)
+    vectors, vector_at = _vectors(folder, row_id)
+    labels, names, kind, distance = _groups(folder, row_id, selection)
+    return Tables(
+        name=folder.path.resolve().name,
+        row_id=row_id,
+        score=table.score[scored] if selection is None else selection.score,
+        score_name=str((folder.stage("select").get("config") or {}).get("score") or table.score_name),
+        n_prompt=table.n_prompt[scored],
+        n_response=table.n_response[scored],
+        truncated=table.status[scored] == "truncated",
+        losses=table.losses[scored],
+        subnets=table.subnets,
+        statuses=dict(zip(statuses.tolist(), counts.tolist(), strict=True)),
+        selection=selection,
+        vectors=vectors,
+        vector_at=vector_at,
+        labels=labels,
+        label_names=names,
+        label_kind=kind,
+        distance=distance,
+        stages=folder.manifest.get("stages", {}),
+    )
+
+
+def positions(row_id: Int64, there: Int64, what: str) -> Int64:
+    """int64 [n]: where each row id is found in ``there`` (int64 [m], ascending).
+
+    Raises:
+        InputError: one of them is not.
+    """
+    at = np.minimum(np.searchsorted(there, row_id), max(len(there) - 1, 0))
+    missing = np.flatnonzero(there[at] != row_id) if len(there) else np.arange(len(row_id))
+    if len(missing):
+        raise InputError(
+            f"{what} has no row {row_id[missing[0]]} ({len(missing)} of the {len(row_id)} scored rows are missing): it "
+            "was made before these scores. Run the later stages again (`instruct-prune embed`, `instruct-prune select`)."
+        )
+    return at
+
+
+def _selection(folder: RunFolder, row_id: Int64) -> Selection | None:
+    if not (folder / "selection.parquet").exists():
+        return None
+    selection = folder.read_selection()
+    if not np.array_equal(selection.row_id, row_id):
+        raise InputError(
+            f"{folder / 'selection.parquet'} has {len(selection)} rows and the scores have {len(row_id)}: it was made "
+            f"before these scores. Run `instruct-prune select --out {folder.path} --keep ...` again."
+        )
+    return selection
+
+
+def _vectors(folder: RunFolder, row_id: Int64) -> tuple[Float32 | None, Int64]:
+    if not folder.stage("embed").get("complete"):
+        return None, np.empty(0, dtype=np.int64)
+    embeddings = folder.read_embeddings()
+    return embeddings.vectors, positions(row_id, embeddings.row_id, str(folder / "embeddings.npy"))
+
+
+def _groups(
+    folder: RunFolder, row_id: Int64, selection: Selection | None
+) -> tuple[Int32, tuple[str, ...], str, Float32 | None]:
+    """Clusters where there are any (named as the strata are, where they are the strata), else the strata, else one."""
+    path = folder / "clusters.parquet"
+    if path.exists():
+        import pyarrow.parquet as pq
+
+        columns = pq.read_table(path, page_checksum_verification=True)
+        there = columns.column("row_id").to_numpy()
+        at = positions(row_id, there, str(path))
+        labels = columns.column("cluster").to_numpy()[at].astype(np.int32)
+        names = tuple(f"cluster {i}" for i in range(int(labels.max(initial=0)) + 1))
+        if selection is not None and np.array_equal(selection.stratum, labels):
+            names = selection.strata_names
+        return labels, names, "cluster", columns.column("distance").to_numpy()[at]
+    if selection is not None and len(selection.strata_names) > 1:
+        return selection.stratum.astype(np.int32), selection.strata_names, "stratum", None
+    return np.zeros(len(row_id), dtype=np.int32), ("all rows",), "", None

@@ -1,0 +1,46 @@
+"""What pruning did to the planted rows of data_samples/: `python recipes/demo_report.py RUN KEY.json`.
+
+The key says which lines were planted; the tool itself never reads it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+RANDOM_DRAWS = 200
+
+
+def dropped_duplicates(groups: list[list[int]], kept: set[int]) -> int:
+    """Rows of near-duplicate groups that went, counting one of each group as the one that may stay."""
+    return sum(len(group) - max(1, len(kept & set(group))) for group in groups)
+
+
+def main(run: str, key_path: str) -> None:
+    selection = pq.read_table(Path(run) / "selection.parquet").to_pandas()
+    key = json.loads(Path(key_path).read_text(encoding="utf-8"))
+    lines = selection.row_id.to_numpy() + 1
+    kept = set(lines[selection.selected].tolist())
+    rng = np.random.default_rng(0)
+    draws = [set(rng.choice(lines, len(kept), replace=False).tolist()) for _ in range(RANDOM_DRAWS)]
+
+    print(f"\nplanted rows dropped, keeping {len(kept)} of {len(lines)}      this run    random subsets of that size (mean)")
+    extra = sum(len(group) - 1 for group in key["near_duplicates"])
+    ours = dropped_duplicates(key["near_duplicates"], kept)
+    chance = np.mean([dropped_duplicates(key["near_duplicates"], draw) for draw in draws])
+    print(f"  superfluous near-duplicates ({extra})            {ours:>6}          {chance:>6.1f}")
+    for name in ("garbled", "wrong", "trivial", "hard"):
+        planted = set(key[name])
+        ours = len(planted - kept)
+        chance = np.mean([len(planted - draw) for draw in draws])
+        print(f"  {name:<9}({len(planted)})                              {ours:>6}          {chance:>6.1f}")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("usage: python recipes/demo_report.py RUN KEY.json")
+    main(sys.argv[1], sys.argv[2])
