@@ -204,14 +204,23 @@ def load_tokenizer(source: ModelSource) -> Any:
     return tokenizer
 
 
-def load_causal_lm(source: ModelSource, dtype: str, device_map: str | None = None) -> Any:
-    """The language model, in evaluation mode, without gradients."""
+def load_causal_lm(
+    source: ModelSource, dtype: str, device_map: str | dict[str, Any] | None = None, offload_folder: Path | None = None
+) -> Any:
+    """The language model, in evaluation mode, without gradients.
+
+    Args:
+        source: which model.
+        dtype: torch name of the weights' type.
+        device_map: "auto" or {module: device, "cpu" or "disk"} to spread one model over devices.
+        offload_folder: where weights that fit nowhere else go.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
     options: dict[str, Any] = {"dtype": getattr(torch, dtype), "attn_implementation": "sdpa"}
     if device_map is not None:
-        options["device_map"] = device_map
+        options |= {"device_map": device_map, "offload_folder": None if offload_folder is None else str(offload_folder)}
     try:
         model = _load(AutoModelForCausalLM, source, **options)
     except ValueError as error:

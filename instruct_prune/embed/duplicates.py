@@ -7,11 +7,12 @@ Source: SemDeDup, Abbas et al. (arXiv 2303.09540), which compares rows inside k-
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import math
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -19,13 +20,15 @@ from instruct_prune.datatypes import Float32, Int64, Picks
 from instruct_prune.errors import InputError
 from instruct_prune.geometry import blocks
 
+ALL_PAIRS = 10_000
+"""Up to so many rows, every pair is compared."""
+TREES = 6
+"""Random partitions of more rows than that; a pair is found where any of them leaves it in one cell."""
 CELL = 500
-"""Rows of a cell, about. Below eight cells' worth of rows there is one cell, and every pair is compared."""
-NEAREST = 256
-"""Cells that a row is placed among: those nearest to its region, so that the cost of a row does not grow with n."""
+"""Most rows of a cell."""
+FAN = 64
+"""Parts that a set of rows is cut into at once."""
 PUNCTUATION = re.compile(r"(?<!\d)[.,]|[.,](?!\d)|[\s;:!?'\"‘’“”…。、¿¡]+")
-VISITS = 4
-"""Cells a row is compared in: its own, and the nearest others that can hold a row above the threshold."""
 
 
 def text_keys(texts: Iterable[str]) -> Int64:
@@ -49,10 +52,10 @@ def find_duplicates(
     """Say which row stands for each row that is superfluous.
 
     Rows with equal keys come first: one of them stands for the others. Then, in order of priority, a row is kept unless
-    its cosine with a row kept before it reaches the threshold. Pairs are looked for in cells around random rows: a row
-    is compared with those of its own cell and of up to three neighbouring ones, cells that cannot hold a near-duplicate
-    of it left out. Below 4000 rows all pairs are compared. Above, on Alpaca, CodeAlpaca and GSM8K with MiniLM, all
-    pairs at 0.95 and more than 99.9% of those at 0.9 were found. Time and memory are linear in the rows.
+    its cosine with a row kept before it reaches the threshold. Up to 10,000 rows all pairs are compared. Above, pairs
+    are looked for in the cells of six random partitions, so that time and memory are linear in the rows. Measured on
+    19,000 rows of Alpaca, CodeAlpaca and GSM8K (MiniLM) cut as finely as a million would be: 99.8% of the pairs at 0.95,
+    99.5% at 0.9 and 91% at 0.8 were found.
 
     Args:
         row_id: int64 [n].
@@ -136,71 +139,55 @@ def _stars(vectors: Float32, rows: Picks, priority: Int64, threshold: float) -> 
 
 def _first_neighbor(vectors: Float32, rows: Picks, order: Picks, threshold: float) -> Picks:
     """int64 [m]: for each row, its neighbour that comes first in ``order``; itself where it has none."""
+    from threadpoolctl import threadpool_limits
+
     rank = np.empty(len(rows), dtype=np.int64)
     rank[order] = np.arange(len(rows))
-    first = np.full(len(rows), len(rows), dtype=np.int64)
-    for left, right in _near_pairs(vectors, rows, threshold):
-        np.minimum.at(first, left, rank[right])
-        np.minimum.at(first, right, rank[left])
+
+    def search(tree: int) -> Int64:
+        first = np.full(len(rows), len(rows), dtype=np.int64)
+        for cell in _cells(vectors, rows, np.random.default_rng(tree)):
+            for left, right in _near_pairs(vectors, rows, cell, threshold):
+                np.minimum.at(first, left, rank[right])
+                np.minimum.at(first, right, rank[left])
+        return first
+
+    # One thread a tree and one for each product: the same numbers on any number of cores.
+    with threadpool_limits(limits=1), ThreadPoolExecutor() as threads:
+        first = functools.reduce(np.minimum, threads.map(search, range(TREES if len(rows) > ALL_PAIRS else 1)))
     return np.where(first < len(rows), order[np.minimum(first, len(rows) - 1)], np.arange(len(rows)))
 
 
-def _near_pairs(vectors: Float32, rows: Picks, threshold: float) -> Iterator[tuple[Picks, Picks]]:
-    """Pairs of positions in ``rows`` whose cosine reaches the threshold, a pair at most twice."""
-    cells = len(rows) // CELL if len(rows) >= 8 * CELL else 1
-    home, visitor, visited = _cells(vectors, rows, cells, threshold)
-    homes, home_starts = _by_cell(home, cells)
-    visits, visit_starts = _by_cell(visited, cells)
-    for cell in range(cells):
-        members = homes[home_starts[cell] : home_starts[cell + 1]]
-        guests = visitor[visits[visit_starts[cell] : visit_starts[cell + 1]]]
-        queries = np.concatenate([members, guests])
-        for right in blocks(len(members)):
-            among = vectors[rows[members[right]]]
-            for left in blocks(len(queries)):
-                if left.stop <= right.start:
-                    continue  # this pair of blocks was seen the other way round
-                cosine = vectors[rows[queries[left]]] @ among.T
-                i, j = np.nonzero(cosine >= threshold)
-                i, j = queries[left][i], members[right][j]
-                yield i[i != j], j[i != j]
+def _cells(vectors: Float32, rows: Picks, rng: np.random.Generator) -> Iterator[Picks]:
+    """Cut the rows (positions in ``rows``) into cells: each goes to the nearest of a few random rows, again and again."""
+    if len(rows) <= ALL_PAIRS:
+        yield np.arange(len(rows))
+        return
+    parts = [np.arange(len(rows))]
+    while parts:
+        part = parts.pop()
+        if len(part) <= CELL:
+            yield part
+            continue
+        fan = min(FAN, max(2, 2 * len(part) // CELL))
+        centers = np.asarray(vectors[rows[np.sort(rng.choice(part, fan, replace=False))]])
+        label = np.concatenate([(vectors[rows[part[b]]] @ centers.T).argmax(axis=1) for b in blocks(len(part))])
+        sizes = np.bincount(label, minlength=fan)
+        if sizes.max() == len(part):  # rows that no cut tells apart
+            yield part
+            continue
+        by_label = part[np.argsort(label, kind="stable")]
+        parts += [piece for piece in np.split(by_label, np.cumsum(sizes)[:-1]) if len(piece)]
 
 
-def _cells(vectors: Float32, rows: Picks, cells: int, threshold: float) -> tuple[Picks, Picks, Picks]:
-    """Each row's own cell (int64 [m]), and the other cells to look in, as pairs (row, cell).
-
-    A row x in the cell of centre a has a near-duplicate y in that of b only if the plane between a and b lies between
-    them, so one of the two is at most half their distance away from it; that one looks in the other's cell.
-    """
-    if cells == 1:
-        none = np.empty(0, dtype=np.int64)
-        return np.zeros(len(rows), dtype=np.int64), none, none
-    rng = np.random.default_rng(0)
-    centers = vectors[rows[np.sort(rng.choice(len(rows), cells, replace=False))]]
-    regions = centers[rng.choice(cells, math.isqrt(cells), replace=False)]
-    region = np.concatenate([(vectors[rows[block]] @ regions.T).argmax(axis=1) for block in blocks(len(rows))])
-    reach = math.sqrt(2 - 2 * threshold) / 2
-    home = np.empty(len(rows), dtype=np.int64)
-    visitors, visited = [], []
-    by_region, starts = _by_cell(region, len(regions))
-    for r in range(len(regions)):
-        near = np.argsort(-(centers @ regions[r]), kind="stable")[:NEAREST]
-        apart = np.sqrt(np.maximum(2 - 2 * (centers[near] @ centers[near].T), 1e-12))
-        for block in blocks(starts[r + 1] - starts[r]):
-            members = by_region[starts[r] : starts[r + 1]][block]
-            cosine = vectors[rows[members]] @ centers[near].T
-            best = np.argpartition(-cosine, VISITS, axis=1)[:, :VISITS]
-            best = np.take_along_axis(best, np.argsort(-np.take_along_axis(cosine, best, axis=1), axis=1), axis=1)
-            ordered = np.take_along_axis(cosine, best, axis=1)
-            home[members] = near[best[:, 0]]
-            from_plane = (ordered[:, :1] - ordered[:, 1:]) / apart[best[:, :1], best[:, 1:]]
-            row, which = np.nonzero(from_plane <= reach)
-            visitors.append(members[row])
-            visited.append(near[best[row, which + 1]])
-    return home, np.concatenate(visitors), np.concatenate(visited)
-
-
-def _by_cell(cell: Picks, cells: int) -> tuple[Picks, list[int]]:
-    """Positions sorted by cell (stable), and where each cell begins."""
-    starts = np.concatenate([[0], np.cumsum(np.bincount(cell, minlength=cells))])
-    return np.argsort(cell, kind="stable"), starts.tolist()
+def _near_pairs(vectors: Float32, rows: Picks, cell: Picks, threshold: float) -> Iterator[tuple[Picks, Picks]]:
+    """The pairs of a cell whose cosine reaches the threshold; a pair within one block comes twice."""
+    for right in blocks(len(cell)):
+        among = np.asarray(vectors[rows[cell[right]]])
+        for left in blocks(len(cell)):
+            if left.start < right.start:
+                continue
+            queries = among if left == right else np.asarray(vectors[rows[cell[left]]])
+            i, j = np.nonzero(queries @ among.T >= threshold)
+            i, j = cell[left][i], cell[right][j]
+            yield i[i != j], j[i != j]

@@ -113,13 +113,15 @@ def choose_template(wanted: str, tokenizer: Any, data_format: str | None) -> Tem
     if wanted == "plain":
         return PlainTemplate(eos)
     if wanted == "chat":
-        if not tokenizer.chat_template:
+        try:
+            source = tokenizer.get_chat_template()
+        except ValueError:
             raise InputError(
-                f"the tokenizer of {tokenizer.name_or_path or 'this model'} has no chat template, and the data are"
-                " conversations. Use the model's instruct version, --template alpaca, or --template FILE.jinja with a"
-                " template of your own."
-            )
-        return ChatTemplate(tokenizer, tokenizer.get_chat_template(), "chat")
+                f"the tokenizer of {tokenizer.name_or_path or 'this model'} has no chat template (or several and none"
+                " named 'default'), so it cannot write conversations. Use the model's instruct version,"
+                " --template alpaca, or --template FILE.jinja with a template of your own."
+            ) from None
+        return ChatTemplate(tokenizer, source, "chat")
     path = Path(wanted).expanduser()
     if not path.is_file():
         raise InputError(f"no template {wanted!r}: give auto, alpaca, chat, plain, or the path of a Jinja file.")

@@ -74,8 +74,8 @@ _AFTER_STRING = frozenset(b":,]} \t\r\n")
 class _Scanner:
     """Finds where each element of the outer list begins and ends.
 
-    Three things never happen in sound JSON: brackets that do not match, an object in an object without a colon
-    before it, text glued to a closing quote. At the first of them the element is given up, and the next one begins
+    Three things never happen in sound JSON: brackets that do not match, a bracket that opens in an object without a
+    colon before it, text glued to a closing quote. At the first of them the element is given up, and the next one begins
     at the next object that is indented as the first element was (or, in a file without line breaks, after the next
     "},").
     """
@@ -114,7 +114,7 @@ class _Scanner:
 
     def _element(self) -> bytes:
         """Cut the element that begins at buffer[0] off the buffer."""
-        if self.buffer[0] in b"}]":
+        if self.buffer[0] in b"}]" or self._is_stray_list():
             return self._cut(1)
         if self.buffer[0] not in b'{["':
             return self._cut(self._search(_SCALAR, 0))
@@ -133,7 +133,7 @@ class _Scanner:
                     if not stack or stack.pop() != _OPENED_BY[byte]:
                         return self._cut(self._resume(start))
                 else:
-                    if stack and stack[-1] == byte == ord("{"):
+                    if stack and stack[-1] == ord("{"):
                         before = self.buffer[max(0, start - 256) : start].rstrip()
                         if before[-1:] != b":":
                             return self._cut(self._resume(start))
@@ -144,6 +144,12 @@ class _Scanner:
             if self.at_end:
                 return self._cut(len(self.buffer))
             self._fill()
+
+    def _is_stray_list(self) -> bool:
+        """Whether a list of objects begins here: one bracket too many, and what follows are the rows."""
+        while self.buffer[0] == ord("[") and not self.buffer[1:].strip() and not self.at_end:
+            self._fill()
+        return self.buffer[0] == ord("[") and self.buffer[1:].lstrip()[:1] == b"{"
 
     def _resume(self, position: int) -> int:
         """Where the next element seems to begin, at ``position`` or after it."""

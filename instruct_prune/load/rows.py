@@ -103,6 +103,8 @@ def check_encodable(row: Mapping[str, Any]) -> None:
         except UnicodeEncodeError:
             shown = name.encode("utf-8", "backslashreplace").decode()
             raise RowError("half of a surrogate pair, which is no character", shown) from None
+        except RecursionError:
+            raise RowError("not usable JSON: nested too deeply") from None
 
 
 def named_type(value: object) -> str:

@@ -147,15 +147,15 @@ def open_data(
     """
     if limit is not None and limit < 1:
         raise InputError(f"--limit {limit}: give the number of rows to read, at least 1.")
-    inputs, told, left = [], [], limit
+    inputs, told = [], []
     for reader in find_readers(data, split, subset):
-        chosen, sentence = _open(reader, format, columns or {}, left)
+        chosen, sentence = _open(reader, format, columns or {})
         inputs.append(chosen)
         told.append(sentence)
     return Source(inputs, "; ".join(told), limit, strict)
 
 
-def _open(reader: Reader, wanted: str | None, columns: Mapping[str, str], limit: int | None) -> tuple[_Input, str]:
+def _open(reader: Reader, wanted: str | None, columns: Mapping[str, str]) -> tuple[_Input, str]:
     parsed: list[Mapping[str, Any]] = []
     faults: list[tuple[int, str]] = []
     for line, data in islice(reader.rows(), DETECTION_ROWS):

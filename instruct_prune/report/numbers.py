@@ -163,23 +163,20 @@ class Numbers:
         return plain
 
 
-def compute(
-    folder: RunFolder, tables: Tables, columns: Sequence[Column] = (), others: Sequence[Other] = ()
-) -> Numbers:
-    """Count everything.
+def compute(folder: RunFolder, tables: Tables, others: Sequence[Other] = ()) -> Numbers:
+    """Count everything that the run's own files say.
 
     Args:
         folder: the run, for its manifest and ``rejected.jsonl``.
         tables: the run's tables.
-        columns: of the data, over the same rows.
         others: selections over the same rows to compare with.
+
+    Returns:
+        The report without ``shifts``, which need the data (`shifts_of`).
     """
     fate = tables.fate
     fates = {name: fate == i for i, name in enumerate(FATES) if (fate == i).any()}
-    everything: dict[str, Bool] = {"all": np.ones(len(tables), dtype=bool)}
-    if tables.selection is not None:
-        everything["kept"] = tables.kept
-    everything |= {other.name: other.kept for other in others}
+    everything = _series(tables, others)
     mmds: list[Mmd | None] = [None] * (1 + len(others))
     if tables.vectors is not None and tables.selection is not None:
         mmds = mmd_to_full(tables.vectors, tables.vector_at, [tables.kept, *(o.kept for o in others)])
@@ -199,7 +196,7 @@ def compute(
         families=_families(tables),
         group_kind=tables.label_kind,
         groups=_groups(tables),
-        shifts=[column_shift(column, everything) for column in columns],
+        shifts=[],
         mmd=mmds[0],
         split_curve=[[float(split), float(value)] for split, value in curve],
         health=_health(tables),
@@ -207,6 +204,17 @@ def compute(
         rejected=_rejected(folder),
         others=[other_numbers(tables, o, mmd) for o, mmd in zip(others, mmds[1:], strict=True)],
     )
+
+
+def shifts_of(tables: Tables, columns: Sequence[Column], others: Sequence[Other] = ()) -> list[Shift]:
+    """The columns of the data, kept beside all rows."""
+    return [column_shift(column, _series(tables, others)) for column in columns]
+
+
+def _series(tables: Tables, others: Sequence[Other]) -> dict[str, Bool]:
+    """The sets of rows whose distributions are put beside each other."""
+    kept = {} if tables.selection is None else {"kept": tables.kept}
+    return {"all": np.ones(len(tables), dtype=bool), **kept, **{other.name: other.kept for other in others}}
 
 
 def boundary_of(tables: Tables) -> Boundary | None:

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from instruct_prune.datatypes import Bool, Float32, Int64
 from instruct_prune.geometry import median_distance, mmd_squared, sample
+from instruct_prune.report.compare import SAMPLE
 from instruct_prune.report.rows import Column
 
 BINS = 48
 CATEGORIES = 12
 """Categories that are shown one by one; the rest are counted together."""
-MMD_ROWS = 2048
 RANDOM_SUBSETS = 8
 
 
@@ -120,7 +120,8 @@ def column_shift(column: Column, series: dict[str, Bool]) -> Shift:
 def mmd_to_full(vectors: Float32, at: Int64, subsets: Iterable[Bool], seed: int = 0) -> list[Mmd | None]:
     """How far each subset lies from all rows, beside random subsets of the same size.
 
-    Source: Gretton et al., "A Kernel Two-Sample Test", JMLR 2012; the estimate is that of ``geometry.mmd_squared``.
+    The same rows are compared as by ``compare``, so the two agree. Source: Gretton et al., "A Kernel Two-Sample Test",
+    JMLR 2012.
 
     Args:
         vectors: float32 [m, d].
@@ -130,7 +131,7 @@ def mmd_to_full(vectors: Float32, at: Int64, subsets: Iterable[Bool], seed: int 
     """
     if len(at) < 3:
         return [None for _ in subsets]
-    whole = sample(vectors, at, MMD_ROWS, np.random.default_rng(seed))
+    whole = sample(vectors, at, SAMPLE, np.random.default_rng(seed))
     width = median_distance(whole)
     found: list[Mmd | None] = []
     for mask in subsets:
@@ -138,9 +139,9 @@ def mmd_to_full(vectors: Float32, at: Int64, subsets: Iterable[Bool], seed: int 
         if size < 2:
             found.append(None)
             continue
+        kept = mmd_squared(whole, sample(vectors, at[mask], SAMPLE, np.random.default_rng(seed)), width)
         rng = np.random.default_rng(seed + 1)
-        kept = mmd_squared(whole, sample(vectors, at[mask], MMD_ROWS, rng), width)
         draws = (rng.choice(at, size, replace=False) for _ in range(RANDOM_SUBSETS))
-        random = [mmd_squared(whole, sample(vectors, rows, MMD_ROWS, rng), width) for rows in draws]
-        found.append(Mmd(kept, random, width, min(MMD_ROWS, len(at))))
+        random = [mmd_squared(whole, sample(vectors, rows, SAMPLE, rng), width) for rows in draws]
+        found.append(Mmd(kept, random, width, min(SAMPLE, len(at))))
     return found

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,14 +38,15 @@ class WeightTable:
     def matrices(self) -> Iterator[tuple[str, Tensor]]:
         """Each weight matrix by itself: an expert stack [experts, out, in] gives one matrix an expert."""
         for name, parameter in self.masked.items():
-            if parameter.ndim == 3 and name in self._stacks:
+            if parameter.ndim == 3 and name in self.stacks:
                 for expert, matrix in enumerate(parameter.data):
                     yield f"{name}[{expert}]", matrix
             else:
                 yield name, parameter.data
 
     @property
-    def _stacks(self) -> set[str]:
+    def stacks(self) -> set[str]:
+        """Names of expert stacks."""
         return {name for name, p in self.masked.items() if p.ndim == 3 and "experts" in name}
 
     @property
@@ -123,6 +125,7 @@ class WeightMasker:
         self.table = find_weights(model, include_head)
         self._originals: dict[str, Tensor] | None = None
         self._current: SubnetSpec | None = None
+        self._offloaded = OffloadedWeights(model, self.table)
 
     def apply(self, spec: SubnetSpec) -> None:
         """Make the weights those of ``spec`` ("dense" gives the originals back)."""
@@ -132,10 +135,12 @@ class WeightMasker:
         if self._current == spec:
             return
         if self._originals is None:
-            self._originals = {n: p.detach().to("cpu", copy=True) for n, p in self.table.masked.items()}
+            here = {n: p for n, p in self.table.masked.items() if not p.is_meta}
+            self._originals = {n: p.detach().to("cpu", copy=True) for n, p in here.items()}
         if self._current is not None and not _nested(self._current, spec):
             self.restore()
         self._current = spec
+        self._offloaded.mask(spec)
         with torch.no_grad():
             if spec.kind == "magnitude" and spec.scope == "global":
                 self._mask_together(spec)
@@ -146,15 +151,16 @@ class WeightMasker:
         """Give every masked weight its original bits back."""
         if self._current is None or self._originals is None:
             return
+        self._offloaded.unmask()
         with torch.no_grad():
-            for name, parameter in self.table.masked.items():
-                parameter.data.copy_(self._originals[name])
+            for name, original in self._originals.items():
+                self.table.masked[name].data.copy_(original)
         self._current = None
 
     def _mask_each(self, spec: SubnetSpec) -> None:
         for name, matrix in self.table.matrices():
-            keys = magnitude_keys(matrix) if spec.kind == "magnitude" else random_keys(name, matrix, spec.seed)
-            zero_smallest(matrix, keys, smallest([keys], removed_count(matrix.numel(), spec.value)))
+            if not matrix.is_meta:
+                mask_matrix(name, matrix, spec)
 
     def _mask_together(self, spec: SubnetSpec) -> None:
         matrices = [matrix for _, matrix in self.table.matrices()]
@@ -163,6 +169,66 @@ class WeightMasker:
         for matrix, key in zip(matrices, keys, strict=True):
             used = zero_smallest(matrix, key, cut)
             cut = type(cut)(cut.threshold, cut.n_ties - used)
+
+
+def mask_matrix(name: str, matrix: Tensor, spec: SubnetSpec) -> None:
+    """Mask one matrix in place, by itself."""
+    keys = magnitude_keys(matrix) if spec.kind == "magnitude" else random_keys(name, matrix, spec.seed)
+    zero_smallest(matrix, keys, smallest([keys], removed_count(matrix.numel(), spec.value)))
+
+
+class OffloadedWeights:
+    """Weights that `device_map` keeps on disk or host: masked each time their module loads them, so nothing to restore."""
+
+    def __init__(self, model: nn.Module, table: WeightTable) -> None:
+        owners = {id(p): module for module in model.modules() for p in module.parameters(recurse=False)}
+        self._names = {
+            name: (owners[id(p)], name.rpartition(".")[2], name in table.stacks)
+            for name, p in table.masked.items()
+            if p.is_meta
+        }
+        self._before: list[tuple[nn.Module, Any]] = []
+
+    def mask(self, spec: SubnetSpec) -> None:
+        """Append to each module's loading hook.
+
+        Raises:
+            InputError: one threshold over all weights cannot be counted while some of them are not in memory.
+        """
+        self.unmask()
+        if self._names and spec.kind == "magnitude" and spec.scope == "global":
+            raise InputError(
+                "magnitude-global needs all weights in memory, but --device-map auto has put some on disk. Use layerwise "
+                "magnitude subnets (--subnets dlc)."
+            )
+        if not self._names:
+            return
+        from accelerate.hooks import SequentialHook
+
+        for name, (module, attribute, stacked) in self._names.items():
+            loader = module._hf_hook
+            self._before.append((module, loader))
+            module._hf_hook = SequentialHook(loader, _mask_after_loading(name, attribute, stacked, spec))
+
+    def unmask(self) -> None:
+        for module, loader in reversed(self._before):
+            module._hf_hook = loader
+        self._before = []
+
+
+def _mask_after_loading(name: str, attribute: str, stacked: bool, spec: SubnetSpec) -> Any:
+    from accelerate.hooks import ModelHook
+
+    class MaskAfterLoading(ModelHook):  # type: ignore[misc]
+        def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+            # A copy: what was loaded may be a view of the file or of the host's own weights.
+            weight = getattr(module, attribute).data.clone()
+            for expert, matrix in enumerate(weight) if stacked else [(None, weight)]:
+                mask_matrix(name if expert is None else f"{name}[{expert}]", matrix, spec)
+            setattr(module, attribute, nn.Parameter(weight, requires_grad=False))
+            return args, kwargs
+
+    return MaskAfterLoading()
 
 
 def _nested(current: SubnetSpec, wanted: SubnetSpec) -> bool:

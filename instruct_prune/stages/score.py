@@ -73,7 +73,9 @@ def score(
 
     work = _plan_work(folder, store, plan_passes(ladder), identity)
     say_main(ranks, f"scoring with {source.name} in {dtype}, {ranks.describe()}: {_describe_plan(work)}")
-    model = models.load_causal_lm(source, dtype, None if config.device_map == "none" else "auto")
+    model = models.load_causal_lm(
+        source, dtype, None if config.device_map == "none" else "auto", folder / "parts" / "offload"
+    )
     backbone = CausalLM(ranks.prepare(model) if config.device_map == "none" else model)
     if config.dry_run:
         if ranks.is_main:

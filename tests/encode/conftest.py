@@ -38,6 +38,7 @@ def chat_tokenizers() -> dict[str, Any]:
     chatml = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     gemma = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
     tools = ["[INST]", "[/INST]", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]"]
+    llama2 = ["<unk>", "<s>", "</s>"]
     mistral = ["<unk>", "<s>", "</s>", *tools, "[TOOL_RESULTS]", "[/TOOL_RESULTS]"]
     return {
         "llama3": _fast(
@@ -46,14 +47,21 @@ def chat_tokenizers() -> dict[str, Any]:
         "qwen": _fast(byte_level(chatml, normalizers.NFC(), trim_offsets=False), "qwen", eos_token="<|im_end|>"),
         "chatml": _fast(byte_level(chatml), "chatml", eos_token="<|im_end|>", bos_token="<|im_start|>"),
         "gemma": _fast(
-            _with_bos(sentencepiece_like(gemma, metaspace=False), "<bos>"),
+            _with_bos(sentencepiece_like(gemma, "replace"), "<bos>"),
             "gemma",
             bos_token="<bos>",
             eos_token="<eos>",
             unk_token="<unk>",
         ),
+        "llama2": _fast(
+            _with_bos(sentencepiece_like(llama2, "prepend"), "<s>"),
+            "llama2",
+            bos_token="<s>",
+            eos_token="</s>",
+            unk_token="<unk>",
+        ),
         "mistral": _fast(
-            _with_bos(sentencepiece_like(mistral, metaspace=True), "<s>"),
+            _with_bos(sentencepiece_like(mistral, "metaspace"), "<s>"),
             "mistral",
             bos_token="<s>",
             eos_token="</s>",

@@ -160,6 +160,19 @@ GOLDEN: list[tuple[str, Sample, str, list[str]]] = [
             "You are welcome.</s>",
         ],
     ),
+    ("llama2", SINGLE, "<s>[INST] What is 2+2? [/INST] 4 </s>", ["4 </s>"]),
+    (
+        "llama2",
+        SYSTEM,
+        "<s>[INST] <<SYS>>\nBe terse.\n<</SYS>>\n\nWhat is 2+2? [/INST] 4 </s>",
+        ["4 </s>"],
+    ),
+    (
+        "llama2",  # a BOS before every question, as this template has it
+        MULTI,
+        "<s>[INST] Hi [/INST] Hello 👋 </s><s>[INST] 2+2? [/INST] It is 4. </s>",
+        ["Hello 👋 </s>", "It is 4. </s>"],
+    ),
     (
         "chatml",
         SINGLE,
@@ -208,10 +221,12 @@ def test_text_and_mask(
     assert (row.status, row.reason) == (Status.OK, "")
     whole = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert row.input_ids.tolist() == whole  # one tokenization of the whole text, nothing glued
-    assert [piece.lstrip(" ") if family == "mistral" else piece for piece in scored_pieces(tokenizer, row)] == pieces
+    assert [
+        piece.lstrip(" ") if family in ("mistral", "llama2") else piece for piece in scored_pieces(tokenizer, row)
+    ] == pieces
 
 
-@pytest.mark.parametrize("family", ["llama3", "gemma", "mistral"])
+@pytest.mark.parametrize("family", ["llama3", "gemma", "mistral"])  # Llama-2 writes one before every question
 def test_exactly_one_bos(chat_tokenizers: dict[str, Any], family: str) -> None:
     tokenizer = chat_tokenizers[family]
     for template in ("chat", "alpaca"):

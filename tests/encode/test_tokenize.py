@@ -39,7 +39,7 @@ def test_alpaca_text_is_stanfords(chat_tokenizers: dict[str, Any]) -> None:
     assert encoder.render(asked("Translate.", "Hello!", "bonjour")) == [(WITH_INPUT, False), *said]
 
 
-@pytest.mark.parametrize("family", ["llama3", "qwen", "chatml", "gemma", "mistral"])
+@pytest.mark.parametrize("family", ["llama3", "qwen", "chatml", "gemma", "mistral", "llama2"])
 def test_alpaca_ids(chat_tokenizers: dict[str, Any], family: str) -> None:
     tokenizer = chat_tokenizers[family]
     [row] = Encoder(tokenizer, "alpaca", max_length=2000).encode([asked("Say {hello}.", "Hello!")])
@@ -258,7 +258,7 @@ NASTY = [
 ]
 
 
-@pytest.mark.parametrize("family", ["llama3", "qwen", "chatml", "gemma", "mistral"])
+@pytest.mark.parametrize("family", ["llama3", "qwen", "chatml", "gemma", "mistral", "llama2"])
 @pytest.mark.parametrize("template", ["alpaca", "plain", "chat"])
 def test_nasty_responses_are_masked_whole(chat_tokenizers: dict[str, Any], family: str, template: str) -> None:
     tokenizer = chat_tokenizers[family]

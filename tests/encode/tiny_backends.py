@@ -30,21 +30,23 @@ def byte_level(specials: list[str], normalizer: Any = None, trim_offsets: bool =
     return backend
 
 
-def sentencepiece_like(specials: list[str], metaspace: bool) -> Any:
-    """A BPE with byte fallback on text whose spaces are "▁", as in Mistral (metaspace) and Gemma (normalizer)."""
+def sentencepiece_like(specials: list[str], spaces: str) -> Any:
+    """A BPE with byte fallback on text whose spaces are "▁", written by "metaspace", "replace" or "prepend"."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     backend = Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
     fallback = [f"<0x{byte:02X}>" for byte in range(256)]
     replace = decoders.Replace("▁", " ")
-    if metaspace:
+    decode = [replace, decoders.ByteFallback(), decoders.Fuse()]
+    if spaces == "metaspace":  # Mistral
         backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-        backend.decoder = decoders.Sequence(
-            [replace, decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(content=" ", left=1)]
-        )
-    else:
+    elif spaces == "prepend":  # Llama-2
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    else:  # Gemma
         backend.normalizer = normalizers.Replace(" ", "▁")
-        backend.decoder = decoders.Sequence([replace, decoders.ByteFallback(), decoders.Fuse()])
+    if spaces != "replace":
+        decode.append(decoders.Strip(content=" ", left=1))
+    backend.decoder = decoders.Sequence(decode)
     backend.train_from_iterator(
         [word for text in CORPUS for word in text.split()],
         trainers.BpeTrainer(

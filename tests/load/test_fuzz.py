@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 import random
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from instruct_prune.encode.tokenize import Encoder
 from instruct_prune.errors import InputError
 from instruct_prune.load import open_data, read_raw
 
-EXAMPLES, ROWS = 200, 50  # 10,000 rows a test
+EXAMPLES, ROWS = 50, 50  # times four tests: 10,000 rows
 PIECES = [
     "a", "Hello there", " ", "\n", "\r\n", "\t", '"', "\\", "{", "}", "[", "]", ",", ":", "},{", '\\"', "é", "e\u0301",
     "\u2028", "\u0085", "\ufeff", "\u202e", "\u200b", "\x00", "\x1b[31m", "👋", "👨‍👩‍👧", "שלום", "日本語", "\U0010ffff",
@@ -76,13 +77,16 @@ def mutated(generator: random.Random, data: bytes) -> bytes:
 
 
 def read(path: Path) -> list[Sample | Reject] | None:
-    """All rows, or None where the file as a whole is refused, with words."""
+    """All rows, or None where the file as a whole is refused, in words."""
     try:
         source = open_data([str(path)])
         rows = list(source)
     except InputError as error:
-        assert path.name in str(error)
-        assert len(str(error)) > 40
+        refused = str(error)
+    else:
+        refused = ""
+    if refused:
+        assert path.name in refused
         return None
     assert [row.row_id for row in rows] == list(range(len(rows)))
     assert all(row.reason for row in rows if isinstance(row, Reject))
@@ -134,14 +138,13 @@ def test_arrays(tmp_path: Path, seed: int) -> None:
     broken = data[:place] + generator.choice([b'"', b"{", b"}", b"[", b"]", b",", b"x", b""]) + data[place + 1 :]
     path.write_bytes(broken)
     damaged = read(path)
-    if damaged is not None and indent == 2:
-        # One byte damages one row, two where it stood between them; all others are there, unchanged and in order.
-        intact = [each.raw for each in found if isinstance(each, Sample)]
-        left = [each.raw for each in damaged if isinstance(each, Sample)]
-        assert len(left) >= len(intact) - 2
-        rest = iter(left)
-        missing = [raw for raw in intact if raw != next(rest, None)] if left == intact else []
-        assert missing == []
+    assert damaged is not None
+    if indent == 2:
+        # One byte damages one row, or two where it stood between them; all others are there, unchanged, in order.
+        intact = [json.dumps(each.raw) for each in found if isinstance(each, Sample)]
+        left = [json.dumps(each.raw) for each in damaged if isinstance(each, Sample)]
+        matched = SequenceMatcher(None, intact, left, autojunk=False).get_matching_blocks()
+        assert sum(block.size for block in matched) >= len(intact) - 2
 
 
 @fuzz

@@ -1,0 +1,142 @@
+"""A sample as other tools write it: Alpaca, OpenAI messages, ShareGPT. Pure functions of one sample."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from instruct_prune.datatypes import Message, Sample
+from instruct_prune.export.job import CannotExpressError
+
+
+def said(message: Message) -> str:
+    """A turn's text with Alpaca's ``input`` after it, as chat templates see it when scoring."""
+    return f"{message.content}\n{message.context}" if message.context.strip() else message.content
+
+
+def alpaca_row(sample: Sample, *, system: bool = True, history: bool = True) -> dict[str, Any]:
+    """instruction, input, output; with ``system`` and ``history`` also those keys, empty where the row has none.
+
+    Raises:
+        CannotExpressError: tools, plain text, or turns that do not alternate.
+    """
+    opening, turns = _opened(_turns(sample))
+    _check_alternation(turns)
+    if sample.tools or any(m.tool_calls or m.role == "tool" for m in turns):
+        raise CannotExpressError("Alpaca rows have no place for tools")
+    pairs = list(zip(turns[::2], turns[1::2], strict=True))
+    question, answer = pairs[-1]
+    row: dict[str, Any] = {
+        "instruction": question.content,
+        "input": question.context if question.context.strip() else "",
+        "output": answer.content,
+    }
+    if system:
+        row["system"] = opening
+    elif opening:
+        raise CannotExpressError("the row has a system message")
+    if history:
+        row["history"] = [[said(asked), given.content] for asked, given in pairs[:-1]]
+    elif pairs[:-1]:
+        raise CannotExpressError("the row has several turns")
+    return row
+
+
+def messages_row(sample: Sample, trained: set[int], *, weights: bool = False, tools: bool = False) -> dict[str, Any]:
+    """OpenAI's ``messages``.
+
+    Args:
+        sample: the row.
+        trained: positions of the turns that are trained on.
+        weights: write ``weight`` 0 or 1 into every assistant turn.
+        tools: write the key ``tools``, null where the row has none.
+
+    Raises:
+        CannotExpressError: plain text.
+    """
+    turns: list[dict[str, Any]] = []
+    waiting: list[Mapping[str, Any]] = []  # calls without a result
+    for i, message in enumerate(_turns(sample)):
+        turn: dict[str, Any] = {"role": message.role, "content": said(message)}
+        if message.tool_calls:
+            turn["tool_calls"] = [dict(call) for call in message.tool_calls]
+            waiting = list(message.tool_calls)
+        if message.role == "tool" and waiting:
+            call = waiting.pop(0)
+            turn |= {"tool_call_id": call["id"], "name": call["function"]["name"]}
+        if weights and message.role == "assistant":
+            turn["weight"] = int(i in trained)
+        turns.append(turn)
+    row: dict[str, Any] = {"messages": turns}
+    if tools:
+        row["tools"] = [dict(tool) for tool in sample.tools] or None
+    return row
+
+
+def prompt_completion_row(sample: Sample, *, tools: bool = False) -> dict[str, Any]:
+    """TRL's conversational prompt and completion: the last turn is what is learnt, under any chat template."""
+    row = messages_row(sample, set(), tools=tools)
+    turns = row.pop("messages")
+    return {"prompt": turns[:-1], "completion": turns[-1:], **row}
+
+
+SHAREGPT_TAGS = {"user": "human", "assistant": "gpt", "tool": "observation"}
+
+
+def sharegpt_row(sample: Sample, *, tools: bool = True) -> dict[str, Any]:
+    """ShareGPT turns as LLaMA-Factory reads them: a question (human, observation), then an answer (gpt, function_call).
+
+    Raises:
+        CannotExpressError: plain text, or turns that do not alternate so (LLaMA-Factory would skip the row).
+    """
+    opening, turns = _opened(_turns(sample))
+    _check_alternation(turns)
+    conversation = []
+    for message in turns:
+        tag, value = SHAREGPT_TAGS[message.role], said(message)
+        if message.tool_calls:
+            if value.strip():
+                raise CannotExpressError(
+                    "an assistant turn has both text and tool calls, a ShareGPT turn is one of them"
+                )
+            calls = [dict(call["function"]) for call in message.tool_calls]
+            tag, value = "function_call", json.dumps(calls if len(calls) > 1 else calls[0], ensure_ascii=False)
+        conversation.append({"from": tag, "value": value})
+    row: dict[str, Any] = {"conversations": conversation, "system": opening}
+    if tools:
+        row["tools"] = json.dumps([dict(tool) for tool in sample.tools], ensure_ascii=False) if sample.tools else ""
+    return row
+
+
+def text_row(sample: Sample) -> dict[str, Any]:
+    """Plain text.
+
+    Raises:
+        CannotExpressError: the row is a conversation.
+    """
+    if len(sample.messages) != 1 or sample.messages[0].role != "text":
+        raise CannotExpressError("the row is a conversation among rows of plain text")
+    return {"text": sample.messages[0].content}
+
+
+def _turns(sample: Sample) -> Sequence[Message]:
+    if any(message.role == "text" for message in sample.messages):
+        raise CannotExpressError("the row is plain text without turns")
+    return sample.messages
+
+
+def _opened(messages: Sequence[Message]) -> tuple[str, Sequence[Message]]:
+    """The system message ("" where there is none) and the turns after it."""
+    if messages and messages[0].role == "system":
+        return messages[0].content, messages[1:]
+    return "", messages
+
+
+def _check_alternation(turns: Sequence[Message]) -> None:
+    for i, message in enumerate(turns):
+        asks = message.role in ("user", "tool")
+        if message.role == "system" or asks != (i % 2 == 0):
+            raise CannotExpressError(f"its turns do not alternate: turn {i + 1} is {message.role!r}")
+    if not turns or len(turns) % 2:
+        raise CannotExpressError("its last turn is not the assistant's")

@@ -1,0 +1,198 @@
+"""What an export is given, what it says about itself, and how rows that a target cannot take are told."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from instruct_prune.datatypes import Int64, Reject, Sample
+from instruct_prune.errors import InputError
+from instruct_prune.run_folder import atomic
+
+
+class CannotExpressError(ValueError):
+    """The target format has no place for something in this row; the text says for what."""
+
+
+@dataclass(frozen=True)
+class KeptSamples:
+    """The kept rows of a source as samples, in input order; iterate as often as needed.
+
+    Attributes:
+        source: samples and rejects in input order (``instruct_prune.load.Source``), readable many times.
+        kept: int64 [k], the row ids that were kept.
+    """
+
+    source: Iterable[Sample | Reject]
+    kept: Int64
+
+    def __iter__(self) -> Iterator[Sample]:
+        wanted = set(self.kept.tolist())
+        return (row for row in self.source if isinstance(row, Sample) and row.row_id in wanted)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What the kept rows have, found in one pass: a file needs the same keys in its first row and in its last.
+
+    Attributes:
+        rows: how many.
+        text: rows of plain text, without turns.
+        systems, tools, calls: rows with a system message, with tool definitions, with tool calls or tool results.
+        many_turns: rows in which the assistant speaks more than once.
+        earlier_trained: rows that train an assistant turn before the last one.
+        untrained: rows with an assistant turn that is not trained.
+        last_only: whether each row trains its last message and nothing else.
+    """
+
+    rows: int = 0
+    text: int = 0
+    systems: int = 0
+    tools: int = 0
+    calls: int = 0
+    many_turns: int = 0
+    earlier_trained: int = 0
+    untrained: int = 0
+    last_only: bool = True
+
+    @classmethod
+    def of(cls, job: ExportJob) -> Survey:
+        counts = dict.fromkeys(
+            ("rows", "text", "systems", "tools", "calls", "many_turns", "earlier_trained", "untrained"), 0
+        )
+        last_only = True
+        for sample in job.samples:
+            answers = [i for i, m in enumerate(sample.messages) if m.role == "assistant"]
+            trained = job.trained(sample)
+            counts["rows"] += 1
+            counts["text"] += any(m.role == "text" for m in sample.messages)
+            counts["systems"] += any(m.role == "system" for m in sample.messages)
+            counts["tools"] += bool(sample.tools)
+            counts["calls"] += any(m.tool_calls or m.role == "tool" for m in sample.messages)
+            counts["many_turns"] += len(answers) > 1
+            counts["earlier_trained"] += bool(set(answers[:-1]) & trained)
+            counts["untrained"] += bool(set(answers) - trained)
+            last_only = last_only and trained == {len(sample.messages) - 1}
+        return cls(**counts, last_only=last_only)
+
+
+@dataclass(frozen=True)
+class ExportJob:
+    """The kept rows and all that trainers' files say about them.
+
+    Attributes:
+        samples: the kept rows in input order; must be iterable many times (`KeptSamples`).
+        folder: where the files go.
+        name: of the data set, in trainers' files.
+        template: the template that the rows were scored under ("alpaca", "chat", "plain" or a Jinja file).
+        model: the base model to name in trainers' files.
+        max_length: tokens per row at most.
+        kind: how the input rows were stored (``Source.kind``).
+        turns: whether every trained assistant turn counts, or the last one.
+        render: ``Encoder.render``: a row's text in pieces (text, is it response); needed where a trainer has no such template.
+        bos, eos: the tokenizer's begin and end tokens as text ("" where it has none or the template writes them).
+        split, subset: of a Hub or saved dataset, as given to ``open_data``.
+        license: of the source data, or None where it is not known; never guessed.
+        facts: lines for the dataset card, as in {"method": "flexrand", "kept": "125 of 417 rows"}.
+        hub_repo: where "hub" pushes to, "owner/name".
+        hub_private: whether a new repository is private.
+    """
+
+    samples: Iterable[Sample]
+    folder: Path
+    name: str
+    template: str
+    model: str
+    max_length: int
+    kind: str = "jsonl"
+    turns: Literal["all", "last"] = "all"
+    render: Callable[[Sample], list[tuple[str, bool]]] | None = None
+    bos: str = ""
+    eos: str = ""
+    split: str | None = None
+    subset: str | None = None
+    license: str | None = None
+    facts: Mapping[str, str] = field(default_factory=dict)
+    hub_repo: str | None = None
+    hub_private: bool = True
+
+    def __post_init__(self) -> None:
+        if iter(self.samples) is self.samples:
+            raise TypeError("samples must be iterable more than once, not an iterator: see KeptSamples")
+
+    @property
+    def slug(self) -> str:
+        """The name as a file name."""
+        return re.sub(r"[^A-Za-z0-9._-]+", "-", self.name).strip("-.") or "pruned"
+
+    @functools.cached_property
+    def survey(self) -> Survey:
+        return Survey.of(self)
+
+    def trained(self, sample: Sample) -> set[int]:
+        """Positions of the messages that are trained on."""
+        found = [i for i, message in enumerate(sample.messages) if message.trained]
+        return set(found[-1:] if self.turns == "last" else found)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote.
+
+    Attributes:
+        to: its name.
+        paths: files and folders.
+        rows: rows written.
+        left_out: rows that the target cannot express; they are listed in ``left_out_file`` with the reasons.
+        notes: what people should know before they train on it.
+    """
+
+    to: str
+    paths: tuple[Path, ...]
+    rows: int
+    left_out: int = 0
+    left_out_file: Path | None = None
+    notes: tuple[str, ...] = ()
+
+
+def write_json_rows(
+    job: ExportJob, to: str, target: Path, convert: Callable[[Sample], Mapping[str, Any]]
+) -> tuple[int, int, Path | None]:
+    """Write one JSON object a line; rows that raise CannotExpressError go to a list beside the file.
+
+    Returns:
+        rows written, rows left out, the list of those (None where there are none).
+
+    Raises:
+        InputError: no row can be expressed.
+    """
+    listed = target.with_name(f"{target.stem}.left_out.jsonl")
+    written, reasons = 0, []
+    with atomic(target) as file:
+        for sample in job.samples:
+            try:
+                row = convert(sample)
+            except CannotExpressError as error:
+                entry = {"file": sample.source, "line": sample.line, "row_id": sample.row_id, "reason": str(error)}
+                reasons.append(entry)
+                continue
+            file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+            written += 1
+        if not written:
+            where = (
+                f" The first: {reasons[0]['file']}, line {reasons[0]['line']}: {reasons[0]['reason']}."
+                if reasons
+                else ""
+            )
+            raise InputError(f"--to {to}: none of the {len(reasons)} kept rows can be written so.{where}")
+    if not reasons:
+        listed.unlink(missing_ok=True)
+        return written, 0, None
+    with atomic(listed, "w") as file:
+        file.writelines(json.dumps(entry) + "\n" for entry in reasons)
+    return written, len(reasons), listed

@@ -1,0 +1,187 @@
+"""``RUN/report.html``: one page that opens offline; everything in it is inlined when it is written."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from instruct_prune.datatypes import Int64, Reject, Sample
+from instruct_prune.errors import InputError
+from instruct_prune.geometry import nearest_neighbors
+from instruct_prune.progress import clock
+from instruct_prune.report.numbers import Numbers, boundary_of, compute, shifts_of, thirds
+from instruct_prune.report.others import Other, read_other
+from instruct_prune.report.pack import pack, small_codes, spread, squeeze
+from instruct_prune.report.pick import pick_rows
+from instruct_prune.report.pools import Boundary
+from instruct_prune.report.projection import Projection, project
+from instruct_prune.report.rows import RowFacts, read_rows, visible
+from instruct_prune.report.tables import FATES, Tables, read_tables
+from instruct_prune.run_folder import RunFolder, atomic, write_json
+
+TEXT_BYTES = 10_000_000
+"""UTF-8 bytes of all inlined texts together (they compress to a third); a row may have LEAST_BYTES to MOST_BYTES of them."""
+LEAST_BYTES, MOST_BYTES = 500, 8000
+NEIGHBORS = 4
+NEAR = 0.03
+"""Rows within this share of their stratum from the boundary are "near the boundary"."""
+STYLES = ("report.css",)
+SCRIPTS = ("data.js", "filters.js", "charts.js", "map.js", "tables.js", "detail.js", "page.js")
+
+
+def write_report(
+    folder: RunFolder, rows: Iterable[Sample | Reject], *, samples: int = 5000, others: Sequence[RunFolder] = ()
+) -> Path:
+    """Write ``report.html`` and ``report.json`` into the run's folder.
+
+    Args:
+        folder: a scored run; embeddings, clusters and a selection are shown where there are any.
+        rows: its data, read once.
+        samples: rows whose text is in the page.
+        others: runs over the same data, whose selections are put beside this one's.
+
+    Returns:
+        The path of ``report.html``.
+
+    Raises:
+        InputError: nothing was scored, the data changed, or another run is over other data.
+    """
+    if samples < 1:
+        raise InputError(f"--samples {samples}: the report needs the text of at least 1 row.")
+    tables = read_tables(folder)
+    compared = _others(folder, tables, others)
+    first = compute(folder, tables, others=compared)
+    boundary = boundary_of(tables)
+    picks = pick_rows(tables, boundary, first.groups, first.duplicates, samples)
+    limit = min(MOST_BYTES, max(LEAST_BYTES, TEXT_BYTES // max(len(picks), 1)))
+    facts = read_rows(rows, tables.row_id, picks, limit)
+    numbers = dataclasses.replace(first, shifts=shifts_of(tables, facts.columns, compared))
+    write_json(folder / "report.json", numbers.to_json())
+    page = _render(numbers, _data(tables, numbers, boundary, picks, facts, compared))
+    with atomic(folder / "report.html", "w") as file:
+        file.write(page)
+    return folder / "report.html"
+
+
+def _others(folder: RunFolder, tables: Tables, others: Sequence[RunFolder]) -> list[Other]:
+    """The other runs, under names that differ."""
+    names = [tables.name]
+    found = []
+    for other in others:
+        name = other.path.resolve().name
+        while name in names:
+            name += "'"
+        names.append(name)
+        found.append(read_other(other, folder, tables, name))
+    if found and tables.selection is None:
+        raise InputError(f"{folder.path} has no selection to compare. Run `instruct-prune select` on it first.")
+    return found
+
+
+def _data(
+    tables: Tables,
+    numbers: Numbers,
+    boundary: Boundary | None,
+    picks: Int64,
+    facts: RowFacts,
+    others: Sequence[Other],
+) -> str:
+    """All that the page's script works on."""
+    header: dict[str, Any] = {"numbers": numbers.to_json(), "fates": FATES, "n": len(tables)}
+    arrays: dict[str, NDArray[Any]] = {
+        "row": np.diff(tables.row_id, prepend=0).astype(np.uint32),
+        "score": tables.score.astype(np.float32),
+        "fate": tables.fate,
+        "label": small_codes(tables.labels),
+        "prompt": small_codes(tables.n_prompt),
+        "response": small_codes(tables.n_response),
+        "third": small_codes(thirds(tables)),
+    }
+    chosen = tables.selection
+    header["reasons"] = [] if chosen is None else chosen.reasons
+    if chosen is not None:
+        arrays["reason"] = chosen.reason.astype(np.uint8)
+    if boundary is not None:
+        arrays["near"] = (boundary.distance <= NEAR).astype(np.uint8)
+    if (tables.representative >= 0).any():
+        arrays["leader"] = small_codes(tables.representative, missing=True)
+    header["subnets"] = []
+    for j, spec in enumerate(tables.subnets):
+        arrays[f"loss{j}"], low, high = spread(tables.losses[:, j])
+        header["subnets"].append({"name": spec.name, "low": low, "high": high})
+    header["projections"] = []
+    for i, view in enumerate(_projections(tables)):
+        arrays[f"x{i}"], *x = spread(view.xy[:, 0])
+        arrays[f"y{i}"], *y = spread(view.xy[:, 1])
+        header["projections"].append({"name": view.name, "axes": view.axes, "x": x, "y": y})
+    header["columns"] = []
+    for i, column in enumerate(facts.columns):
+        header["columns"].append({"name": column.name, "values": column.values})
+        arrays[f"column{i}"] = column.numbers if column.codes is None else small_codes(column.codes, missing=True)
+    for i, other in enumerate(others):
+        arrays[f"other{i}"] = np.where(other.scored, 1 + other.kept.astype(np.uint8), 0).astype(np.uint8)
+    arrays["picks"] = picks.astype(np.uint32)
+    header["texts"] = [_text(facts, at) for at in picks.tolist()]
+    if tables.vectors is not None and len(picks) > 1:
+        near, cosine = nearest_neighbors(tables.vectors[tables.vector_at[picks]], NEIGHBORS)
+        header["neighbors"] = near.shape[1]
+        arrays |= {"neighbor": small_codes(near.ravel()), "cosine": cosine.ravel().astype(np.float32)}
+    return pack(header, arrays)
+
+
+def _projections(tables: Tables) -> list[Projection]:
+    """Maps of the embeddings, and length against score, which every run has."""
+    length = np.log10(np.maximum(tables.n_response, 1))
+    plain = Projection(
+        "length and score",
+        np.stack([length, tables.score], axis=1).astype(np.float32),
+        ("response tokens (powers of ten)", f"score ({tables.score_name})"),
+    )
+    maps = [] if tables.vectors is None else project(tables.vectors, tables.vector_at)
+    return [*maps, plain]
+
+
+def _text(facts: RowFacts, at: int) -> list[Any]:
+    text = facts.texts[at]
+    return [text.source, text.line, [dataclasses.astuple(turn) for turn in text.turns]]
+
+
+def _render(numbers: Numbers, data: str) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    folder = files("instruct_prune.report") / "templates"
+    read = {name: (folder / name).read_text(encoding="utf-8") for name in (*STYLES, *SCRIPTS)}
+    script = "(() => {\n'use strict';\n" + "".join(read[name] for name in SCRIPTS) + "})();\n"
+    plotly = get_plotlyjs()
+    environment = Environment(
+        loader=PackageLoader("instruct_prune.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=lambda value: visible(value) if type(value) is str else value,  # not Markup: that is ours
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"clock": clock, "count": lambda value: f"{value:,}"}
+    return environment.get_template("report.html.jinja").render(
+        n=numbers,
+        data=data,
+        plotly=squeeze(plotly.encode()),
+        # Only these two scripts may run, and the style sheet may be inline; nothing may be fetched.
+        script_hashes=" ".join(f"'sha256-{_sha256(text)}'" for text in (script, plotly)),
+        script=Markup(script),  # noqa: S704 - the package's own files
+        style=Markup("".join(read[name] for name in STYLES)),  # noqa: S704
+    )
+
+
+def _sha256(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")

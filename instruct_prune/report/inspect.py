@@ -1,0 +1,323 @@
+"""What will be scored? Numbers and samples of a dataset under a template, before an hour is spent on it."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import groupby, islice
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from instruct_prune.datatypes import Encoded, Int32, Reject, Sample
+from instruct_prune.terminal import one_line, safe
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+BATCH = 512
+N_EXAMPLES = 3
+N_LISTED = 8  # reasons and columns that are printed
+MAX_REASONS = 1000  # different reasons that are counted apart
+SHOWN_CHARACTERS = 1200  # of a rendered sample
+SCRIPT_CHARACTERS = 2000  # of a row, that its script is judged by
+
+
+class Data(Protocol):
+    """What is inspected: an opened dataset."""
+
+    @property
+    def description(self) -> str: ...
+    @property
+    def files(self) -> tuple[str, ...]: ...
+    def __iter__(self) -> Iterator[Sample | Reject]: ...
+
+
+class Tokens(Protocol):
+    """What turns samples into tokens."""
+
+    @property
+    def template_name(self) -> str: ...
+    @property
+    def notes(self) -> tuple[str, ...]: ...
+    def encode(self, batch: Sequence[Sample]) -> list[Encoded]: ...
+    def render(self, sample: Sample) -> list[tuple[str, bool]]: ...
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row as the model will see it.
+
+    Attributes:
+        row_id, source, line: which row.
+        segments: (text, is it scored) in order.
+        n_prompt, n_response: tokens.
+    """
+
+    row_id: int
+    source: str
+    line: int
+    segments: tuple[tuple[str, bool], ...]
+    n_prompt: int
+    n_response: int
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a dataset is under a template.
+
+    Attributes:
+        description: what was found where.
+        files: what was read.
+        template: name of the template.
+        notes: what was done to fit rows to it.
+        n_read: rows read = rejected + encoded.
+        rejected: reason (numbers in it replaced by N) -> rows that could not be read.
+        first_rejects: the first of them, in input order.
+        statuses: what encoding found -> rows.
+        unscored: "status: reason" -> rows that were read and carry no score.
+        columns: further fields -> rows that have them.
+        n_prompt: int32 [n], prompt tokens of the rows that will be scored.
+        n_response: int32 [n], their response tokens.
+        n_cut: response tokens that truncation takes away, in all.
+        n_duplicates: rows whose tokens and mask are those of an earlier row.
+        scripts: writing system of most letters ("Latin", "Cjk", ...) -> rows.
+        examples: a few rows that will be scored, drawn at random with a fixed seed.
+    """
+
+    description: str
+    files: tuple[str, ...]
+    template: str
+    notes: tuple[str, ...]
+    n_read: int
+    rejected: Mapping[str, int]
+    first_rejects: tuple[Reject, ...]
+    statuses: Mapping[str, int]
+    unscored: Mapping[str, int]
+    columns: Mapping[str, int]
+    n_prompt: Int32
+    n_response: Int32
+    n_cut: int
+    n_duplicates: int
+    scripts: Mapping[str, int]
+    examples: tuple[Example, ...]
+
+    def __post_init__(self) -> None:
+        encoded = sum(self.statuses.values())
+        if self.n_read != self.n_rejected + encoded:
+            raise AssertionError(f"rows were lost: {self.n_read} read, {self.n_rejected} rejected, {encoded} encoded")
+
+    @property
+    def n_rejected(self) -> int:
+        return sum(self.rejected.values())
+
+    @property
+    def n_scored(self) -> int:
+        return len(self.n_response)
+
+    @property
+    def n_tokens(self) -> Int32:
+        """int32 [n], prompt and response."""
+        return self.n_prompt + self.n_response
+
+    def print(self, console: Console) -> None:
+        """Write all of it to a terminal; text of the data is shown with its control characters escaped."""
+        from rich.text import Text
+
+        plain = Text
+        console.print(plain(f"data      {safe(self.description)}"))
+        console.print(plain(f"template  {safe(self.template)}"))
+        for note in self.notes:
+            console.print(plain(f"note      {safe(note)}"))
+        unscored = self.n_read - self.n_rejected - self.n_scored
+        console.print(
+            plain(
+                f"rows      {self.n_read:,} read = {self.n_scored:,} to be scored + {unscored:,} without a score"
+                f" + {self.n_rejected:,} rejected"
+            )
+        )
+        for counts, what in ((self.unscored, "no score"), (self.rejected, "rejected")):
+            for reason, count in _largest(counts):
+                console.print(plain(f"          {count:>9,} {what}: {one_line(reason)}"))
+        for reject in self.first_rejects:
+            console.print(plain(f"          {safe(reject.source)}, line {reject.line}: {one_line(reject.reason)}"))
+        if self.columns:
+            listed = ", ".join(f"{one_line(name, 40)} ({count:,})" for name, count in _largest(self.columns))
+            console.print(plain(f"columns   {listed}"))
+        console.print(plain(f"same      {self.n_duplicates:,} rows repeat an earlier one token for token"))
+        listed = ", ".join(f"{name} {count:,}" for name, count in _largest(self.scripts))
+        console.print(plain(f"scripts   {listed or 'none'}"))
+        if self.n_cut:
+            console.print(plain(f"cut       {self.n_cut:,} response tokens, of rows longer than the maximum"))
+        if self.n_scored:
+            console.print(self._token_table())
+            console.print(self._histogram())
+        for example in self.examples:
+            console.print()
+            console.print(plain(f"row {example.row_id} ({safe(example.source)}, line {example.line}): "), end="")
+            console.print(plain(f"{example.n_prompt} prompt and {example.n_response} response tokens"))
+            console.print(_highlighted(example.segments, console.color_system is not None), soft_wrap=True)
+
+    def _token_table(self) -> Table:
+        from rich.table import Table
+
+        names = ("total", "mean", "min", "5%", "50%", "95%", "max")
+        table = Table("tokens", *names, box=None, padding=(0, 2, 0, 0))
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for name, counts in (
+            ("prompt", self.n_prompt),
+            ("response", self.n_response),
+            ("both", self.n_tokens),
+        ):
+            low, middle, high = np.quantile(counts, (0.05, 0.5, 0.95))
+            numbers = (counts.sum(dtype=np.int64), counts.mean(), counts.min(), low, middle, high, counts.max())
+            table.add_row(name, *(f"{number:,.0f}" for number in numbers))
+        return table
+
+    def _histogram(self) -> Text:
+        """Rows by length, a bar for every doubling."""
+        from rich.text import Text
+
+        lengths = self.n_tokens
+        doublings = np.ceil(np.log2(np.maximum(lengths, 1))).astype(np.int64)
+        counts = np.bincount(doublings)
+        lines = ["tokens in a row        rows"]
+        for power in range(int(doublings.min()), len(counts)):
+            low = 2 ** (power - 1) + 1 if power else 1
+            bar = "█" * round(40 * counts[power] / counts.max()) or ("▏" if counts[power] else "")
+            lines.append(f"{low:>7,} to {2**power:<7,} {counts[power]:>9,} {bar}")
+        return Text("\n".join(lines))
+
+
+def inspect_data(source: Data, encoder: Tokens, seed: int = 0) -> Inspection:
+    """Read and encode a dataset once, in a stream, and count.
+
+    Memory: 16 bytes for every scored row (its two lengths and a short hash).
+
+    Args:
+        source: an opened dataset.
+        encoder: the template and tokenizer that will be used for scoring.
+        seed: for the choice of examples.
+
+    Raises:
+        InputError: the data cannot be read on, or are read strictly and a row is rejected.
+    """
+    rejected: Counter[str] = Counter()
+    unscored: Counter[str] = Counter()
+    statuses: Counter[str] = Counter()
+    columns: Counter[str] = Counter()
+    scripts: Counter[str] = Counter()
+    first_rejects: list[Reject] = []
+    n_prompt, n_response, hashes = array("i"), array("i"), array("Q")
+    n_read = n_cut = 0
+    drawn: list[tuple[Sample, Encoded]] = []
+    generator = np.random.default_rng(seed)
+    rows = iter(source)
+    while chunk := list(islice(rows, BATCH)):
+        n_read += len(chunk)
+        for reject in (row for row in chunk if isinstance(row, Reject)):
+            _count(rejected, reject.reason)
+            if len(first_rejects) < N_EXAMPLES:
+                first_rejects.append(reject)
+        samples = [row for row in chunk if isinstance(row, Sample)]
+        for sample, row in zip(samples, encoder.encode(samples), strict=True):
+            statuses[row.status.value] += 1
+            columns.update(sample.columns.keys())
+            scripts[script_of(message.content for message in sample.messages)] += 1
+            n_cut += row.n_cut
+            if not row.status.scored:
+                _count(unscored, f"{row.status.value}: {row.reason}")
+                continue
+            scored = int(row.response_mask.sum())
+            n_prompt.append(len(row.input_ids) - scored)
+            n_response.append(scored)
+            hashes.append(int(row.content_hash[:16], 16))
+            _draw(drawn, (sample, row), len(hashes), generator)
+    return Inspection(
+        description=source.description,
+        files=source.files,
+        template=encoder.template_name,
+        notes=encoder.notes,
+        n_read=n_read,
+        rejected=dict(rejected),
+        first_rejects=tuple(first_rejects),
+        statuses=dict(statuses),
+        unscored=dict(unscored),
+        columns=dict(columns),
+        n_prompt=np.asarray(n_prompt, dtype=np.int32),
+        n_response=np.asarray(n_response, dtype=np.int32),
+        n_cut=n_cut,
+        n_duplicates=len(hashes) - len(np.unique(np.asarray(hashes, dtype=np.uint64))),
+        scripts=dict(scripts),
+        examples=tuple(
+            _example(encoder, sample, row) for sample, row in sorted(drawn, key=lambda pair: pair[0].row_id)
+        ),
+    )
+
+
+def script_of(texts: Iterable[str]) -> str:
+    """The writing system of most letters, by their Unicode names: "Latin", "Cyrillic", "Cjk", "Arabic", ..."""
+    text = "".join(texts)[:SCRIPT_CHARACTERS]
+    if text.isascii():
+        return "Latin" if any(c.isalpha() for c in text) else "no letters"
+    found: Counter[str] = Counter()
+    for letter, count in Counter(text).items():
+        if letter.isalpha():
+            found[_script(letter)] += count
+    return found.most_common(1)[0][0] if found else "no letters"
+
+
+@cache
+def _script(letter: str) -> str:
+    return unicodedata.name(letter, "unknown").partition(" ")[0].partition("-")[0].capitalize()
+
+
+def _count(counter: Counter[str], reason: str) -> None:
+    kind = re.sub(r"\d+", "N", reason)
+    counter[kind if kind in counter or len(counter) < MAX_REASONS else "other reasons"] += 1
+
+
+def _draw(
+    drawn: list[tuple[Sample, Encoded]], row: tuple[Sample, Encoded], seen: int, generator: np.random.Generator
+) -> None:
+    """Reservoir sampling: every scored row is as likely to stay (Vitter, "Random Sampling with a Reservoir", 1985)."""
+    if len(drawn) < N_EXAMPLES:
+        drawn.append(row)
+    elif (place := int(generator.integers(seen))) < N_EXAMPLES:
+        drawn[place] = row
+
+
+def _example(encoder: Tokens, sample: Sample, row: Encoded) -> Example:
+    scored = int(row.response_mask.sum())
+    segments = tuple(encoder.render(sample))
+    return Example(sample.row_id, sample.source, sample.line, segments, len(row.input_ids) - scored, scored)
+
+
+def _largest(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    rest = ordered[N_LISTED:]
+    if rest:
+        return [*ordered[:N_LISTED], (f"{len(rest)} more", sum(count for _, count in rest))]
+    return ordered
+
+
+def _highlighted(segments: Sequence[tuple[str, bool]], colours: bool) -> Text:
+    """Prompt dim, response bold and green; without colours the response stands in ⟦ ⟧. Long segments lose their middle."""
+    from rich.text import Text
+
+    text = Text()
+    runs = [(scored, "".join(said for said, _ in run)) for scored, run in groupby(segments, key=lambda pair: pair[1])]
+    room = max(80, SHOWN_CHARACTERS // max(1, len(runs)))
+    for scored, said in runs:
+        shown = said if len(said) <= room else f"{said[: room // 2]} […] {said[-room // 2 :]}"
+        shown = safe(shown) if colours or not scored else f"⟦{safe(shown)}⟧"
+        text.append(shown, style="bold green" if scored else "dim")
+    return text

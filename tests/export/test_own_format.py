@@ -1,0 +1,161 @@
+"""The pruned file in the input's own format holds the kept rows, value for value."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from instruct_prune.export import KeptSamples
+from instruct_prune.export.own_format import write_own_format
+from instruct_prune.load import open_data
+
+KEEP = [0, 2, 3]
+ROWS = [
+    {"instruction": "a", "input": "", "output": "NA"},
+    {"instruction": "b", "input": "x", "output": "dropped"},
+    {"instruction": 'c "quoted", comma; semicolon\ttab', "input": "two\nlines\r\nand \r alone", "output": "00705"},
+    {"instruction": "d \u2028 line separator, emoji \U0001f600", "input": " ", "output": "null"},
+]
+
+
+def own(folder: Path, *data: Path | str, keep: list[int] | None = None, **options: Any) -> list[Path]:
+    source = open_data([str(each) for each in data], split=options.get("split"))
+    ids = np.asarray(KEEP if keep is None else keep, dtype=np.int64)
+    return write_own_format(KeptSamples(source, ids), source.kind, folder, **options)
+
+
+def csv_text(path: Path, delimiter: str, rows: list[dict[str, str]] = ROWS) -> Path:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def read_csv(path: Path, delimiter: str) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file, delimiter=delimiter, strict=True))
+
+
+def test_jsonl_and_mixed_inputs_are_left_to_pruned_jsonl(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    assert own(tmp_path / "out", path) == []
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_json_array_keeps_values_and_the_order_of_keys(tmp_path: Path, indent: int | None) -> None:
+    path = tmp_path / "a.json"
+    text = json.dumps([{**row, "z": 1, "a": 2} for row in ROWS], indent=indent, ensure_ascii=False)
+    path.write_text(text.replace('"z": 1', '"z": 123456789012345678901234567890'), encoding="utf-8")
+    (written,) = own(tmp_path / "out", path)
+    assert written.name == "pruned.json"
+    assert json.loads(written.read_text()) == [json.loads(path.read_text())[i] for i in KEEP]
+    assert list(json.loads(written.read_text())[0]) == ["instruction", "input", "output", "z", "a"]
+
+
+def test_compressed_json_comes_out_plain(tmp_path: Path) -> None:
+    path = tmp_path / "a.json.gz"
+    path.write_bytes(gzip.compress(json.dumps(ROWS).encode()))
+    (written,) = own(tmp_path / "out", path)
+    assert json.loads(written.read_text()) == [ROWS[i] for i in KEEP]
+
+
+@pytest.mark.parametrize(
+    ("name", "delimiter"), [("a.csv", ","), ("a.csv", ";"), ("a.tsv", "\t")], ids=["comma", "semicolon", "tab"]
+)
+def test_delimited_text_stays_text(tmp_path: Path, name: str, delimiter: str) -> None:
+    path = csv_text(tmp_path / name, delimiter)
+    (written,) = own(tmp_path / "out", path)
+    assert written.name == f"pruned{path.suffix}"
+    assert read_csv(written, delimiter) == [ROWS[i] for i in KEEP]
+
+
+def test_compressed_semicolon_csv(tmp_path: Path) -> None:
+    plain = csv_text(tmp_path / "a.csv", ";")
+    packed = tmp_path / "b.csv.gz"
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    (written,) = own(tmp_path / "out", packed)
+    assert read_csv(written, ";") == [ROWS[i] for i in KEEP]
+
+
+def test_several_inputs_give_one_file_each_and_replace_those_of_another_selection(tmp_path: Path) -> None:
+    first = csv_text(tmp_path / "first.csv", ",")
+    second = csv_text(tmp_path / "second.csv", ",", [{"prompt": str(i), "completion": "y"} for i in range(3)])
+    out = tmp_path / "out"
+    assert [p.name for p in own(out, first, second, keep=[1, 4, 6])] == ["pruned-01-first.csv", "pruned-02-second.csv"]
+    assert read_csv(out / "pruned-02-second.csv", ",") == [{"prompt": str(i), "completion": "y"} for i in (0, 2)]
+    assert [p.name for p in own(out, first, second, keep=[2])] == ["pruned.csv"]
+    assert sorted(p.name for p in out.iterdir()) == ["pruned.csv"]
+
+
+def typed_table() -> pa.Table:
+    return pa.table(
+        {
+            "instruction": pa.array([row["instruction"] for row in ROWS], pa.large_string()),
+            "output": [row["output"] for row in ROWS],
+            "n": pa.array([1, None, 3, 4], pa.int16()),
+            "when": pa.array([datetime.datetime(2024, 1, i + 1) for i in range(4)], pa.timestamp("ns", "UTC")),
+            "kind": pa.array(["x", "y", "x", None]).dictionary_encode(),
+            "tags": [[{"a": 1}], [], None, [{"a": None}]],
+        }
+    )
+
+
+def test_parquet_keeps_its_schema(tmp_path: Path) -> None:
+    table = typed_table().replace_schema_metadata({"who": "me"})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=2)
+    (written,) = own(tmp_path / "out", tmp_path / "a.parquet")
+    source, back = pq.read_table(tmp_path / "a.parquet"), pq.read_table(written)
+    assert back.schema.equals(source.schema, check_metadata=True)
+    assert back.equals(source.take(KEEP))
+
+
+@pytest.mark.parametrize("container", ["stream", "file"])
+def test_arrow_files(tmp_path: Path, container: str) -> None:
+    table = typed_table()
+    path = tmp_path / "a.arrow"
+    with getattr(pa.ipc, f"new_{container}")(str(path), table.schema) as writer:
+        writer.write_table(table, max_chunksize=3)
+    (written,) = own(tmp_path / "out", path)
+    with pa.memory_map(str(written)) as source:
+        assert pa.ipc.open_stream(source).read_all().equals(table.take(KEEP))
+
+
+def test_saved_dataset_keeps_its_features_and_takes_the_split(tmp_path: Path) -> None:
+    features = datasets.Features(
+        {
+            "instruction": datasets.Value("string"),
+            "output": datasets.Value("string"),
+            "label": datasets.ClassLabel(names=["no", "yes"]),
+        }
+    )
+    rows = {"instruction": list("abcd"), "output": list("wxyz"), "label": [0, 1, 1, 0]}
+    test = datasets.Dataset.from_dict(rows, features=features)
+    other = datasets.Dataset.from_dict({**rows, "output": list("0000")}, features=features)
+    datasets.DatasetDict(train=other, test=test).save_to_disk(str(tmp_path / "saved"))
+    (written,) = own(tmp_path / "out", tmp_path / "saved", split="test")
+    back = datasets.load_from_disk(str(written))
+    assert back.features == features
+    assert back.to_dict() == {name: [values[i] for i in KEEP] for name, values in rows.items()}
+
+
+def test_the_same_selection_gives_the_same_bytes(tmp_path: Path) -> None:
+    pq.write_table(typed_table(), tmp_path / "a.parquet")
+    datasets.Dataset(typed_table().drop_columns(["kind"])).save_to_disk(str(tmp_path / "saved"))
+    for name in ("a.parquet", "saved"):
+        first, second = (own(tmp_path / f"{name}-{i}", tmp_path / name)[0] for i in (1, 2))
+        files = [first] if first.is_file() else sorted(p for p in first.iterdir())
+        for file in files:
+            twin = second if first.is_file() else second / file.name
+            assert file.read_bytes() == twin.read_bytes(), file.name

@@ -1,0 +1,247 @@
+"""Files for trainers: what each trainer reads out of them is what was scored."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import yaml
+
+from instruct_prune.encode.tokenize import Encoder
+from instruct_prune.errors import InputError
+from instruct_prune.export import ExportJob, export_selection
+
+ALPACA = [
+    {"instruction": "Name a river.", "input": "", "output": "The Rhine."},
+    {"instruction": "Dropped.", "input": "", "output": "no"},
+    {"instruction": "Add.", "input": "2 and 3", "output": "5"},
+]
+CHAT = [
+    {
+        "messages": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "Hi"},
+            {"role": "assistant", "content": "Hello.", "weight": 0},
+            {"role": "user", "content": "Bye"},
+            {"role": "assistant", "content": "Goodbye."},
+        ]
+    },
+    {"messages": [{"role": "user", "content": "One?"}, {"role": "assistant", "content": "Two."}]},
+]
+CALL = {"id": "c00010000", "type": "function", "function": {"name": "weather", "arguments": {"city": "Bern"}}}
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
+WITH_TOOLS = [
+    {
+        "messages": [
+            {"role": "user", "content": "Rain?"},
+            {"role": "assistant", "content": "", "tool_calls": [CALL]},
+            {"role": "tool", "content": '{"rain": true}'},
+            {"role": "assistant", "content": "Yes."},
+        ],
+        "tools": [TOOL],
+    },
+    {"messages": [{"role": "user", "content": "Hm"}, {"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]},
+    {"messages": [{"role": "user", "content": "Ok?"}, {"role": "assistant", "content": "Ok."}]},
+]
+
+
+def jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def loaded(path: Path, cache: Path) -> list[dict[str, Any]]:
+    """As the datasets library reads it."""
+    return list(datasets.load_dataset("json", data_files=str(path), split="train", cache_dir=str(cache)))
+
+
+def test_alpaca_has_the_kept_rows(tmp_path: Path, job_of: Callable[..., ExportJob]) -> None:
+    job = job_of(jsonl(tmp_path / "a.jsonl", ALPACA), keep=[0, 2])
+    (done,) = export_selection(["alpaca"], job)
+    assert (done.rows, done.left_out, done.paths[0].name) == (2, 0, "alpaca.jsonl")
+    assert loaded(done.paths[0], tmp_path / "cache") == [ALPACA[0], ALPACA[2]]
+
+
+def test_alpaca_history_and_system(tmp_path: Path, job_of: Callable[..., ExportJob]) -> None:
+    rows = [*CHAT[1:], {"messages": [{k: v for k, v in m.items() if k != "weight"} for m in CHAT[0]["messages"]]}]
+    (done,) = export_selection(["alpaca"], job_of(jsonl(tmp_path / "a.jsonl", rows)))
+    assert lines(done.paths[0]) == [
+        {"instruction": "One?", "input": "", "output": "Two.", "system": "", "history": []},
+        {"instruction": "Bye", "input": "", "output": "Goodbye.", "system": "Be brief.", "history": [["Hi", "Hello."]]},
+    ]
+
+
+def test_a_row_that_does_not_fit_is_listed_and_not_lost(tmp_path: Path, job_of: Callable[..., ExportJob]) -> None:
+    path = jsonl(tmp_path / "a.jsonl", WITH_TOOLS)
+    (done,) = export_selection(["alpaca"], job_of(path))
+    assert (done.rows, done.left_out) == (1, 2)
+    assert done.left_out_file is not None
+    listed = lines(done.left_out_file)
+    assert [(row["line"], row["row_id"]) for row in listed] == [(1, 0), (2, 1)]
+    assert listed[0]["file"] == str(path)
+    assert "tools" in listed[0]["reason"]
+    assert "alternate" in listed[1]["reason"]
+    with pytest.raises(InputError, match=r"none of the 1 kept rows.*line 1: .*tools"):
+        export_selection(["alpaca"], job_of(path, keep=[0]))
+
+
+def test_messages_mark_what_is_not_trained(tmp_path: Path, job_of: Callable[..., ExportJob]) -> None:
+    (done,) = export_selection(["messages"], job_of(jsonl(tmp_path / "a.jsonl", CHAT), template="chat"))
+    first, second = lines(done.paths[0])
+    assert [turn.get("weight") for turn in first["messages"]] == [None, None, 0, None, 1]
+    assert [turn["content"] for turn in first["messages"]] == ["Be brief.", "Hi", "Hello.", "Bye", "Goodbye."]
+    assert second["messages"][1] == {"role": "assistant", "content": "Two.", "weight": 1}
+    assert any("weight 0" in note for note in done.notes)
+
+
+def test_messages_keep_tool_calls_and_answer_them(tmp_path: Path, job_of: Callable[..., ExportJob]) -> None:
+    (done,) = export_selection(["messages"], job_of(jsonl(tmp_path / "a.jsonl", WITH_TOOLS), template="chat"))
+    first, _, third = loaded(done.paths[0], tmp_path / "cache")
+    assert first["messages"][1]["tool_calls"] == [CALL]
+    assert first["messages"][2] == {
+        "role": "tool", "content": '{"rain": true}', "tool_call_id": "c00010000", "name": "weather"
+    }  # fmt: skip
+    assert first["tools"] == [TOOL]
+    assert third["tools"] is None
+
+
+def test_turns_last_marks_earlier_turns(tmp_path: Path, job_of: Callable[..., ExportJob]) -> None:
+    row = {"messages": [{"role": r, "content": c} for r, c in (("user", "a"), ("assistant", "b")) * 2]}
+    job = job_of(jsonl(tmp_path / "a.jsonl", [row]), template="chat", turns="last")
+    (done,) = export_selection(["messages"], job)
+    assert [turn.get("weight") for turn in lines(done.paths[0])[0]["messages"]] == [None, 0, None, 1]
+
+
+# ---- LLaMA-Factory: its rules, as in data/parser.py and data/converter.py of 0.9.5 ----
+
+
+def llamafactory_reads(folder: Path) -> list[tuple[list[tuple[str, str]], str, str]]:
+    """(turns, system, tools) of every row; a column that is not named in dataset_info.json is None there."""
+    ((name, info),) = json.loads((folder / "dataset_info.json").read_text()).items()
+    rows = lines(folder / info["file_name"])
+    columns = info["columns"]
+    named = set(columns.values())
+    assert all(set(row) <= named for row in rows), "a column is not named, so LLaMA-Factory would not see it"
+    found = []
+    for row in rows:
+        system = row[columns["system"]] if "system" in columns else ""
+        tools = row[columns["tools"]] if "tools" in columns else ""
+        if info.get("formatting", "alpaca") == "alpaca":
+            query = [row[columns[c]] for c in ("prompt", "query") if c in columns and row[columns[c]]]
+            answers = [("assistant", row[columns["response"]])] if "response" in columns else []
+            found.append(([("user", "\n".join(query)), *answers], system, tools))
+            continue
+        tags = {info["tags"][f"{role}_tag"]: role for role in ("user", "assistant", "observation", "function")}
+        turns = [(tags[turn[info["tags"]["role_tag"]]], turn[info["tags"]["content_tag"]]) for turn in row[columns["messages"]]]
+        for i, (role, _) in enumerate(turns):
+            assert role in (("user", "observation"), ("assistant", "function"))[i % 2], "LLaMA-Factory would skip this row"
+        assert len(turns) % 2 == 0
+        found.append((turns, system, tools))
+    assert name == "pruned-set"
+    return found
+
+
+def test_llamafactory_alpaca_names_every_column(tmp_path: Path, job_of: Callable[..., ExportJob]) -> None:
+    export_selection(["llamafactory"], job_of(jsonl(tmp_path / "a.jsonl", ALPACA), keep=[0, 2]))
+    assert llamafactory_reads(tmp_path / "exports" / "llamafactory") == [
+        ([("user", "Name a river."), ("assistant", "The Rhine.")], "", ""),
+        ([("user", "Add.\n2 and 3"), ("assistant", "5")], "", ""),
+    ]
+
+
+def test_llamafactory_conversations_with_tools(tmp_path: Path, job_of: Callable[..., ExportJob]) -> None:
+    (done,) = export_selection(["llamafactory"], job_of(jsonl(tmp_path / "a.jsonl", WITH_TOOLS), template="chat"))
+    (first, last) = llamafactory_reads(tmp_path / "exports" / "llamafactory")
+    call = '{"name": "weather", "arguments": {"city": "Bern"}}'
+    assert first[0] == [("user", "Rain?"), ("function", call), ("observation", '{"rain": true}'), ("assistant", "Yes.")]
+    assert json.loads(first[2]) == [TOOL]
+    assert last == ([("user", "Ok?"), ("assistant", "Ok.")], "", "")
+    assert done.left_out == 1
+
+
+def test_llamafactory_masks(tmp_path: Path, job_of: Callable[..., ExportJob]) -> None:
+    both = job_of(jsonl(tmp_path / "a.jsonl", [*CHAT, WITH_TOOLS[0]]), template="chat")
+    (done,) = export_selection(["llamafactory"], both)
+    assert (done.rows, done.left_out) == (2, 1)  # it cannot leave out one turn among trained ones
+    (done,) = export_selection(["llamafactory"], job_of(jsonl(tmp_path / "b.jsonl", CHAT), template="chat"))
+    assert done.rows == 2
+    assert any("mask_history" in note for note in done.notes)
+
+
+# ---- axolotl: the columns that its prompt strategies take (0.19) ----
+
+
+def axolotl_source(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    stanza = yaml.safe_load((folder / "axolotl.yaml").read_text())
+    (source,) = stanza["datasets"]
+    assert stanza["train_on_inputs"] is False
+    return source, lines(folder / source["path"])
+
+
+def test_axolotl_alpaca(tmp_path: Path, job_of: Callable[..., ExportJob]) -> None:
+    export_selection(["axolotl"], job_of(jsonl(tmp_path / "a.jsonl", ALPACA)))
+    source, rows = axolotl_source(tmp_path / "exports" / "axolotl")
+    assert source == {"path": "pruned-set.jsonl", "ds_type": "json", "type": "alpaca"}
+    assert rows == ALPACA
+
+
+def test_axolotl_chat_template_trains_what_was_scored(tmp_path: Path, job_of: Callable[..., ExportJob]) -> None:
+    export_selection(["axolotl"], job_of(jsonl(tmp_path / "a.jsonl", CHAT), template="chat"))
+    source, rows = axolotl_source(tmp_path / "exports" / "axolotl")
+    assert source["type"] == "chat_template"
+    assert source["chat_template"] == "tokenizer_default"
+    field = source["message_field_training"]
+    trained = [t["content"] for row in rows for t in row["messages"] if t.get(field, t["role"] in source["roles_to_train"])]
+    assert trained == ["Goodbye.", "Two."]
+
+
+def test_axolotl_segments_hold_the_scored_text(
+    tmp_path: Path, job_of: Callable[..., ExportJob], tiny_tokenizer: Any
+) -> None:
+    encoder = Encoder(tiny_tokenizer, "alpaca", max_length=256)
+    path = jsonl(tmp_path / "a.jsonl", CHAT)
+    job = job_of(path, render=encoder.render, bos="<s>")
+    export_selection(["axolotl"], job)
+    source, rows = axolotl_source(tmp_path / "exports" / "axolotl")
+    assert source["type"] == "input_output"
+    for sample, row in zip(job.samples, rows, strict=True):
+        assert row["segments"][0] == {"label": False, "text": "<s>"}
+        (encoded,) = encoder.encode([sample])
+        text = "".join(segment["text"] for segment in row["segments"][1:])
+        assert text == tiny_tokenizer.decode(encoded.input_ids)
+        learnt = "".join(segment["text"] for segment in row["segments"] if segment["label"])
+        assert learnt == tiny_tokenizer.decode(encoded.input_ids[encoded.response_mask])
+
+
+# ---- plain text, errors ----
+
+
+def test_plain_text_rows(tmp_path: Path, job_of: Callable[..., ExportJob]) -> None:
+    rows = [{"text": "one"}, {"text": "two"}]
+    job = job_of(jsonl(tmp_path / "a.jsonl", rows), template="plain")
+    factory, axolotl, trl = export_selection(["llamafactory", "axolotl", "trl"], job)
+    for done in (factory, axolotl, trl):
+        assert lines(done.paths[0]) == rows
+    assert json.loads(factory.paths[1].read_text())["pruned-set"]["columns"] == {"prompt": "text"}
+    assert axolotl_source(tmp_path / "exports" / "axolotl")[0]["type"] == "completion"
+    with pytest.raises(InputError, match="plain text"):
+        export_selection(["messages"], job)
+
+
+def test_unknown_format_says_what_is_known(tmp_path: Path, job_of: Callable[..., ExportJob]) -> None:
+    with pytest.raises(InputError, match=r"unknown export format 'lamafactory'. Did you mean 'llamafactory'\?"):
+        export_selection(["lamafactory"], job_of(jsonl(tmp_path / "a.jsonl", ALPACA)))
+
+
+def test_samples_must_be_readable_twice(tmp_path: Path, job_of: Callable[..., ExportJob]) -> None:
+    job = job_of(jsonl(tmp_path / "a.jsonl", ALPACA))
+    with pytest.raises(TypeError, match="more than once"):
+        ExportJob(iter(job.samples), tmp_path, "x", "alpaca", "m", 8)
