@@ -37,8 +37,9 @@ class DataConfig:
     """Stop at the first row that cannot be read, instead of listing it in rejected.jsonl."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.data, str):  # DataConfig("alpaca.jsonl") in Python
-            object.__setattr__(self, "data", (self.data,))
+        given: Any = self.data
+        if isinstance(given, str):  # DataConfig("alpaca.jsonl") in Python
+            object.__setattr__(self, "data", (given,))
 
     def column_map(self) -> dict[str, str]:
         pairs = [text.partition("=") for text in self.columns]

@@ -234,7 +234,8 @@ class RunFolder:
         columns = {"row_id": clusters.row_id, "cluster": clusters.labels, "distance": clusters.distances}
         write_parquet(self / "clusters.parquet", pa.table({name: pa.array(c) for name, c in columns.items()}))
 
-    def write_selection(self, selection: Selection) -> None:
+    def write_selection(self, selection: Selection, more: Mapping[str, Any] | None = None) -> None:
+        """Write ``selection.parquet``; ``more`` are further columns, aligned with the selection."""
         import pyarrow as pa
 
         strata = pa.DictionaryArray.from_arrays(pa.array(selection.stratum), pa.array(list(selection.strata_names)))
@@ -244,6 +245,7 @@ class RunFolder:
         if selection.duplicate_of is not None:
             absent = selection.duplicate_of < 0
             columns["duplicate_of"] = pa.array(selection.duplicate_of, mask=absent)
+        columns |= dict(more or {})
         facts = {"method": selection.method, "seed": selection.seed, "params": dict(selection.params)}
         table = pa.table(columns).replace_schema_metadata({"instruct_prune": json.dumps(facts, default=str)})
         write_parquet(self / "selection.parquet", table)

@@ -28,7 +28,9 @@ def main(run: str, key_path: str) -> None:
     rng = np.random.default_rng(0)
     draws = [set(rng.choice(lines, len(kept), replace=False).tolist()) for _ in range(RANDOM_DRAWS)]
 
-    print(f"\nplanted rows dropped, keeping {len(kept)} of {len(lines)}      this run    random subsets of that size (mean)")
+    print(
+        f"\nplanted rows dropped, keeping {len(kept)} of {len(lines)}      this run    random subsets of that size (mean)"
+    )
     extra = sum(len(group) - 1 for group in key["near_duplicates"])
     ours = dropped_duplicates(key["near_duplicates"], kept)
     chance = np.mean([dropped_duplicates(key["near_duplicates"], draw) for draw in draws])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sample_rows import alpaca_rows
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -17,30 +17,6 @@ CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-
-TOPICS = ("rivers", "the number seven", "old trains", "bread", "a Python list", "the moon", "tax law", "chess openings")
-
-
-def alpaca_rows(n: int) -> list[dict[str, str]]:
-    """n rows of varied length, some with an input, all different."""
-    rows = []
-    for i in range(n):
-        topic = TOPICS[i % len(TOPICS)]
-        words = " ".join(f"{topic} {j * (i + 3) % 17}" for j in range(1 + i * 7 % 23))
-        rows.append(
-            {
-                "instruction": f"Tell me about {topic}, case {i}.",
-                "input": f"Consider part {i % 5}." if i % 3 == 0 else "",
-                "output": f"About {words}: it is number {i}.",
-            }
-        )
-    return rows
-
-
-def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return path
-
 
 @pytest.fixture(scope="session")
 def tiny_tokenizer() -> Any:

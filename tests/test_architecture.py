@@ -26,7 +26,7 @@ LIBRARIES = {
     "datasets": {"load", "export", "datatypes", "api"},  # datatypes and api only hand their rows over to it
     "peft": set(),
     "sentence_transformers": {"embed"},
-    "accelerate": {"score/ranks"},
+    "accelerate": {"score"},
 }
 
 

@@ -238,10 +238,8 @@ def _token_range(encoding: Any, start: int, end: int, length: int) -> tuple[int,
     first = encoding.char_to_token(start)
     after = len(encoding) if end == length else encoding.char_to_token(end)
     if first is not None and after is not None:
-        if end < length and encoding.token_to_chars(after)[0] < end:
-            after += 1  # the token at the end began inside the span
-            while after < len(encoding) and encoding.token_to_chars(after)[0] < end:
-                after += 1  # several tokens of one character
+        while after < len(encoding) and encoding.token_to_chars(after)[0] < end:
+            after += 1  # a token across the end, or the next one of a character that is several tokens
         return first, after
     # Some characters lie in no token (a normalizer removed them): look at all offsets.
     offsets = np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2)

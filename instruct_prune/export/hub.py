@@ -25,7 +25,6 @@ def hub(job: ExportJob, api: Any = None) -> Exported:
         InputError: no repository is named, or the Hub refuses.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
     if not job.hub_repo or job.hub_repo.count("/") != 1:
         raise InputError(f"--to hub: name the repository as owner/name with --hub-repo (it is {job.hub_repo!r}).")
@@ -43,7 +42,7 @@ def hub(job: ExportJob, api: Any = None) -> Exported:
             folder_path=str(folder),
             commit_message=f"Pruned set of {rows} rows",
         )
-    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
+    except hub_errors() as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(
             f"--to hub: {job.hub_repo} could not be pushed: {reason} Log in with a token that may write (`hf auth login`), "
@@ -90,20 +89,24 @@ def card(job: ExportJob, rows: int) -> str:
 def inherited_license(sources: Sequence[str], kind: str, api: Any = None) -> str | None:
     """The licence that all source datasets state on the Hub; None for local files, where it is unknown, or they differ."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     if kind != "hub":
         return None
     api = api or HfApi()
-    found = set()
-    for source in sources:
-        try:
-            data = api.dataset_info(source).card_data
-        except (HfHubHTTPError, OSError):  # offline: unknown is not a guess
-            return None
-        found.add(data.get("license") if data is not None else None)
-    stated = found.pop() if len(found) == 1 else None
-    return stated if isinstance(stated, str) else None
+    try:
+        cards = [api.dataset_info(source).card_data for source in sources]
+    except hub_errors():  # not reachable: then it is not known
+        return None
+    stated = [card.get("license") if card is not None else None for card in cards]
+    return stated[0] if all(isinstance(name, str) and name == stated[0] for name in stated) else None
+
+
+def hub_errors() -> tuple[type[BaseException], ...]:
+    """What the Hub's client raises for refusals, bad names, missing tokens and a missing network."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    # The HTTP library below it has changed over time (requests, httpx); its base error is that of this class.
+    return (*HfHubHTTPError.__bases__, OSError, HFValidationError)
 
 
 def _cell(text: str) -> str:

@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from instruct_prune.datatypes import Int64, Reject, Sample
 from instruct_prune.errors import InputError
 from instruct_prune.geometry import nearest_neighbors
-from instruct_prune.progress import clock
-from instruct_prune.report.numbers import Numbers, boundary_of, compute, shifts_of, thirds
+from instruct_prune.report.curves import thirds
+from instruct_prune.report.numbers import Numbers, boundary_of, compute, shifts_of
 from instruct_prune.report.others import Other, read_other
 from instruct_prune.report.pack import pack, small_codes, spread, squeeze
 from instruct_prune.report.pick import pick_rows
 from instruct_prune.report.pools import Boundary
 from instruct_prune.report.projection import Projection, project
-from instruct_prune.report.rows import RowFacts, read_rows, visible
+from instruct_prune.report.rows import RowFacts, Thumbnail, read_rows, visible
 from instruct_prune.report.tables import FATES, Tables, read_tables
 from instruct_prune.run_folder import RunFolder, atomic, write_json
 
@@ -38,7 +38,12 @@ SCRIPTS = ("data.js", "filters.js", "charts.js", "map.js", "tables.js", "detail.
 
 
 def write_report(
-    folder: RunFolder, rows: Iterable[Sample | Reject], *, samples: int = 5000, others: Sequence[RunFolder] = ()
+    folder: RunFolder,
+    rows: Iterable[Sample | Reject],
+    *,
+    samples: int = 5000,
+    others: Sequence[RunFolder] = (),
+    thumbnail: Thumbnail | None = None,
 ) -> Path:
     """Write ``report.html`` and ``report.json`` into the run's folder.
 
@@ -47,6 +52,7 @@ def write_report(
         rows: its data, read once.
         samples: rows whose text is in the page.
         others: runs over the same data, whose selections are put beside this one's.
+        thumbnail: gives a row's picture, for image runs.
 
     Returns:
         The path of ``report.html``.
@@ -62,7 +68,7 @@ def write_report(
     boundary = boundary_of(tables)
     picks = pick_rows(tables, boundary, first.groups, first.duplicates, samples)
     limit = min(MOST_BYTES, max(LEAST_BYTES, TEXT_BYTES // max(len(picks), 1)))
-    facts = read_rows(rows, tables.row_id, picks, limit)
+    facts = read_rows(rows, tables.row_id, picks, limit, thumbnail)
     numbers = dataclasses.replace(first, shifts=shifts_of(tables, facts.columns, compared))
     write_json(folder / "report.json", numbers.to_json())
     page = _render(numbers, _data(tables, numbers, boundary, picks, facts, compared))
@@ -109,6 +115,8 @@ def _data(
     header["reasons"] = [] if chosen is None else chosen.reasons
     if chosen is not None:
         arrays["reason"] = chosen.reason.astype(np.uint8)
+    if tables.unstable is not None:
+        arrays["unstable"] = tables.unstable.astype(np.uint8)
     if boundary is not None:
         arrays["near"] = (boundary.distance <= NEAR).astype(np.uint8)
     if (tables.representative >= 0).any():
@@ -151,7 +159,7 @@ def _projections(tables: Tables) -> list[Projection]:
 
 def _text(facts: RowFacts, at: int) -> list[Any]:
     text = facts.texts[at]
-    return [text.source, text.line, [dataclasses.astuple(turn) for turn in text.turns]]
+    return [text.source, text.line, [dataclasses.astuple(turn) for turn in text.turns], text.image]
 
 
 def _render(numbers: Numbers, data: str) -> str:
@@ -171,7 +179,7 @@ def _render(numbers: Numbers, data: str) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"clock": clock, "count": lambda value: f"{value:,}"}
+    environment.filters |= {"took": took, "count": lambda value: f"{value:,}"}
     return environment.get_template("report.html.jinja").render(
         n=numbers,
         data=data,
@@ -181,6 +189,14 @@ def _render(numbers: Numbers, data: str) -> str:
         script=Markup(script),  # noqa: S704 - the package's own files
         style=Markup("".join(read[name] for name in STYLES)),  # noqa: S704
     )
+
+
+def took(seconds: float) -> str:
+    """A duration as people say it: 0.4 s, 14 s, 3 min 29 s, 2 h 14 min."""
+    if seconds < 100:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60:,} h {minutes % 60} min"
 
 
 def _sha256(text: str) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 
 from instruct_prune.datatypes import Float32, Int64
 from instruct_prune.geometry import blocks, sample
+from instruct_prune.progress import say
 
 FIT_ROWS = 20_000
 """Rows the principal axes are learnt from, at random: their sampling error is far below what an eye can see."""
@@ -40,9 +41,15 @@ def project(vectors: Float32, at: Int64, seed: int = 0) -> list[Projection]:
         seed: of the sample the axes are learnt from, and of UMAP.
     """
     found = [principal_components(vectors, at, seed)]
-    if importlib.util.find_spec("umap") and 15 < len(at) <= UMAP_ROWS:
+    if _has_umap() and 15 < len(at) <= UMAP_ROWS:
+        say(f"report: UMAP of {len(at):,} rows (extra `umap`)")
         found.append(_umap(vectors, at, seed))
     return found
+
+
+def _has_umap() -> bool:
+    spec = importlib.util.find_spec("umap")
+    return spec is not None and spec.origin is not None  # an empty folder of that name is a spec without origin
 
 
 def principal_components(vectors: Float32, at: Int64, seed: int = 0, steps: int = 30) -> Projection:

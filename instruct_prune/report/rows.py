@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,12 @@ MOST_COLUMNS = 24
 MOST_VALUES = 60
 """A column with more different values than this is not a category."""
 LONGEST_VALUE = 120
+IMAGE_BYTES = 5_000_000
+"""Bytes of all thumbnails together; rows after that go without."""
 BATCH = 4096
+
+Thumbnail = Callable[[Sample], bytes | None]
+"""A small picture of a row (PNG, JPEG, GIF or WebP), or None where it has none."""
 
 # Controls, bidirectional marks, invisible characters and lone surrogates. Not the joiners U+200C and U+200D:
 # Persian, Hindi and emoji are written with them.
@@ -45,6 +51,8 @@ class Text:
     source: str
     line: int
     turns: tuple[Turn, ...]
+    image: str = ""
+    """A data: address, for image runs."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,9 @@ class RowFacts:
     columns: tuple[Column, ...] = ()
 
 
-def read_rows(rows: Iterable[Sample | Reject], row_id: Int64, wanted: Int64, max_bytes: int) -> RowFacts:
+def read_rows(
+    rows: Iterable[Sample | Reject], row_id: Int64, wanted: Int64, max_bytes: int, thumbnail: Thumbnail | None = None
+) -> RowFacts:
     """Read the data once.
 
     Args:
@@ -80,6 +90,7 @@ def read_rows(rows: Iterable[Sample | Reject], row_id: Int64, wanted: Int64, max
         row_id: int64 [n], ascending, the scored rows.
         wanted: positions in ``row_id`` whose text is to be kept.
         max_bytes: UTF-8 bytes of a row's text that are kept.
+        thumbnail: gives a row's picture.
 
     Raises:
         InputError: a scored row is not in the data.
@@ -89,7 +100,7 @@ def read_rows(rows: Iterable[Sample | Reject], row_id: Int64, wanted: Int64, max
     keep = set(wanted.tolist())
     texts: dict[int, Text] = {}
     columns = _Columns(len(row_id))
-    seen = 0
+    seen, room = 0, IMAGE_BYTES
     for row in rows:
         if row.row_id >= len(position):
             break
@@ -99,7 +110,9 @@ def read_rows(rows: Iterable[Sample | Reject], row_id: Int64, wanted: Int64, max
         seen += 1
         columns.add(at, row)
         if at in keep:
-            texts[at] = shown(row, max_bytes)
+            image = image_address(thumbnail(row), room) if thumbnail is not None else ""
+            room -= len(image)
+            texts[at] = replace(shown(row, max_bytes), image=image)
     if seen != len(row_id):
         raise InputError(f"the data has {seen} of the {len(row_id)} scored rows: it has changed since it was scored.")
     return RowFacts(texts, columns.found())
@@ -116,6 +129,15 @@ def shown(sample: Sample, max_bytes: int) -> Text:
         left -= used
         turns.append(Turn(visible(message.role[:40]), text, message.trained))
     return Text(visible(sample.source), sample.line, tuple(turns))
+
+
+def image_address(data: bytes | None, room: int) -> str:
+    """A ``data:`` address of a PNG, JPEG, GIF or WebP picture; empty for anything else, or where there is no room for it."""
+    kinds = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg", b"GIF8": "gif", b"RIFF": "webp"}
+    kind = next((name for magic, name in kinds.items() if data and data.startswith(magic)), None)
+    if data is None or kind is None or len(data) > room:
+        return ""
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
 def cut(text: str, max_bytes: int) -> tuple[str, int]:

@@ -14,6 +14,7 @@ from instruct_prune.report.compare import SAMPLE
 from instruct_prune.report.rows import Column
 
 BINS = 48
+"""At most; fewer where the rows are few."""
 CATEGORIES = 12
 """Categories that are shown one by one; the rest are counted together."""
 RANDOM_SUBSETS = 8
@@ -70,11 +71,12 @@ def edges_of(values: NDArray[np.floating] | NDArray[np.integer], log: bool = Fal
     if not len(finite):
         return [0.0, 1.0]
     low, high = (float(q) for q in np.quantile(finite, (0.002, 0.998) if len(finite) > 1000 else (0.0, 1.0)))
+    bins = min(BINS, max(12, round(2 * len(finite) ** 0.5)))
     whole = np.issubdtype(values.dtype, np.integer)
     if log:
-        edges = np.geomspace(max(low, 1.0), max(high, low, 1.0) + 1, BINS + 1)
+        edges = np.geomspace(max(low, 1.0), max(high, low, 1.0) + 1, bins + 1)
     else:
-        edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
+        edges = np.linspace(low, high if high > low else low + 1, bins + 1)
     if whole:
         edges = np.unique(np.floor(edges))
         edges[-1] = max(edges[-1], np.floor(edges[0]) + 1)

@@ -40,6 +40,8 @@ class Tables:
         label_names: name of label i at position i.
         label_kind: "cluster", "stratum", or "" where all rows are together.
         distance: float32 [n] to the cluster's centre, or None.
+        unstable: bool [n], rows that another mask seed would have decided otherwise; None with fewer than two seeds.
+        stages: of the manifest.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Tables:
     label_names: tuple[str, ...]
     label_kind: str
     distance: Float32 | None
+    unstable: Bool | None
     stages: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -106,7 +109,7 @@ def read_tables(folder: RunFolder) -> Tables:
         name=folder.path.resolve().name,
         row_id=row_id,
         score=table.score[scored] if selection is None else selection.score,
-        score_name=str((folder.stage("select").get("config") or {}).get("score") or table.score_name),
+        score_name=str(folder.stage("select").get("score") or table.score_name),
         n_prompt=table.n_prompt[scored],
         n_response=table.n_response[scored],
         truncated=table.status[scored] == "truncated",
@@ -120,6 +123,7 @@ def read_tables(folder: RunFolder) -> Tables:
         label_names=names,
         label_kind=kind,
         distance=distance,
+        unstable=_unstable(folder) if selection is not None else None,
         stages=folder.manifest.get("stages", {}),
     )
 
@@ -150,6 +154,15 @@ def _selection(folder: RunFolder, row_id: Int64) -> Selection | None:
             f"before these scores. Run `instruct-prune select --out {folder.path} --keep ...` again."
         )
     return selection
+
+
+def _unstable(folder: RunFolder) -> Bool | None:
+    import pyarrow.parquet as pq
+
+    path = folder / "selection.parquet"
+    if "unstable" not in pq.read_schema(path).names:
+        return None
+    return np.asarray(pq.read_table(path, columns=["unstable"]).column(0).to_numpy(), dtype=bool)
 
 
 def _vectors(folder: RunFolder, row_id: Int64) -> tuple[Float32 | None, Int64]:

@@ -157,8 +157,8 @@ def aggregate(
         if score == "perplexity":
             return np.exp(dense, dtype=np.float32)
         # A ratio of perplexities, not of losses (Superfiltering, Cherry_LLM).
-        ratio = np.exp(dense - _column(losses, SubnetSpec("alone"), score))
-        return ratio.astype(np.float32)
+        ratio: Float32 = np.exp(dense - _column(losses, SubnetSpec("alone"), score)).astype(np.float32)
+        return ratio
     wanted = list(subnets) if subnets is not None else [s for s in losses if s.kind != "alone"]
     factors = list(weights) if weights is not None else [1.0] * len(wanted)
     if len(factors) != len(wanted):
@@ -189,41 +189,23 @@ def _column(losses: Mapping[SubnetSpec, Float32], spec: SubnetSpec, score: str) 
     return losses[spec]
 
 
-@dataclass(frozen=True)
-class SeedStability:
-    """How much each row's rank depends on the mask seed.
-
-    Attributes:
-        rank_spread: float32 [n], standard deviation over seeds of the row's rank, as a share of n.
-        flips: bool [n], kept under some seeds and dropped under others, taking the hardest share.
-        mean_rho: mean rank correlation between seeds.
-    """
-
-    rank_spread: Float32
-    flips: Bool
-    mean_rho: float
+def by_seed(ladder: Sequence[SubnetSpec]) -> list[tuple[SubnetSpec, ...]]:
+    """The ladder as if only one mask seed had been used, for each seed; empty without seeded subnets."""
+    seeded = [s for s in ladder if s.kind in ("random", "dropout")]
+    plain = [s for s in ladder if s.kind not in ("random", "dropout", "alone")]
+    return [(*plain, *(s for s in seeded if s.seed == seed)) for seed in sorted({s.seed for s in seeded})]
 
 
-def seed_stability(losses: Mapping[SubnetSpec, Float32], score: str, keep_share: float) -> SeedStability | None:
-    """Score each mask seed by itself and compare the ranks; None with fewer than two seeds.
+def rank_spread(scores: Float32) -> Float32:
+    """How stable each row's rank is: its standard deviation over seeds, as a share of the rows.
 
     Args:
-        losses: {subnet: float32 [n]}, finite (scored rows only).
-        score: "dlc" or "lc".
-        keep_share: a row flips when the seeds disagree whether it is among this share of the hardest.
+        scores: float32 [seeds, n], finite.
+
+    Returns:
+        float32 [n].
     """
-    seeds = sorted({s.seed for s in losses if s.kind in ("random", "dropout")})
-    if len(seeds) < 2:
-        return None
-    unseeded = [s for s in losses if s.kind not in ("random", "dropout", "alone")]
-    by_seed = []
-    for seed in seeds:
-        members = unseeded + [s for s in losses if s.kind in ("random", "dropout") and s.seed == seed]
-        by_seed.append(ranks(aggregate(losses, score, members)))
-    table = np.stack(by_seed)  # [seeds, n]
-    n = table.shape[1]
-    hard = table >= n - round(keep_share * n)
-    pairs = [spearman(table[i], table[j]) for i in range(len(seeds)) for j in range(i)]
-    return SeedStability(
-        (table.std(axis=0) / max(1, n)).astype(np.float32), hard.any(axis=0) & ~hard.all(axis=0), float(np.mean(pairs))
+    spread: Float32 = np.stack([ranks(row) for row in scores]).std(axis=0).astype(np.float32) / np.float32(
+        scores.shape[1]
     )
+    return spread

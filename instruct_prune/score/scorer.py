@@ -29,7 +29,7 @@ from instruct_prune.score.passes import Pass
 from instruct_prune.score.subnets import SubnetSwitch
 
 HEARTBEAT_SECONDS = 1.0
-DEAD_AFTER_SECONDS = 30.0
+DEAD_AFTER_SECONDS = 90.0  # more than the minute for which network file systems may show an old file
 
 Advance = Callable[[int, int], None]
 """Called with (rows, tokens) after each batch."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,11 @@ def _score_accounting(folder: RunFolder, scored: int) -> dict[str, int]:
     if read != scored + rejected:
         raise AssertionError(f"rows were lost: {read} read, {scored} scored, {rejected} rejected")
     return {"read": read, "scored": scored, "rejected": rejected}
+
+
+def ladder_of(stage: Mapping[str, Any]) -> tuple[SubnetSpec, ...]:
+    """The subnets a score stage was asked for, repeated as often as they count."""
+    return tuple(SubnetSpec(*spec) for spec in stage["ladder"])
 
 
 def rescored(

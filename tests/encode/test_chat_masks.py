@@ -329,3 +329,38 @@ def test_jinja_file_without_a_generation_prompt(chat_tokenizers: dict[str, Any],
     assert scored_pieces(tokenizer, row) == [" Hello 👋<|im_end|>", " It is 4.\n<|im_end|>"]
     assert encoder.template_name == str(path)
     assert encoder.identity["template_text"] == JINJA
+
+
+def _with_template(tokenizer: Any, source: str, path: Any) -> Encoder:
+    path.write_text(source, encoding="utf-8")
+    return Encoder(tokenizer, str(path), max_length=2000)
+
+
+def test_a_turn_without_a_generation_prompt_does_not_borrow_one(chat_tokenizers: dict[str, Any], tmp_path: Any) -> None:
+    source = (
+        "{% for m in messages %}{% if m.role == 'user' %}U: {{ m.content }}\n"
+        "{% else %}{% if loop.previtem.role == 'user' %}A:{% endif %}{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}A:{% endif %}"
+    )
+    tokenizer = chat_tokenizers["chatml"]
+    encoder = _with_template(tokenizer, source, tmp_path / "x.jinja")
+    [row] = encoder.encode([conversation(("user", "Hi"), Message("assistant", "one"), ("assistant", "two"))])
+    assert scored_pieces(tokenizer, row) == ["two<|im_end|>"]
+
+
+def test_the_end_of_turn_is_one_token(chat_tokenizers: dict[str, Any], tmp_path: Any) -> None:
+    """Phi-3 and others write an end-of-text after the last turn's end-of-turn."""
+    source = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% else %}<|endoftext|>{% endif %}"
+    )
+    tokenizer = chat_tokenizers["chatml"]
+    [row] = _with_template(tokenizer, source, tmp_path / "x.jinja").encode([MULTI])
+    assert scored_pieces(tokenizer, row) == ["Hello 👋<|im_end|>", " It is 4.\n<|im_end|>"]
+
+
+def test_a_template_that_looks_into_the_response_fails(chat_tokenizers: dict[str, Any], tmp_path: Any) -> None:
+    source = "{% for m in messages %}{{ m.content | length }} letters: {{ m.content }}\n{% endfor %}"
+    [row] = _with_template(chat_tokenizers["chatml"], source, tmp_path / "x.jinja").encode([SINGLE])
+    assert row.status is Status.FAILED
+    assert "changes the responses" in row.reason

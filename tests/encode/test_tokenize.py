@@ -279,14 +279,32 @@ def test_nasty_responses_are_masked_whole(chat_tokenizers: dict[str, Any], famil
             assert said.strip() in tokenizer.convert_tokens_to_string(mine)
 
 
-def test_trimmed_offsets_do_not_lose_blank_tokens(chat_tokenizers: dict[str, Any]) -> None:
+def _without_eos(backend: Any) -> Any:
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(tokenizer_object=backend)
+
+
+def test_trimmed_offsets_do_not_lose_blank_tokens() -> None:
     """Byte-level post-processors trim blanks off the offsets: a token of blanks has no width left."""
-    tokenizer = chat_tokenizers["llama3"]
-    assert (0, 0) in tokenizer("\n\n \n", add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"] or (
-        tokenizer.backend_tokenizer.post_processor is not None
-    )
-    [row] = Encoder(tokenizer, "alpaca", max_length=2000).encode([asked("Go", "  \n  a")])
-    assert scored_pieces(tokenizer, row) == ["  \n  a<|eot_id|>"]
+    tokenizer = _without_eos(byte_level(["<e>"], trim_offsets=True))
+    assert (6, 6) in tokenizer("Hello \n", return_offsets_mapping=True)["offset_mapping"]
+    encoder = Encoder(tokenizer, "alpaca", max_length=2000)
+    sample = conversation(("user", "Hi"), ("assistant", "  \n Hello "), ("user", "Hi"), ("assistant", "\n4"))
+    [row] = encoder.encode([sample])
+    assert scored_pieces(tokenizer, row) == ["  \n Hello ", "\n4"]
+    assert encoder.notes == ("the tokenizer has no end-of-sequence token, so none is appended",)
+
+
+def test_tokens_across_the_end_are_scored() -> None:
+    from tokenizers import AddedToken
+
+    backend = byte_level(["<e>"])
+    backend.add_tokens([AddedToken("\n\n", normalized=False)])
+    sample = conversation(("user", "Hi"), ("assistant", "Yes\n"), ("user", "Hi"), ("assistant", "4"))
+    tokenizer = _without_eos(backend)
+    [row] = Encoder(tokenizer, "alpaca", max_length=2000).encode([sample])
+    assert scored_pieces(tokenizer, row) == ["Yes\n\n", "4"]
 
 
 def test_a_token_across_the_border_is_scored(chat_tokenizers: dict[str, Any]) -> None:

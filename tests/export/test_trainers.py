@@ -44,7 +44,13 @@ WITH_TOOLS = [
         ],
         "tools": [TOOL],
     },
-    {"messages": [{"role": "user", "content": "Hm"}, {"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]},
+    {
+        "messages": [
+            {"role": "user", "content": "Hm"},
+            {"role": "user", "content": "?"},
+            {"role": "assistant", "content": "!"},
+        ]
+    },
     {"messages": [{"role": "user", "content": "Ok?"}, {"role": "assistant", "content": "Ok."}]},
 ]
 
@@ -140,9 +146,14 @@ def llamafactory_reads(folder: Path) -> list[tuple[list[tuple[str, str]], str, s
             found.append(([("user", "\n".join(query)), *answers], system, tools))
             continue
         tags = {info["tags"][f"{role}_tag"]: role for role in ("user", "assistant", "observation", "function")}
-        turns = [(tags[turn[info["tags"]["role_tag"]]], turn[info["tags"]["content_tag"]]) for turn in row[columns["messages"]]]
+        turns = [
+            (tags[turn[info["tags"]["role_tag"]]], turn[info["tags"]["content_tag"]])
+            for turn in row[columns["messages"]]
+        ]
         for i, (role, _) in enumerate(turns):
-            assert role in (("user", "observation"), ("assistant", "function"))[i % 2], "LLaMA-Factory would skip this row"
+            assert role in (("user", "observation"), ("assistant", "function"))[i % 2], (
+                "LLaMA-Factory would skip this row"
+            )
         assert len(turns) % 2 == 0
         found.append((turns, system, tools))
     assert name == "pruned-set"
@@ -199,7 +210,9 @@ def test_axolotl_chat_template_trains_what_was_scored(tmp_path: Path, job_of: Ca
     assert source["type"] == "chat_template"
     assert source["chat_template"] == "tokenizer_default"
     field = source["message_field_training"]
-    trained = [t["content"] for row in rows for t in row["messages"] if t.get(field, t["role"] in source["roles_to_train"])]
+    trained = [
+        t["content"] for row in rows for t in row["messages"] if t.get(field, t["role"] in source["roles_to_train"])
+    ]
     assert trained == ["Goodbye.", "Two."]
 
 

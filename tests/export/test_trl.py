@@ -35,18 +35,38 @@ def jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
 def trainer_of(folder: Path, monkeypatch: pytest.MonkeyPatch, *flags: str) -> Iterator[Any]:
     """The SFTTrainer that ``trl sft --config trl.yaml`` makes in this folder."""
     from datasets.utils.logging import disable_progress_bar
-    from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTConfig, SFTTrainer, TrlParser, get_dataset
-    from trl import get_peft_config
+    from trl import (
+        DatasetMixtureConfig,
+        ModelConfig,
+        ScriptArguments,
+        SFTConfig,
+        SFTTrainer,
+        TrlParser,
+        get_dataset,
+        get_peft_config,
+    )
 
     disable_progress_bar()
     monkeypatch.chdir(folder)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(folder / "cache"))
     parser = TrlParser((ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig))
-    words = ["--config", "trl.yaml", "--use_cpu", "--max_steps", "2", "--gradient_accumulation_steps", "1", "--bf16", "False"]
+    words = [
+        "--config",
+        "trl.yaml",
+        "--use_cpu",
+        "--max_steps",
+        "2",
+        "--gradient_accumulation_steps",
+        "1",
+        "--bf16",
+        "False",
+    ]
     words += ["--save_strategy", "no", "--gradient_checkpointing", "False", "--disable_tqdm", "True", *flags]
     script, training, model, data = parser.parse_args_and_config(words, fail_with_unknown_args=True)
     dataset = get_dataset(data)[script.dataset_train_split]
-    yield SFTTrainer(model=model.model_name_or_path, args=training, train_dataset=dataset, peft_config=get_peft_config(model))
+    yield SFTTrainer(
+        model=model.model_name_or_path, args=training, train_dataset=dataset, peft_config=get_peft_config(model)
+    )
 
 
 def expected(encoder: Encoder, job: ExportJob) -> list[tuple[list[int], list[int]]]:

@@ -164,6 +164,18 @@ def test_one_damaged_element_is_one_rejected_row(
     assert rejects[0].line == first
 
 
+@pytest.mark.parametrize("chunk", [3, 1 << 16])
+def test_damage_in_a_nested_list_splits_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    monkeypatch.setattr(json_rows, "CHUNK", chunk)
+    turns = [{"role": role, "content": role} for role in ("user", "assistant", "user", "assistant")]
+    text = json.dumps([{"messages": turns, "id": i} for i in range(4)], indent=2)
+    second = text.index('"id": 0')
+    damaged = text[:second] + text[second:].replace('"content": "user"', '"content": "us"er"', 1)
+    samples, rejects = read(write(tmp_path / "x.json", damaged))
+    assert [row.columns["id"] for row in samples] == [0, 2, 3]
+    assert [row.row_id for row in rejects] == [1]
+
+
 def test_a_file_that_was_cut_off_says_so(tmp_path: Path) -> None:
     text = json.dumps(GOOD, indent=2)
     samples, rejects = read(write(tmp_path / "x.json", text[: text.index("a4")]))

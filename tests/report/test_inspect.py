@@ -81,8 +81,14 @@ def test_print(found: Inspection) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"force_terminal": True, "color_system": "standard"}])
-def test_data_cannot_act_on_the_terminal(found: Inspection, options: dict[str, Any]) -> None:
-    text = printed(found, **options)
+def test_data_cannot_act_on_the_terminal(
+    found: Inspection, options: dict[str, Any], tmp_path: Path, tiny_tokenizer: Any
+) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps({**json.loads(ROWS[7]), "\x1b[31mcolumn": 1}) + "\n")
+    hostile = inspect_data(open_data([str(path)]), Encoder(tiny_tokenizer, "alpaca", max_length=1500))
+    assert "\\u202eevil\\x07" in printed(hostile, **options)
+    text = printed(found, **options) + printed(hostile, **options)
     assert "\u202e" not in text
     assert "\x07" not in text
     assert "\x1b[31m" not in text  # the data's colour; rich's own are others

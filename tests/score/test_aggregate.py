@@ -10,7 +10,7 @@ from scipy.stats import rankdata, spearmanr
 
 from instruct_prune.datatypes import SubnetSpec
 from instruct_prune.errors import InputError
-from instruct_prune.score.aggregate import aggregate, left_out_of, ranks, seed_stability, spearman, subnet_health
+from instruct_prune.score.aggregate import aggregate, by_seed, left_out_of, rank_spread, ranks, spearman, subnet_health
 
 DENSE, HALF, ALONE = SubnetSpec("dense"), SubnetSpec("magnitude", 0.5), SubnetSpec("alone")
 LOSSES = {
@@ -99,15 +99,12 @@ def test_rank_correlation_and_order() -> None:
     np.testing.assert_allclose(health.rho, [[1, -1], [-1, 1]])
 
 
-def test_seed_stability_flags_the_rows_that_flip() -> None:
+def test_seeds_are_taken_one_at_a_time() -> None:
     first, second = SubnetSpec("dropout", 0.1, 0), SubnetSpec("dropout", 0.1, 1)
-    losses = {
-        first: np.asarray([1.0, 2.0, 3.0, 4.0], dtype=np.float32),
-        second: np.asarray([1.0, 3.0, 2.0, 4.0], dtype=np.float32),
-    }
-    stability = seed_stability(losses, "dlc", 0.5)
-    assert stability is not None
-    assert stability.flips.tolist() == [False, True, True, False]
-    assert stability.rank_spread.tolist() == [0, 0.125, 0.125, 0]
-    assert stability.mean_rho == pytest.approx(0.8)
-    assert seed_stability({first: losses[first]}, "dlc", 0.5) is None
+    assert by_seed([DENSE, first, second, ALONE]) == [(DENSE, first), (DENSE, second)]
+    assert by_seed([DENSE, HALF]) == []
+
+
+def test_rank_spread_is_the_deviation_of_ranks_as_a_share_of_rows() -> None:
+    scores = np.asarray([[1.0, 2.0, 3.0, 4.0], [1.0, 3.0, 2.0, 4.0]], dtype=np.float32)
+    assert rank_spread(scores).tolist() == [0, 0.125, 0.125, 0]

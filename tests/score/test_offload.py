@@ -26,7 +26,9 @@ def models(folder: Path, tmp_path: Path) -> tuple[Any, Any]:
     return load_causal_lm(source, "float32"), load_causal_lm(source, "float32", SPLIT, tmp_path / "offload")
 
 
-@pytest.mark.parametrize("spec", [SubnetSpec("dense"), SubnetSpec("magnitude", 0.6), SubnetSpec("random", 0.9)], ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    "spec", [SubnetSpec("dense"), SubnetSpec("magnitude", 0.6), SubnetSpec("random", 0.9)], ids=lambda s: s.name
+)
 def test_a_model_on_cpu_and_disk_gives_the_losses_of_one_in_memory(
     tiny_model_folder: Path, tmp_path: Path, spec: SubnetSpec
 ) -> None:
@@ -47,7 +49,7 @@ def test_one_global_threshold_is_refused(tiny_model_folder: Path, tmp_path: Path
 
 
 def test_device_map_auto_from_the_command(tiny_model_folder: Path, tmp_path: Path) -> None:
-    from conftest import alpaca_rows, write_jsonl
+    from sample_rows import alpaca_rows, write_jsonl
 
     from instruct_prune.cli import main
 

@@ -22,7 +22,11 @@ def removed_by_sort(weight: torch.Tensor, k: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(
-    values=st.lists(st.sampled_from([0.0, -0.0, 1.0, -1.0, 0.5, 1e-8, -3.25, 2.0**-20, 65000.0, 1.0009765625]), min_size=1, max_size=60),
+    values=st.lists(
+        st.sampled_from([0.0, -0.0, 1.0, -1.0, 0.5, 1e-8, -3.25, 2.0**-20, 65000.0, 1.0009765625]),
+        min_size=1,
+        max_size=60,
+    ),
     share=st.floats(0, 1),
 )
 def test_the_k_smallest_are_those_of_a_stable_sort(dtype: torch.dtype, values: list[float], share: float) -> None:

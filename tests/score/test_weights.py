@@ -55,7 +55,13 @@ def test_expert_stacks_lose_the_same_share_in_every_expert() -> None:
     from transformers import MixtralConfig, MixtralForCausalLM
 
     torch.manual_seed(0)
-    size = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+    size = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+    }
     model = MixtralForCausalLM(MixtralConfig(vocab_size=50, num_local_experts=3, **size)).requires_grad_(False)
     with torch.no_grad():  # an expert with tiny weights would lose everything if experts were ranked together
         for name, parameter in model.named_parameters():

@@ -46,7 +46,12 @@ def test_refused(keep, says):
 
 @pytest.mark.parametrize(
     ("tokens", "says"),
-    [(0, "at least 1"), (2.5, "whole number"), (9, "shortest scored row"), (4001, "more than the 4000 response tokens")],
+    [
+        (0, "at least 1"),
+        (2.5, "whole number"),
+        (9, "shortest scored row"),
+        (4001, "more than the 4000 response tokens"),
+    ],
 )
 def test_tokens_refused(tokens, says):
     with pytest.raises(InputError, match=says):
@@ -78,7 +83,13 @@ def test_empty_pool():
         (7, [6, 3, 1], [10, 10, 10], None, [4, 2, 1]),  # quotas 4.2, 2.1, 0.7
         (4, [0, 0], [2, 2], None, [2, 2]),
         (0, [3, 4], [2, 2], None, [0, 0]),
-        (10**10, [10**10, 3 * 10**10], [10**11, 10**11], None, [25 * 10**8, 75 * 10**8]),  # beyond 64 bits when multiplied
+        (
+            10**10,
+            [10**10, 3 * 10**10],
+            [10**11, 10**11],
+            None,
+            [25 * 10**8, 75 * 10**8],
+        ),  # beyond 64 bits when multiplied
     ],
 )
 def test_largest_remainder_by_hand(total, weights, capacity, floor, shares):

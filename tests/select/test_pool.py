@@ -51,7 +51,9 @@ def test_embeddings_of_the_same_rows_are_not_copied():
 
 def test_clusters_by_row_id():
     labels = np.array([1, 0, 1, 0], dtype=np.int32)
-    clusters = Clusters(np.array([7, 4, 2, 1]), labels, np.zeros(4, dtype=np.float32), np.zeros((2, 3), dtype=np.float32))
+    clusters = Clusters(
+        np.array([7, 4, 2, 1]), labels, np.zeros(4, dtype=np.float32), np.zeros((2, 3), dtype=np.float32)
+    )
     pool = build_pool(table_of(), clusters=clusters)
     assert pool.strata.tolist() == [0, 1, 1]
     assert pool.strata_names == ("cluster 0", "cluster 1")
@@ -83,5 +85,5 @@ def test_values_are_compared_as_text_in_sorted_order():
 
 
 def test_as_many_values_as_rows():
-    with pytest.raises(ValueError, match="shorter"):
+    with pytest.raises(ValueError, match="argument 2 is longer"):
         build_pool(replace(table_of()), values=["x"])

@@ -107,7 +107,9 @@ def stress(data: str, model: str, work: Path, kills: int) -> None:
             wait(pids, 60)
         assert (out / "scores.parquet").read_bytes() == expected, f"{out}: other bytes than the uninterrupted run"
         finished += 1
-    print(f"{delivered} kills, {starts} starts with 1, 2 and 3 processes, {finished} runs completed, all byte-identical")
+    print(
+        f"{delivered} kills, {starts} starts with 1, 2 and 3 processes, {finished} runs completed, all byte-identical"
+    )
 
 
 if __name__ == "__main__":

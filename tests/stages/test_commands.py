@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import alpaca_rows, write_jsonl
+from sample_rows import alpaca_rows, write_jsonl
 
 from instruct_prune.cli import main
 
@@ -229,7 +229,17 @@ def test_wrong_files(
 ) -> None:
     file = tmp_path / name
     file.write_bytes(content)
-    words = ["run", "--data", str(file), "--model", str(tiny_model_folder), "--keep", "0.5", "--out", str(tmp_path / "r")]
+    words = [
+        "run",
+        "--data",
+        str(file),
+        "--model",
+        str(tiny_model_folder),
+        "--keep",
+        "0.5",
+        "--out",
+        str(tmp_path / "r"),
+    ]
     told = bad(words, capsys)
     assert name in told
     assert says in told
@@ -251,7 +261,9 @@ def test_another_run_in_the_folder_is_refused_with_what_differs(
     assert (finished / "scores.parquet").read_bytes() == before
 
 
-def test_a_folder_of_other_files_is_refused(score_words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_of_other_files_is_refused(
+    score_words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "thesis.txt").write_text("precious")
     assert "not a run" in bad(["score", *score_words, "--out", str(tmp_path)], capsys)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
@@ -262,7 +274,23 @@ def test_data_that_changed_after_scoring_is_refused(
 ) -> None:
     file = write_jsonl(tmp_path / "d.jsonl", alpaca_rows(20))
     out = str(tmp_path / "r")
-    assert main(["score", "--data", str(file), "--model", str(tiny_model_folder), "--subnets", "dense", *SMALL, "--out", out]) == 0
+    assert (
+        main(
+            [
+                "score",
+                "--data",
+                str(file),
+                "--model",
+                str(tiny_model_folder),
+                "--subnets",
+                "dense",
+                *SMALL,
+                "--out",
+                out,
+            ]
+        )
+        == 0
+    )
     assert main(["select", "--out", out, "--keep", "5", "--clusters", "none"]) == 0
     write_jsonl(file, alpaca_rows(21))
     assert "changed" in bad(["export", "--out", out], capsys)
@@ -294,7 +322,11 @@ def test_rejected_and_empty_rows_are_counted(tiny_model_folder: Path, tmp_path: 
     assert main(["select", "--out", str(out), "--keep", "1.0", "--clusters", "none"]) == 0
     assert main(["export", "--out", str(out)]) == 0
     rejected = [json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines()]
-    assert sorted((r["line"], r["status"]) for r in rejected) == [(5, "empty_response"), (8, "rejected"), (10, "rejected")]
+    assert sorted((r["line"], r["status"]) for r in rejected) == [
+        (5, "empty_response"),
+        (8, "rejected"),
+        (10, "rejected"),
+    ]
     assert all(r["reason"] and r["file"] == str(file) for r in rejected)
     assert (out / "pruned.jsonl").read_bytes().splitlines() == [b for i, b in enumerate(lines) if i not in (4, 7, 9)]
     manifest = json.loads((out / "manifest.json").read_text())
@@ -336,11 +368,15 @@ def test_killed_and_run_again_gives_the_same_bytes(score_words: list[str], tmp_p
     words = ["score", *score_words, "--batch-tokens", "64"]
     subprocess.run(command(*words, "--out", str(whole)), env=environment(), check=True, capture_output=True)
     parts = broken / "parts" / "score" / "dense"
-    with subprocess.Popen(command(*words, "--out", str(broken)), env=environment(), stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        command(*words, "--out", str(broken)), env=environment(), stderr=subprocess.DEVNULL
+    ) as process:
         wait_until(lambda: parts.is_dir() and len(list(parts.glob("0*.parquet"))) >= 3, process)
         process.send_signal(signal.SIGKILL)
     assert not (broken / "scores.parquet").exists()
-    done = subprocess.run(command(*words, "--out", str(broken)), env=environment(), check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        command(*words, "--out", str(broken)), env=environment(), check=True, capture_output=True, text=True
+    )
     assert "resuming" in done.stderr
     assert (broken / "scores.parquet").read_bytes() == (whole / "scores.parquet").read_bytes()
 
@@ -369,11 +405,15 @@ def test_device_map_with_two_processes_is_refused_in_our_words(score_words: list
     assert "--device-map auto spreads one model over all devices, but 2 processes were started" in done.stderr
 
 
-def test_python_api_does_the_same(finished: Path, data: Path, tiny_model_folder: Path, tiny_embedder_folder: Path, tmp_path: Path) -> None:
+def test_python_api_does_the_same(
+    finished: Path, data: Path, tiny_model_folder: Path, tiny_embedder_folder: Path, tmp_path: Path
+) -> None:
     from instruct_prune import DataConfig, EmbedConfig, Run, ScoreConfig, SelectConfig
 
     run = Run(tmp_path / "r")
-    scores = run.score(DataConfig(str(data)), ScoreConfig(model=str(tiny_model_folder), batch_tokens=256, dtype="float32"))
+    scores = run.score(
+        DataConfig(str(data)), ScoreConfig(model=str(tiny_model_folder), batch_tokens=256, dtype="float32")
+    )
     assert scores is not None
     run.embed(EmbedConfig(embedder=str(tiny_embedder_folder)))
     selection = run.select(SelectConfig(keep=0.25, clusters="4"))

@@ -9,7 +9,7 @@ function layout(extra) {
     paper_bgcolor: 'rgba(0,0,0,0)', plot_bgcolor: 'rgba(0,0,0,0)', hovermode: 'x unified',
     font: { family: css('--font'), size: 12, color: css('--text') }, margin: { l: 44, r: 10, t: 8, b: 36 },
     hoverlabel: { bgcolor: css('--panel'), bordercolor: css('--line'), font: { color: css('--text') } },
-    legend: { orientation: 'h', y: 1.02, yanchor: 'bottom', x: 0, font: { size: 11 } }, showlegend: true, ...extra,
+    legend: { orientation: 'h', traceorder: 'normal', y: 1.02, yanchor: 'bottom', x: 0, font: { size: 11 } }, showlegend: true, ...extra,
     xaxis: { ...axis, ...extra.xaxis }, yaxis: { ...axis, rangemode: 'tozero', ...extra.yaxis },
   };
 }
@@ -147,7 +147,7 @@ function drawCurves() {
 }
 
 const repeated = (family, p) => family.values.some((value, q) => q !== p && value === family.values[p]);
-const faint = colour => `color-mix(in srgb, ${colour} 18%, transparent)`;
+const faint = colour => `rgba(${rgb(colour).join(',')},0.22)`;
 
 // Quartiles over the rows that pass, by counting: losses are whole steps.
 function bandOf(family, third) {
@@ -176,6 +176,7 @@ function startShifts() {
     ...shift, range: RANGES.find(r => r.key === `column${c}`), field: FIELDS.find(f => f.key === `column${c}`),
   }));
   for (const shift of [...lengths, ...columns]) {
+    if (shift.histogram?.counts.all.filter(count => count).length === 1) continue; // all rows alike
     const div = el('div', { class: 'chart' });
     $('shifts').append(el('figure', {}, el('figcaption', { textContent: shift.column, dir: 'auto' }), div));
     if (shift.histogram) startHistogram(div, shift); else startCategories(div, shift);
@@ -197,21 +198,21 @@ const shares = counts => {
   return counts.map(count => count / total);
 };
 
+const TICKS = [0, 1, 2, 3, 4, 5, 6].flatMap(power => [1, 2, 5].map(digit => digit * 10 ** power));
+
 function startHistogram(div, shift) {
   const { edges, log } = shift.histogram;
   const bins = binsOf(shift.range.of, edges);
-  const middles = log ? edges.slice(1).map((edge, b) => Math.sqrt(edge * Math.max(edges[b], 0.5))) : centres(edges);
   const draw = () => {
-    const traces = series().map(([name, colour, test], s) => ({
-      type: s ? 'scatter' : 'bar', mode: 'lines', name, x: middles, width: log ? undefined : widths(edges),
-      y: shares(countCodes(i => bins[i], edges.length - 1, test)), marker: { color: faint(css(colour)) },
-      line: { color: css(colour), width: 2, shape: 'hvh' }, hovertemplate: '%{y:.1%}',
-    }));
-    if (log) traces[0].width = widths(edges);
+    const traces = series().map(([name, colour, test], s) => {
+      const y = shares(countCodes(i => bins[i], edges.length - 1, test));
+      if (s) return { ...outline(edges, y, name), line: { shape: 'hv', width: 2, color: css(colour) }, hoverinfo: 'all', hovertemplate: '%{y:.1%}' };
+      return { type: 'bar', name, x: centres(edges), width: widths(edges), y, marker: { color: faint(css(colour)) }, hovertemplate: '%{y:.1%}' };
+    });
     Plotly.react(div, traces, layout({
       bargap: 0, dragmode: 'select', selectdirection: 'h', selections: div.layout?.selections ?? [],
       newselection: { line: { color: css('--accent'), width: 1 } },
-      xaxis: { type: log ? 'log' : 'linear', ...(log ? { dtick: 'D2' , nticks: 8 } : {}) }, yaxis: { tickformat: '.0%' },
+      xaxis: log ? { type: 'log', tickmode: 'array', tickvals: TICKS, ticktext: TICKS.map(whole) } : {}, yaxis: { tickformat: '.0%' },
     }), CONFIG);
   };
   draw();

@@ -53,6 +53,7 @@ function turns(at) {
     box.append(el('p', { class: 'note', textContent: textOf(at, 0) }));
     return box;
   }
+  box.append(...pictureOf(at, 'picture'));
   for (const [role, text, trained] of D.texts[D.slot[at]][2]) {
     box.append(el('div', { class: trained ? 'turn trained' : 'turn' }, el('span', { class: 'role', textContent: trained ? `${role} (scored)` : role }), el('pre', { textContent: text, dir: 'auto' })));
   }

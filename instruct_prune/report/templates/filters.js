@@ -92,6 +92,11 @@ function startFilters() {
   shown = D.n;
   describeRows();
   $('reset').addEventListener('click', () => { filters.clear(); $('search').value = ''; refilter(); });
+  $('filter-more').addEventListener('click', () => {
+    const fields = $('filter-fields');
+    fields.hidden = !fields.hidden;
+    $('filter-more').setAttribute('aria-expanded', !fields.hidden);
+  });
   $('search').addEventListener('input', debounce(search, 150));
   buildFields();
   views.push(drawBar);
@@ -131,9 +136,10 @@ function buildFields() {
     box.append(el('label', {}, el('span', { textContent: range.label }), el('span', { class: 'range' }, low, high)));
     views.push(() => { if (!filters.has(range.key)) low.value = high.value = ''; });
   }
-  const ticks = [['near', D.near, 'near the boundary of the pools'], ['leader', D.leader, 'near-duplicates of another row']];
+  const ticks = [['near', D.near, 'near the boundary of the pools'], ['leader', D.leader, 'near-duplicates of another row'],
+    ['unstable', D.unstable, 'unstable: another mask seed decides otherwise']];
   for (const [key, column, label] of ticks.filter(([, column]) => column)) {
-    const test = key === 'near' ? i => column[i] === 1 : i => column[i] < D.n;
+    const test = key === 'leader' ? i => column[i] < D.n : i => column[i] === 1;
     const tick = el('input', { type: 'checkbox', onchange: () => (tick.checked ? setFilter(key, label, test) : clearFilter(key)) });
     box.append(el('label', { class: 'tick' }, tick, el('span', { textContent: label })));
     views.push(() => { tick.checked = filters.has(key); });

@@ -341,7 +341,7 @@ function showTip(at, event) {
   const tip = $('map-tip'), box = $('map').getBoundingClientRect();
   tip.hidden = at < 0;
   if (at < 0) return;
-  tip.replaceChildren(el('b', { textContent: rowFacts(at), dir: 'auto' }), el('p', { textContent: textOf(at, 280), dir: 'auto' }));
+  tip.replaceChildren(el('b', { textContent: rowFacts(at), dir: 'auto' }), ...pictureOf(at, 'thumb'), el('p', { textContent: textOf(at, 280), dir: 'auto' }));
   const x = event.clientX - box.left, y = event.clientY - box.top;
   tip.style.left = `${Math.min(Math.max(8, x + 14), Math.max(8, box.width - tip.offsetWidth - 8))}px`;
   tip.style.top = `${y + 18 + tip.offsetHeight > box.height ? Math.max(8, y - tip.offsetHeight - 12) : y + 18}px`;

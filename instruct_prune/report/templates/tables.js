@@ -1,5 +1,5 @@
 // Clusters, samples and duplicates as tables. Everything that can be clicked is a button, so the keyboard reaches it.
-const PAGE = 25;
+const PAGE = 15;
 
 const rowFacts = at => [`row ${D.row[at]}`, D.selected ? (isKept(at) ? 'kept' : 'dropped') : '', `score ${short(D.score[at])}`,
   `${whole(D.response[at])} tokens`, D.numbers.group_kind ? groupName(at) : ''].filter(Boolean).join(' · ');
@@ -7,7 +7,7 @@ const rowFacts = at => [`row ${D.row[at]}`, D.selected ? (isKept(at) ? 'kept' : 
 function textOf(at, limit) {
   if (D.slot[at] < 0) return `(the text of this row is not in the page: ${whole(D.picks.length)} of ${whole(D.n)} are, --samples N takes more)`;
   const turns = D.texts[D.slot[at]][2].filter(([role]) => role !== 'system');
-  const text = turns.map(([, words]) => words.trim()).filter(Boolean).join(' ⏵ ');
+  const text = turns.map(([, words]) => words.trim()).filter(Boolean).join(' → ');
   return text.length > limit ? `${text.slice(0, limit)}…` : text;
 }
 
@@ -68,7 +68,21 @@ function clusterRow(group, g, field, state) {
 
 const compareValues = (a, b) => (typeof a === 'string' ? a.localeCompare(b, 'en', { numeric: true }) : a - b);
 
-const sampleButton = (at, limit) => el('button', { type: 'button', class: 'sample', dir: 'auto', title: rowFacts(at), textContent: textOf(at, limit), onclick: () => showDetail(at) });
+const WHY = {
+  budget: 'dropped: others came first and the budget was full', duplicate: 'dropped: another row stands for it', 'too hard': 'dropped: the method cuts off the hardest rows',
+  'too similar': 'dropped: too near to a row kept before it', 'easy pool': 'kept: drawn from the easy pool', 'hard pool': 'kept: drawn from the hard pool',
+  picked: 'kept: by the rule of the method', 'must keep': 'kept: you said so',
+};
+
+function sampleButton(at, limit) {
+  const text = el('span', { class: 'words', textContent: textOf(at, limit), dir: 'auto' });
+  return el('button', { type: 'button', class: 'sample', title: rowFacts(at), onclick: () => showDetail(at) }, ...pictureOf(at, 'thumb'), text);
+}
+
+function pictureOf(at, kind) {
+  const address = D.slot[at] < 0 ? '' : D.texts[D.slot[at]][3];
+  return address ? [el('img', { class: kind, src: address, alt: `picture of row ${D.row[at]}`, loading: 'lazy' })] : [];
+}
 
 // ---- samples: two sides ----
 
@@ -128,7 +142,8 @@ function marksOf(at) {
     const field = FIELDS.find(f => f.key === 'group');
     marks.push(el('button', { type: 'button', class: 'mark', dir: 'auto', textContent: groupName(at), title: 'Filter by this', onclick: () => toggleField(field, D.label[at]) }));
   }
-  if (D.selected) marks.push(el('span', { class: isKept(at) ? 'mark is-kept' : 'mark', textContent: D.reasons[D.reason[at]] }));
+  if (D.selected) marks.push(el('span', { class: isKept(at) ? 'mark is-kept' : 'mark', textContent: D.reasons[D.reason[at]], title: WHY[D.reasons[D.reason[at]]] ?? '' }));
+  if (D.unstable?.[at]) marks.push(el('span', { class: 'mark', textContent: 'unstable', title: 'another mask seed decides otherwise' }));
   if (D.near?.[at]) marks.push(el('span', { class: 'mark', textContent: 'near the boundary' }));
   return marks;
 }

@@ -1,0 +1,119 @@
+"""A run in the terminal: what was kept, cluster by cluster, and some rows of either side. Dataset text is shown, never obeyed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from instruct_prune.datatypes import Int64, Reject, Sample
+from instruct_prune.report.facts import counts_of, facts_of, warnings_of
+from instruct_prune.report.numbers import groups_of
+from instruct_prune.report.rows import read_rows
+from instruct_prune.report.tables import Tables, read_tables
+from instruct_prune.run_folder import RunFolder
+from instruct_prune.terminal import one_line, safe
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+EXAMPLES = 4
+"""Kept and dropped rows that are shown, from the easiest to the hardest."""
+GROUPS = 20
+
+
+def show(folder: RunFolder, rows: Iterable[Sample | Reject], console: Console | None = None) -> None:
+    """Print a summary, the clusters, and kept and dropped rows.
+
+    Args:
+        folder: a scored run.
+        rows: its data.
+        console: where to; standard output when None.
+
+    Raises:
+        InputError: nothing was scored, or the data changed.
+    """
+    from rich.console import Console
+
+    console = console or Console(highlight=False)
+    tables = read_tables(folder)
+    _summary(console, folder, tables)
+    if tables.label_kind:
+        console.print(_groups(tables))
+    sides = {"scored": np.arange(len(tables))}
+    if tables.selection is not None:
+        sides = {"kept": np.flatnonzero(tables.kept), "dropped": np.flatnonzero(~tables.kept)}
+    picks = {name: _spread(tables, at) for name, at in sides.items()}
+    texts = read_rows(rows, tables.row_id, np.concatenate(list(picks.values())), 2000).texts
+    for name, chosen in picks.items():
+        table = _table(f"{name}, from the easiest to the hardest", ["row", "score", "why"], ["text"])
+        for at in chosen.tolist():
+            text = " → ".join(turn.text.strip() for turn in texts[at].turns if turn.role != "system")
+            _add(table, str(tables.row_id[at]), f"{tables.score[at]:.3f}", _reason(tables, at), one_line(text, 300))
+        console.print(table)
+
+
+def _summary(console: Console, folder: RunFolder, tables: Tables) -> None:
+    facts, counts = facts_of(folder, tables), counts_of(tables)
+    lines = [
+        f"run:      {folder.path}",
+        f"data:     {facts.data}",
+        f"model:    {facts.model}; score {facts.score} over {', '.join(facts.subnets)}",
+        f"rows:     {counts.read:,} read = {counts.scored:,} scored + {counts.rejected:,} rejected",
+    ]
+    if tables.selection is not None:
+        lines += [
+            f"          {counts.scored:,} scored = {counts.kept:,} kept + {counts.dropped:,} dropped",
+            f"tokens:   {counts.response_tokens_kept:,} of {counts.response_tokens:,} response tokens kept",
+            f"selected: {facts.method}, {facts.budget}, "
+            + ", ".join(f"{key} {value}" for key, value in facts.params.items() if key != "method")
+            + f"; seed {facts.seed}",
+        ]
+    lines += [f"WARNING:  {line}" for line in warnings_of(tables)]
+    for line in lines:
+        console.print(safe(line), markup=False, soft_wrap=True)
+
+
+def _groups(tables: Tables) -> Table:
+    """The largest clusters (or strata)."""
+    groups = sorted(groups_of(tables), key=lambda group: -group.size)
+    title = f"{len(groups)} {'clusters' if tables.label_kind == 'cluster' else 'strata'}"
+    if len(groups) > GROUPS:
+        title += f", the {GROUPS} largest"
+    table = _table(title, ["rows", "kept", "share", "mean score"], ["name"])
+    for group in groups[:GROUPS]:
+        share = f"{group.kept / group.size:.0%}" if group.size else "-"
+        _add(table, f"{group.size:,}", f"{group.kept:,}", share, f"{group.mean_score:.3f}", one_line(group.name, 60))
+    return table
+
+
+def _table(title: str, numbers: list[str], words: list[str]) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
+    for name in numbers:
+        table.add_column(name, justify="right" if name != "why" else "left", no_wrap=True)
+    for name in words:
+        table.add_column(name, overflow="fold")
+    return table
+
+
+def _add(table: Table, *cells: str) -> None:
+    from rich.text import Text
+
+    table.add_row(*(Text(cell) for cell in cells))  # a plain str would be read as rich's markup
+
+
+def _spread(tables: Tables, at: Int64) -> Int64:
+    """int64 [<= EXAMPLES]: some of these rows, evenly from the easiest to the hardest."""
+    order = at[np.argsort(tables.score[at], kind="stable")]
+    places = np.unique(np.linspace(0, len(order) - 1, min(EXAMPLES, len(order))).round().astype(np.int64))
+    return order[places] if len(order) else order
+
+
+def _reason(tables: Tables, at: int) -> str:
+    chosen = tables.selection
+    return "" if chosen is None else chosen.reasons[chosen.reason[at]]

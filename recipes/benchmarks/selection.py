@@ -1,0 +1,123 @@
+"""How long selection takes, and how much memory: FlexRand on 10M rows; clusters, FlexRand and near-duplicates on 100k and 1M.
+
+    python recipes/benchmarks/selection.py
+
+Embeddings are made up (384 numbers a row, 200 loose groups, 5% of the rows near-copies of others) and memory-mapped from a
+temporary file, as a run's are. Each line is measured in a process of its own. Memory is the peak resident set, which counts
+the pages of the mapped file that happen to be in memory (1.5 GB for a million rows).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from instruct_prune.datatypes import Budget, Embeddings, Pool
+from instruct_prune.embed.clusters import cluster
+from instruct_prune.embed.duplicates import find_duplicates
+from instruct_prune.select import keep_priority, select_rows
+
+WIDTH, GROUPS, COPIES, CLUSTERS, KEEP = 384, 200, 0.05, 100, 0.3
+T = TypeVar("T")
+Seconds = dict[str, tuple[float, float]]
+"""{step: (wall seconds, CPU seconds)}"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000], help="rows with embeddings")
+    parser.add_argument("--flexrand-rows", type=int, nargs="+", default=[1_000_000, 10_000_000], help="rows without")
+    options = parser.parse_args()
+    print(f"{os.cpu_count()} cores, numpy {np.__version__}, Python {sys.version.split()[0]}")
+    print(f"{'rows':>10}  {'step':<36}{'wall s':>8}{'CPU s':>8}{'µs/row':>9}{'peak GB':>9}")
+    for n in options.flexrand_rows:
+        report(n, *in_own_process(flexrand_alone, n))
+    for n in options.rows:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "embeddings.npy"
+            make_embeddings(path, n)
+            report(n, *in_own_process(with_embeddings, n, path))
+
+
+def flexrand_alone(n: int) -> tuple[Seconds, float]:
+    seconds: Seconds = {}
+    pool = make_pool(n, np.random.default_rng(0).integers(0, CLUSTERS, n).astype(np.int32))
+    kept = timed(seconds, "FlexRand", lambda: select_rows(pool, Budget(rows=round(KEEP * n))))
+    assert kept.selected.sum() == round(KEEP * n)
+    return seconds, peak()
+
+
+def with_embeddings(n: int, path: Path) -> tuple[Seconds, float]:
+    seconds: Seconds = {}
+    vectors = np.load(path, mmap_mode="r")
+    clusters = timed(
+        seconds, f"{CLUSTERS} clusters", lambda: cluster(Embeddings(np.arange(n), vectors, "made up"), CLUSTERS)
+    )
+    pool = make_pool(n, clusters.labels)
+    twins = timed(
+        seconds,
+        "near-duplicates at 0.95",
+        lambda: find_duplicates(pool.row_id, keep_priority(pool), vectors=vectors, threshold=0.95),
+    )
+    found = (twins >= 0).mean() / COPIES
+    kept = timed(seconds, "FlexRand", lambda: select_rows(pool, Budget(rows=round(KEEP * n)), duplicate_of=twins))
+    assert kept.selected.sum() == round(KEEP * n)
+    total = tuple(sum(times) for times in zip(*seconds.values(), strict=True))
+    seconds[f"all three ({found:.1%} of copies found)"] = (total[0], total[1])
+    return seconds, peak()
+
+
+def make_pool(n: int, strata: np.ndarray) -> Pool:
+    rng = np.random.default_rng(1)
+    score, length = rng.gamma(4, 0.5, n).astype(np.float32), rng.integers(1, 400, n, dtype=np.int32)
+    return Pool(np.arange(n), score, length, strata, tuple(f"cluster {i}" for i in range(int(strata.max()) + 1)))
+
+
+def make_embeddings(path: Path, n: int) -> None:
+    rng = np.random.default_rng(2)
+    centers = rng.standard_normal((GROUPS, WIDTH), dtype=np.float32)
+    vectors = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(n, WIDTH))
+    for start in range(0, n, 50_000):
+        rows = min(50_000, n - start)
+        block = centers[rng.integers(0, GROUPS, rows)] + rng.standard_normal((rows, WIDTH), dtype=np.float32)
+        copies = round(COPIES * rows)
+        block[-copies:] = block[:copies] + 0.25 * rng.standard_normal((copies, WIDTH), dtype=np.float32)
+        vectors[start : start + rows] = block / np.linalg.norm(block, axis=1, keepdims=True)
+    vectors.flush()
+
+
+def timed(seconds: Seconds, step: str, work: Callable[[], T]) -> T:
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = work()
+    seconds[step] = (time.perf_counter() - wall, time.process_time() - cpu)
+    return result
+
+
+def peak() -> float:
+    """GB. ru_maxrss is in bytes on macOS and in kilobytes elsewhere."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+def in_own_process(work: Callable[..., tuple[Seconds, float]], *arguments: object) -> tuple[Seconds, float]:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
+
+
+def report(n: int, seconds: Seconds, gigabytes: float) -> None:
+    for step, (wall, cpu) in seconds.items():
+        print(f"{n:>10,}  {step:<36}{wall:>8.2f}{cpu:>8.2f}{1e6 * cpu / n:>9.2f}{gigabytes:>9.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

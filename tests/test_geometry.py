@@ -1,0 +1,69 @@
+"""Distances against their definitions."""
+
+import numpy as np
+import pytest
+
+from instruct_prune import geometry
+from instruct_prune.geometry import median_distance, mmd_squared, nearest_neighbors, nearest_similarity
+
+
+def unit(n: int, d: int, seed: int) -> np.ndarray:
+    x = np.random.default_rng(seed).standard_normal((n, d))
+    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture(params=[4096, 8])
+def block(request, monkeypatch):
+    """Once in one block, once in several."""
+    for function in (geometry.blocks,):
+        monkeypatch.setattr(function, "__defaults__", (request.param,))
+    monkeypatch.setattr(geometry, "BLOCK", request.param)
+
+
+def test_mmd_is_its_definition(block):
+    x, y = unit(20, 4, 0), unit(15, 4, 1)
+
+    def kernel(a, b):
+        return np.exp(-((a - b) ** 2).sum() / (2 * 0.7**2))
+
+    within_x = np.mean([kernel(a, b) for i, a in enumerate(x) for j, b in enumerate(x) if i != j])
+    within_y = np.mean([kernel(a, b) for i, a in enumerate(y) for j, b in enumerate(y) if i != j])
+    between = np.mean([kernel(a, b) for a in x for b in y])
+    assert mmd_squared(x, y, 0.7) == pytest.approx(within_x + within_y - 2 * between, abs=1e-5)
+
+
+def test_mmd_of_one_distribution_is_about_zero_on_average():
+    values = [mmd_squared(unit(60, 3, 2 * s), unit(60, 3, 2 * s + 1), 1.0) for s in range(60)]
+    assert abs(np.mean(values)) < 4 * np.std(values) / np.sqrt(60)
+    assert min(values) < 0 < max(values)  # unbiased, so sometimes below zero
+
+
+def test_median_distance():
+    x = unit(12, 3, 0)
+    pairs = [np.linalg.norm(x[i] - x[j]) for i in range(12) for j in range(i)]
+    assert median_distance(x) == pytest.approx(np.median(pairs), abs=1e-5)
+    assert median_distance(x[:1]) == median_distance(x[[0, 0]]) == 1.0
+
+
+def test_nearest_neighbors_by_brute_force(block):
+    x = unit(50, 3, 0)
+    cosine = (x @ x.T).astype(np.float64)
+    np.fill_diagonal(cosine, -2)
+    index, found = nearest_neighbors(x, 5)
+    assert np.allclose(found, np.sort(cosine, axis=1)[:, ::-1][:, :5], atol=1e-6)
+    assert np.allclose(np.take_along_axis(cosine, index, axis=1), found, atol=1e-6)
+    index, found = nearest_neighbors(x[:3], 9)
+    assert index.shape == (3, 2)
+    assert (np.sort(index, axis=1) == [[1, 2], [0, 2], [0, 1]]).all()
+
+
+def test_nearest_similarity_by_brute_force(block):
+    x = unit(30, 3, 0)
+    cosine = x @ x.T
+    rows = np.arange(0, 30, 2)
+    assert np.allclose(nearest_similarity(x[:4], x, rows=rows), cosine[:4, rows].max(axis=1))
+    np.fill_diagonal(cosine, -2)
+    own = np.arange(30)
+    assert np.allclose(nearest_similarity(x, x, own=own), cosine.max(axis=1))
+    assert np.allclose(nearest_similarity(x[rows], x, own=rows, rows=rows), cosine[np.ix_(rows, rows)].max(axis=1))
+    assert (nearest_similarity(x[:2], x, rows=np.empty(0, int)) == -np.inf).all()
