@@ -19,7 +19,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "score": ("ScoreCommand", "score every row by its loss under subnets of the model (resumes when run again)"),
     "embed": ("EmbedCommand", "embed the rows of a scored run"),
     "select": ("SelectCommand", "select within an exact budget from a scored run; no model needed"),
-    "export": ("ExportCommand", "write the kept rows of a selection"),
+    "export": ("ExportCommand", "write the kept rows of a selection, also in trainers' formats"),
+    "report": ("ReportCommand", "write report.html: what was kept, what was dropped and why"),
+    "show": ("ShowCommand", "the same in the terminal, in short"),
+    "inspect": ("InspectCommand", "look at a dataset before an hour is spent: what will be scored?"),
+    "compare": ("CompareCommand", "put selections side by side, with random at the same budget"),
+    "correlate": ("CorrelateCommand", "rank correlation between the scores of runs"),
 }
 
 HELP = """\
@@ -45,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 incomplete, 2 wrong input, 130 interrupted."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "help"):
-        print(HELP.format(commands="\n".join(f"  {name:<8} {about}" for name, (_, about) in COMMANDS.items())))
+        print(HELP.format(commands="\n".join(f"  {name:<10} {about}" for name, (_, about) in COMMANDS.items())))
         return 0 if words else 2
     if words[0] == "--version":
         print(f"instruct-prune {__version__}")
@@ -102,6 +107,8 @@ def _parse(name: str, words: list[str]) -> Any:
 
     kind: type[Any] = getattr(schema, COMMANDS[name][0])
     words, path = _take_value(words, "--config")
+    if words and not words[0].startswith("-") and "runs" in kind.__dataclass_fields__:
+        words = ["--runs", *words]  # instruct-prune compare RUN_A RUN_B
     printing = "--print-config" in words
     words = [word for word in words if word != "--print-config"]
     default = schema.load_yaml(path, kind) if path is not None else kind()
@@ -154,7 +161,7 @@ def _score(config: Any) -> int:
 def _embed(config: Any) -> int:
     from instruct_prune import pipeline
 
-    folder = _existing(config)
+    folder = _existing(config.run.out)
     pipeline.embed(folder, config.embed, config.restart)
     print(f"embeddings: {folder / 'embeddings.npy'}. Next: instruct-prune select --out {folder.path} --keep 0.3")
     return 0
@@ -164,7 +171,7 @@ def _select(config: Any) -> int:
     from instruct_prune import pipeline
     from instruct_prune.report.summary import print_selection
 
-    folder = _existing(config)
+    folder = _existing(config.run.out)
     pipeline.select(folder, config.select)
     print_selection(folder)
     print(f"Next: instruct-prune export --out {folder.path}")
@@ -174,19 +181,80 @@ def _select(config: Any) -> int:
 def _export(config: Any) -> int:
     from instruct_prune import pipeline
 
-    folder = _existing(config)
-    print(f"kept rows: {pipeline.export(folder, config.export)}")
+    folder = _existing(config.run.out)
+    pipeline.export(folder, config.export)
+    print(f"kept rows: {folder / 'pruned.jsonl'}")
+    for line in folder.stage("export")["told"]:
+        print(line)
     return 0
 
 
-def _existing(config: Any) -> RunFolder:
+def _inspect(config: Any) -> int:
+    from rich.console import Console
+
     from instruct_prune import pipeline
 
-    folder = pipeline.open_run(config.run.out)
+    pipeline.inspect(config).print(Console())
+    return 0
+
+
+def _compare(config: Any) -> int:
+    from instruct_prune import pipeline
+    from instruct_prune.report.compare import comparison_tables
+
+    _print_tables(comparison_tables(pipeline.compare(_run_folders(config.runs), config.seed)))
+    return 0
+
+
+def _correlate(config: Any) -> int:
+    from instruct_prune.report.compare import correlate, correlation_tables, score_columns
+
+    folders = _run_folders(config.runs)
+    _print_tables(
+        correlation_tables(correlate(score_columns({f.path.name: f.read_scores() for f in folders}), config.top))
+    )
+    return 0
+
+
+def _report(config: Any) -> int:
+    from instruct_prune import pipeline
+    from instruct_prune.report.html import write_report
+
+    folders = _run_folders(((config.out,) if config.out else ()) + config.runs)
+    page = write_report(folders[0], pipeline.source_of(folders[0]), samples=config.samples, others=folders[1:])
+    print(f"report: {page}")
+    return 0
+
+
+def _show(config: Any) -> int:
+    from instruct_prune import pipeline
+    from instruct_prune.report.show import show
+
+    for folder in _run_folders(config.runs):
+        show(folder, pipeline.source_of(folder))
+    return 0
+
+
+def _print_tables(tables: Sequence[Any]) -> None:
+    from rich.console import Console
+
+    console = Console()
+    for table in tables:
+        console.print(table)
+
+
+def _run_folders(paths: Sequence[str]) -> list[RunFolder]:
+    if not paths:
+        raise InputError("name at least one run folder.")
+    return [_existing(path) for path in paths]
+
+
+def _existing(path: str) -> RunFolder:
+    from instruct_prune import pipeline
+
+    folder = pipeline.open_run(path)
     if not folder.manifest:
-        raise InputError(
-            f"--out {config.run.out}: there is no run here. Make one with `instruct-prune score --data ... --out ...`."
-        )
+        raise InputError(f"{path}: there is no run here. Make one with `instruct-prune score --data ... --out ...`.")
     return folder
 
 
@@ -196,4 +264,9 @@ ACTIONS: dict[str, Callable[[Any], int]] = {
     "embed": _embed,
     "select": _select,
     "export": _export,
+    "report": _report,
+    "show": _show,
+    "inspect": _inspect,
+    "compare": _compare,
+    "correlate": _correlate,
 }

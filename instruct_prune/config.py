@@ -144,7 +144,13 @@ class ExportConfig:
     """What to write besides pruned.jsonl."""
 
     to: tuple[str, ...] = ()
-    """Further formats for the kept rows."""
+    """Further formats: alpaca, messages, llamafactory, axolotl, trl, parquet, disk, hub."""
+    hub_repo: str | None = None
+    """Where --to hub pushes to: owner/name."""
+    hub_public: bool = False
+    """Make a new Hub repository public."""
+    license: str | None = None
+    """Licence of the data, for the dataset card; taken from the source on the Hub, else left blank."""
 
 
 @dataclass(frozen=True)
@@ -202,6 +208,58 @@ class ExportCommand:
 
     export: ExportConfig = field(default_factory=ExportConfig)
     run: Out = field(default_factory=Out)
+
+
+@dataclass(frozen=True)
+class InspectCommand:
+    """What will be scored? Formats, rejects, token statistics, duplicates and three rendered samples; nothing is written."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    encode: EncodeConfig = field(default_factory=EncodeConfig)
+    model: str = "smollm2-135m-instruct"
+    """Whose tokenizer and chat template: Hub id, local folder, GGUF file, or the embedded default."""
+    model_revision: str | None = None
+    """Branch, tag or commit of a Hub model."""
+
+
+@dataclass(frozen=True)
+class CompareCommand:
+    """Put selections from the same rows side by side, always with random at the same budget."""
+
+    runs: tuple[str, ...] = ()
+    """Run folders with a selection."""
+    seed: int = 0
+    """Seed of the random references."""
+
+
+@dataclass(frozen=True)
+class CorrelateCommand:
+    """Rank correlation between all score columns of runs over the same rows."""
+
+    runs: tuple[str, ...] = ()
+    """Scored run folders."""
+    top: float = 0.3
+    """Share of the hardest rows whose overlap is shown."""
+
+
+@dataclass(frozen=True)
+class ReportCommand:
+    """Write report.html and report.json: one self-contained page that opens offline."""
+
+    out: str = ""
+    """The run folder."""
+    runs: tuple[str, ...] = ()
+    """Further runs over the same data, put beside it."""
+    samples: int = 5000
+    """Rows whose text is in the page."""
+
+
+@dataclass(frozen=True)
+class ShowCommand:
+    """Show a run in the terminal: summary, kept and dropped examples, clusters."""
+
+    runs: tuple[str, ...] = ()
+    """The run folder."""
 
 
 Config = TypeVar("Config")

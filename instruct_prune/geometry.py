@@ -17,13 +17,6 @@ def blocks(n: int, size: int = BLOCK) -> Iterator[slice]:
     return (slice(start, min(start + size, n)) for start in range(0, n, size))
 
 
-def sample(vectors: Float32, rows: Int64, size: int, rng: np.random.Generator) -> Float32:
-    """float32 [at most size, d]: the vectors of ``size`` of these rows (int64 [m]) at random, or of all of them."""
-    if len(rows) > size:
-        rows = rng.choice(rows, size, replace=False)
-    return np.asarray(vectors[np.sort(rows)], dtype=np.float32)
-
-
 def median_distance(x: Float32) -> float:
     """The median rule for a kernel's width: the median Euclidean distance between two of the rows (float32 [m, d])."""
     above = np.triu_indices(len(x), k=1)
@@ -31,7 +24,7 @@ def median_distance(x: Float32) -> float:
     return distance or 1.0
 
 
-def mmd_squared(x: Float32, y: Float32, width: float) -> float:
+def mmd_squared(x: Float32, y: Float32, width: float, shared: int = 0) -> float:
     """Unbiased estimate of the squared maximum mean discrepancy of two samples; it may fall below zero.
 
     Kernel exp(-||a - b||^2 / (2 width^2)). Source: Gretton et al., "A Kernel Two-Sample Test", JMLR 2012, lemma 6.
@@ -40,8 +33,43 @@ def mmd_squared(x: Float32, y: Float32, width: float) -> float:
         x: float32 [m, d], m >= 2.
         y: float32 [n, d], n >= 2.
         width: of the kernel.
+        shared: rows that are in both samples. A row is not compared with itself, between the samples as within them.
     """
-    return _within(x, width) + _within(y, width) - 2 * _kernel_sum(x, y, width) / (len(x) * len(y))
+    return mean_kernel(x, width) + mean_kernel(y, width) - 2 * _between(x, y, width, shared)
+
+
+class WholeSet:
+    """The set that subsets are compared with: how far is a subset's distribution from it, in embedding space?
+
+    The squared MMD is estimated on at most 2048 rows of each side; the width of the kernel is the median distance of the
+    whole set's sample. One comparison costs about 2 x 2048^2 kernel values, whatever the size of the set.
+
+    Args:
+        vectors: float32 [n, d], L2-normalised, n >= 2.
+        seed: of the samples.
+    """
+
+    SAMPLE = 2048
+
+    def __init__(self, vectors: Float32, seed: int) -> None:
+        self.vectors, self.seed = vectors, seed
+        self.rows = self.sample(np.arange(len(vectors)))
+        self.x = np.asarray(vectors[self.rows], dtype=np.float32)
+        self.width = median_distance(self.x)
+        self.mean = mean_kernel(self.x, self.width)
+
+    def sample(self, rows: Int64) -> Int64:
+        """int64 [at most 2048]: some of these rows at random, or all, in ascending order."""
+        if len(rows) > self.SAMPLE:
+            rows = np.random.default_rng(self.seed).choice(rows, self.SAMPLE, replace=False)
+        return np.sort(rows)
+
+    def mmd_squared(self, rows: Int64) -> float:
+        """The squared MMD of the subset of these rows (int64 [m], m >= 2) to the whole set."""
+        rows = self.sample(rows)
+        y = np.asarray(self.vectors[rows], dtype=np.float32)
+        shared = len(np.intersect1d(rows, self.rows))
+        return self.mean + mean_kernel(y, self.width) - 2 * _between(self.x, y, self.width, shared)
 
 
 def nearest_similarity(
@@ -67,10 +95,15 @@ def nearest_similarity(
     return nearest
 
 
-def _within(x: Float32, width: float) -> float:
+def mean_kernel(x: Float32, width: float) -> float:
     """The mean kernel of two different rows of a sample."""
     m = len(x)
     return (_kernel_sum(x, x, width) - m) / (m * (m - 1))
+
+
+def _between(x: Float32, y: Float32, width: float, shared: int) -> float:
+    pairs = len(x) * len(y) - shared
+    return (_kernel_sum(x, y, width) - shared) / pairs if pairs else 1.0
 
 
 def _kernel_sum(x: Float32, y: Float32, width: float) -> float:

@@ -9,13 +9,14 @@ from instruct_prune.config import RunConfig
 from instruct_prune.datatypes import Selection
 from instruct_prune.errors import InputError
 from instruct_prune.run_folder import RunFolder
+from instruct_prune.stages.compare import compare
 from instruct_prune.stages.embed import embed
-from instruct_prune.stages.encode import source_of
+from instruct_prune.stages.encode import inspect, source_of
 from instruct_prune.stages.export import export
 from instruct_prune.stages.score import score
 from instruct_prune.stages.select import check_selection, select
 
-__all__ = ["embed", "export", "open_run", "run", "score", "select", "source_of"]
+__all__ = ["compare", "embed", "export", "inspect", "open_run", "run", "score", "select", "source_of"]
 
 
 def run(config: RunConfig) -> Selection | None:
@@ -35,5 +36,3 @@ def open_run(out: str) -> RunFolder:
     if not out:
         raise InputError("--out is missing: name the folder of the run.")
     return RunFolder(out)
-
-

@@ -20,14 +20,16 @@ class Progress:
 
     Args:
         what: label, such as "scoring".
-        total: number of units that the estimate of time is made of.
+        total: number of units that the estimate of time is made of; None where it is not known.
         unit: their name.
         enabled: False on other processes than the main one.
         stream: where to write.
     """
 
-    def __init__(self, what: str, total: int, unit: str, enabled: bool = True, stream: TextIO | None = None) -> None:
-        self.what, self.total, self.unit, self.enabled = what, max(1, total), unit, enabled
+    def __init__(
+        self, what: str, total: int | None, unit: str, enabled: bool = True, stream: TextIO | None = None
+    ) -> None:
+        self.what, self.total, self.unit, self.enabled = what, total, unit, enabled
         self.stream = stream or sys.stderr
         self.done = 0
         self.rows = 0
@@ -69,8 +71,13 @@ class Progress:
         self._last = time.monotonic()
         elapsed = self._last - self._began + 1e-9
         rate = self.done / elapsed
+        rows = f", {self.rows / elapsed:.1f} rows/s" if self.rows and self.unit != "rows" else ""
+        if not self.total:
+            print(
+                f"{self.what}: {self.done:,} {self.unit}, {rate:,.0f} {self.unit}/s{rows}", file=self.stream, flush=True
+            )
+            return
         left = max(0, self.total - self.done) / rate if rate else 0.0
-        rows = f", {self.rows / elapsed:.1f} rows/s" if self.rows else ""
         share = min(1.0, self.done / self.total)
         print(
             f"{self.what}: {share:.0%}, {rate:,.0f} {self.unit}/s{rows}, {clock(left)} left",

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from instruct_prune import geometry
-from instruct_prune.geometry import median_distance, mmd_squared, nearest_neighbors, nearest_similarity
+from instruct_prune.geometry import WholeSet, median_distance, mmd_squared, nearest_neighbors, nearest_similarity
 
 
 def unit(n: int, d: int, seed: int) -> np.ndarray:
@@ -36,6 +36,17 @@ def test_mmd_of_one_distribution_is_about_zero_on_average():
     values = [mmd_squared(unit(60, 3, 2 * s), unit(60, 3, 2 * s + 1), 1.0) for s in range(60)]
     assert abs(np.mean(values)) < 4 * np.std(values) / np.sqrt(60)
     assert min(values) < 0 < max(values)  # unbiased, so sometimes below zero
+
+
+def test_a_random_subset_is_as_near_to_the_whole_set_as_chance_has_it(monkeypatch):
+    """Rows that the subset and the whole set share must not make it look nearer than it is."""
+    monkeypatch.setattr(WholeSet, "SAMPLE", 100)
+    x = unit(150, 3, 0)
+    rng = np.random.default_rng(0)
+    values = [WholeSet(x, seed).mmd_squared(rng.choice(150, 60, replace=False)) for seed in range(80)]
+    assert abs(np.mean(values)) < 4 * np.std(values) / np.sqrt(80)
+    lopsided = np.argsort(x[:, 0])[:60]
+    assert WholeSet(x, 0).mmd_squared(lopsided) > 10 * np.std(values)
 
 
 def test_median_distance():

@@ -52,11 +52,18 @@ class TokenStore:
         columns = {name: table.column(name).to_numpy() for name in table.column_names}
         offset = np.zeros(len(table) + 1, dtype=np.int64)
         np.cumsum(columns["n_tokens"], out=offset[1:])
-        ids, mask = (
-            np.memmap(folder / name, dtype=dtype, mode="r") if offset[-1] else np.zeros(0, dtype=dtype)
-            for name, dtype in (("ids.bin", np.int32), ("mask.bin", np.bool_))
+        empty = not offset[-1]  # an empty file cannot be mapped
+        return cls(
+            folder=folder,
+            row_id=columns["row_id"],
+            offset=offset,
+            n_response=columns["n_response"],
+            first_target=columns["first_target"],
+            n_cut=columns["n_cut"],
+            status=columns["status"],
+            ids=np.zeros(0, np.int32) if empty else np.memmap(folder / "ids.bin", dtype=np.int32, mode="r"),
+            mask=np.zeros(0, np.bool_) if empty else np.memmap(folder / "mask.bin", dtype=np.bool_, mode="r"),
         )
-        return cls(folder, columns["row_id"], offset, *[columns[name] for name in names[2:]], ids=ids, mask=mask)
 
     def __len__(self) -> int:
         return len(self.row_id)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from instruct_prune.datatypes import Bool, Float32, Int32, Int64, Pool, ScoreTable
 from instruct_prune.errors import InputError
-from instruct_prune.geometry import median_distance, mmd_squared, nearest_similarity, sample
+from instruct_prune.geometry import WholeSet, nearest_similarity
 from instruct_prune.terminal import safe
 
 if TYPE_CHECKING:
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 Float64 = NDArray[np.float64]
 
-SAMPLE = 2048
-"""Rows of each side that embeddings are compared on."""
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -221,24 +219,18 @@ class _Measure:
     """Profiles of selections from one pool, with what they share computed once."""
 
     def __init__(self, pool: Pool, clusters: Int32 | None, seed: int) -> None:
-        self.pool, self.clusters, self.seed = pool, clusters, seed
-        if clusters is not None:
-            self.cluster_shares = np.bincount(clusters) / len(clusters)
-        if pool.embeddings is not None:
-            self.whole = self._sample(np.arange(len(pool)))
-            self.width = median_distance(self.whole)
+        self.pool, self.clusters = pool, clusters
+        self.cluster_shares = None if clusters is None else np.bincount(clusters) / len(clusters)
+        self.whole = None if pool.embeddings is None or len(pool) < 2 else WholeSet(pool.embeddings, seed)
 
     def profile(self, name: str, mask: Bool) -> Profile:
         pool, rows = self.pool, np.flatnonzero(mask)
         length = pool.n_response[rows].astype(np.int64)
-        met = shift = mmd = nearest = None
-        if self.clusters is not None:
-            shares = np.bincount(self.clusters[rows], minlength=len(self.cluster_shares)) / len(rows)
-            there = self.cluster_shares > 0
-            met, shift = float((shares[there] > 0).mean()), float(np.abs(shares - self.cluster_shares).sum() / 2)
-        if pool.embeddings is not None and len(rows) > 1:
-            mmd = mmd_squared(self.whole, self._sample(rows), self.width) if not mask.all() else 0.0
-            nearest = self._nearest(rows)
+        met, shift = self._clusters(rows)
+        mmd = nearest = None
+        if self.whole is not None and len(rows) > 1:
+            mmd = 0.0 if mask.all() else self.whole.mmd_squared(rows)
+            nearest = _nearest(self.whole, rows)
         return Profile(
             name=name,
             rows=len(rows),
@@ -251,20 +243,19 @@ class _Measure:
             nearest=nearest,
         )
 
-    def _sample(self, rows: Int64) -> Float32:
-        assert self.pool.embeddings is not None
-        return sample(self.pool.embeddings, rows, SAMPLE, np.random.default_rng(self.seed))
+    def _clusters(self, rows: Int64) -> tuple[float | None, float | None]:
+        if self.clusters is None or self.cluster_shares is None:
+            return None, None
+        shares = np.bincount(self.clusters[rows], minlength=len(self.cluster_shares)) / len(rows)
+        met = (shares[self.cluster_shares > 0] > 0).mean()
+        return float(met), float(np.abs(shares - self.cluster_shares).sum() / 2)
 
-    def _nearest(self, rows: Int64) -> float:
-        """Mean over a sample of the kept rows; their neighbours are looked for among all kept rows."""
-        assert self.pool.embeddings is not None
-        queries = rows
-        if len(rows) > SAMPLE:
-            queries = np.sort(np.random.default_rng(self.seed).choice(rows, SAMPLE, replace=False))
-        vectors = np.asarray(self.pool.embeddings[queries], dtype=np.float32)
-        return float(
-            1 - nearest_similarity(vectors, self.pool.embeddings, own=queries, rows=rows).mean(dtype=np.float64)
-        )
+
+def _nearest(whole: WholeSet, rows: Int64) -> float:
+    """Mean over a sample of the kept rows; their neighbours are looked for among all kept rows."""
+    queries = whole.sample(rows)
+    vectors = np.asarray(whole.vectors[queries], dtype=np.float32)
+    return float(1 - nearest_similarity(vectors, whole.vectors, own=queries, rows=rows).mean(dtype=np.float64))
 
 
 def _chosen(name: str, row_ids: Int64, pool: Pool) -> Bool:

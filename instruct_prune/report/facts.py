@@ -68,6 +68,7 @@ class Seconds:
 
 
 def by_tokens(tables: Tables) -> bool:
+    """Whether the budget was in response tokens."""
     config = tables.stages.get("select", {}).get("config", {})
     return config.get("keep") is None and config.get("keep_tokens") is not None
 

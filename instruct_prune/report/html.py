@@ -8,31 +8,21 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from instruct_prune.datatypes import Int64, Reject, Sample
+from instruct_prune.datatypes import Reject, Sample
 from instruct_prune.errors import InputError
-from instruct_prune.geometry import nearest_neighbors
-from instruct_prune.report.curves import thirds
 from instruct_prune.report.numbers import Numbers, boundary_of, compute, shifts_of
 from instruct_prune.report.others import Other, read_other
-from instruct_prune.report.pack import pack, small_codes, spread, squeeze
+from instruct_prune.report.pack import squeeze
+from instruct_prune.report.page import page_data
 from instruct_prune.report.pick import pick_rows
-from instruct_prune.report.pools import Boundary
-from instruct_prune.report.projection import Projection, project
-from instruct_prune.report.rows import RowFacts, Thumbnail, read_rows, visible
-from instruct_prune.report.tables import FATES, Tables, read_tables
+from instruct_prune.report.rows import Thumbnail, read_rows, visible
+from instruct_prune.report.tables import Tables, read_tables
 from instruct_prune.run_folder import RunFolder, atomic, write_json
 
 TEXT_BYTES = 10_000_000
 """UTF-8 bytes of all inlined texts together (they compress to a third); a row may have LEAST_BYTES to MOST_BYTES of them."""
 LEAST_BYTES, MOST_BYTES = 500, 8000
-NEIGHBORS = 4
-NEAR = 0.03
-"""Rows within this share of their stratum from the boundary are "near the boundary"."""
 STYLES = ("report.css",)
 SCRIPTS = ("data.js", "filters.js", "charts.js", "map.js", "tables.js", "detail.js", "page.js")
 
@@ -71,7 +61,7 @@ def write_report(
     facts = read_rows(rows, tables.row_id, picks, limit, thumbnail)
     numbers = dataclasses.replace(first, shifts=shifts_of(tables, facts.columns, compared))
     write_json(folder / "report.json", numbers.to_json())
-    page = _render(numbers, _data(tables, numbers, boundary, picks, facts, compared))
+    page = _render(numbers, page_data(tables, numbers, boundary, picks, facts, compared))
     with atomic(folder / "report.html", "w") as file:
         file.write(page)
     return folder / "report.html"
@@ -90,76 +80,6 @@ def _others(folder: RunFolder, tables: Tables, others: Sequence[RunFolder]) -> l
     if found and tables.selection is None:
         raise InputError(f"{folder.path} has no selection to compare. Run `instruct-prune select` on it first.")
     return found
-
-
-def _data(
-    tables: Tables,
-    numbers: Numbers,
-    boundary: Boundary | None,
-    picks: Int64,
-    facts: RowFacts,
-    others: Sequence[Other],
-) -> str:
-    """All that the page's script works on."""
-    header: dict[str, Any] = {"numbers": numbers.to_json(), "fates": FATES, "n": len(tables)}
-    arrays: dict[str, NDArray[Any]] = {
-        "row": np.diff(tables.row_id, prepend=0).astype(np.uint32),
-        "score": tables.score.astype(np.float32),
-        "fate": tables.fate,
-        "label": small_codes(tables.labels),
-        "prompt": small_codes(tables.n_prompt),
-        "response": small_codes(tables.n_response),
-        "third": small_codes(thirds(tables)),
-    }
-    chosen = tables.selection
-    header["reasons"] = [] if chosen is None else chosen.reasons
-    if chosen is not None:
-        arrays["reason"] = chosen.reason.astype(np.uint8)
-    if tables.unstable is not None:
-        arrays["unstable"] = tables.unstable.astype(np.uint8)
-    if boundary is not None:
-        arrays["near"] = (boundary.distance <= NEAR).astype(np.uint8)
-    if (tables.representative >= 0).any():
-        arrays["leader"] = small_codes(tables.representative, missing=True)
-    header["subnets"] = []
-    for j, spec in enumerate(tables.subnets):
-        arrays[f"loss{j}"], low, high = spread(tables.losses[:, j])
-        header["subnets"].append({"name": spec.name, "low": low, "high": high})
-    header["projections"] = []
-    for i, view in enumerate(_projections(tables)):
-        arrays[f"x{i}"], *x = spread(view.xy[:, 0])
-        arrays[f"y{i}"], *y = spread(view.xy[:, 1])
-        header["projections"].append({"name": view.name, "axes": view.axes, "x": x, "y": y})
-    header["columns"] = []
-    for i, column in enumerate(facts.columns):
-        header["columns"].append({"name": column.name, "values": column.values})
-        arrays[f"column{i}"] = column.numbers if column.codes is None else small_codes(column.codes, missing=True)
-    for i, other in enumerate(others):
-        arrays[f"other{i}"] = np.where(other.scored, 1 + other.kept.astype(np.uint8), 0).astype(np.uint8)
-    arrays["picks"] = picks.astype(np.uint32)
-    header["texts"] = [_text(facts, at) for at in picks.tolist()]
-    if tables.vectors is not None and len(picks) > 1:
-        near, cosine = nearest_neighbors(tables.vectors[tables.vector_at[picks]], NEIGHBORS)
-        header["neighbors"] = near.shape[1]
-        arrays |= {"neighbor": small_codes(near.ravel()), "cosine": cosine.ravel().astype(np.float32)}
-    return pack(header, arrays)
-
-
-def _projections(tables: Tables) -> list[Projection]:
-    """Maps of the embeddings, and length against score, which every run has."""
-    length = np.log10(np.maximum(tables.n_response, 1))
-    plain = Projection(
-        "length and score",
-        np.stack([length, tables.score], axis=1).astype(np.float32),
-        ("response tokens (powers of ten)", f"score ({tables.score_name})"),
-    )
-    maps = [] if tables.vectors is None else project(tables.vectors, tables.vector_at)
-    return [*maps, plain]
-
-
-def _text(facts: RowFacts, at: int) -> list[Any]:
-    text = facts.texts[at]
-    return [text.source, text.line, [dataclasses.astuple(turn) for turn in text.turns], text.image]
 
 
 def _render(numbers: Numbers, data: str) -> str:
@@ -186,8 +106,8 @@ def _render(numbers: Numbers, data: str) -> str:
         plotly=squeeze(plotly.encode()),
         # Only these two scripts may run, and the style sheet may be inline; nothing may be fetched.
         script_hashes=" ".join(f"'sha256-{_sha256(text)}'" for text in (script, plotly)),
-        script=Markup(script),  # noqa: S704 - the package's own files
-        style=Markup("".join(read[name] for name in STYLES)),  # noqa: S704
+        script=Markup(script),
+        style=Markup("".join(read[name] for name in STYLES)),
     )
 
 

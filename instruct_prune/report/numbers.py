@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from instruct_prune.datatypes import Bool, Int64, SubnetSpec
+from instruct_prune.datatypes import Bool
+from instruct_prune.report.curves import Family, families_of
+from instruct_prune.report.facts import Counts, Facts, Seconds, by_tokens, counts_of, facts_of, seconds_of, warnings_of
 from instruct_prune.report.others import Other, OtherNumbers, other_numbers
 from instruct_prune.report.pools import Boundary, find_boundary
 from instruct_prune.report.rows import Column
@@ -170,9 +172,7 @@ def groups_of(tables: Tables) -> list[Group]:
     order = np.lexsort((off, tables.labels))
     starts = np.concatenate([[0], np.cumsum(size)])
     typical = [tables.row_id[order[a:b][:TYPICAL]].tolist() for a, b in itertools.pairwise(starts.tolist())]
-    return [
-        Group(tables.label_names[i], int(size[i]), int(kept[i]), float(mean[i]), typical[i]) for i in range(k)
-    ]
+    return [Group(tables.label_names[i], int(size[i]), int(kept[i]), float(mean[i]), typical[i]) for i in range(k)]
 
 
 def _health(tables: Tables) -> dict[str, Any]:
@@ -205,7 +205,9 @@ def _rejected(folder: RunFolder) -> Rejected:
                 key = (str(row.get("status", "")), str(row.get("reason", ""))[:200])
                 counts[key] = counts.get(key, 0) + 1
                 if len(listed) < LISTED:
-                    listed.append({name: row.get(name) for name in ("row_id", "file", "line", "status", "field", "reason")})
+                    listed.append(
+                        {name: row.get(name) for name in ("row_id", "file", "line", "status", "field", "reason")}
+                    )
     reasons = sorted(((*key, count) for key, count in counts.items()), key=lambda entry: (-entry[2], entry[:2]))
     return Rejected(reasons[:50], listed)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from instruct_prune.datatypes import Float32, Int64
-from instruct_prune.geometry import blocks, sample
+from instruct_prune.geometry import blocks
 from instruct_prune.progress import say
 
 FIT_ROWS = 20_000
@@ -58,7 +58,8 @@ def principal_components(vectors: Float32, at: Int64, seed: int = 0, steps: int 
     Source: Halko, Martinsson, Tropp, "Finding structure with randomness", SIAM Review 2011, algorithm 4.4.
     """
     rng = np.random.default_rng(seed)
-    fitted = sample(vectors, at, FIT_ROWS, rng).astype(np.float64)
+    rows = at if len(at) <= FIT_ROWS else np.sort(rng.choice(at, FIT_ROWS, replace=False))
+    fitted = np.asarray(vectors[rows], dtype=np.float64)
     mean = fitted.mean(axis=0)
     fitted -= mean
     total = float((fitted**2).sum()) or 1.0
@@ -67,12 +68,16 @@ def principal_components(vectors: Float32, at: Int64, seed: int = 0, steps: int 
         basis, _ = np.linalg.qr(fitted.T @ (fitted @ basis))
     _, singular, rotation = np.linalg.svd(fitted @ basis, full_matrices=False)
     axes = (basis @ rotation.T)[:, :2]
-    axes *= np.where(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])] < 0, -1, 1)  # a sign that is always the same
+    axes *= np.where(
+        axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])] < 0, -1, 1
+    )  # a sign that is always the same
     xy = np.zeros((len(at), 2), dtype=np.float32)
-    for rows in blocks(len(at)):
-        xy[rows, : axes.shape[1]] = (vectors[at[rows]] - mean.astype(np.float32)) @ axes.astype(np.float32)
+    for part in blocks(len(at)):
+        xy[part, : axes.shape[1]] = (vectors[at[part]] - mean.astype(np.float32)) @ axes.astype(np.float32)
     shares = [*(singular**2 / total), 0.0, 0.0]
-    return Projection("PCA", xy, (f"component 1 ({shares[0]:.0%} of variance)", f"component 2 ({shares[1]:.0%} of variance)"))
+    return Projection(
+        "PCA", xy, (f"component 1 ({shares[0]:.0%} of variance)", f"component 2 ({shares[1]:.0%} of variance)")
+    )
 
 
 def _umap(vectors: Float32, at: Int64, seed: int) -> Projection:

@@ -55,7 +55,7 @@ def scripts_of(texts: Sequence[str]) -> NDArray[np.uint8]:
     counts[:, 0] = 0
     japanese = counts[:, KANA] * 4 > counts[:, HAN]
     counts[:, KANA] += counts[:, HAN] * (japanese & (counts[:, KANA] > 0))
-    return counts.argmax(axis=1).astype(np.uint8)
+    return np.asarray(counts.argmax(axis=1), dtype=np.uint8)
 
 
 @functools.cache

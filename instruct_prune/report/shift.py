@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from instruct_prune.datatypes import Bool, Float32, Int64
-from instruct_prune.geometry import median_distance, mmd_squared, sample
-from instruct_prune.report.compare import SAMPLE
+from instruct_prune.geometry import WholeSet
 from instruct_prune.report.rows import Column
 
 BINS = 48
@@ -120,10 +119,7 @@ def column_shift(column: Column, series: dict[str, Bool]) -> Shift:
 
 
 def mmd_to_full(vectors: Float32, at: Int64, subsets: Iterable[Bool], seed: int = 0) -> list[Mmd | None]:
-    """How far each subset lies from all rows, beside random subsets of the same size.
-
-    The same rows are compared as by ``compare``, so the two agree. Source: Gretton et al., "A Kernel Two-Sample Test",
-    JMLR 2012.
+    """How far each subset lies from all rows, beside random subsets of the same size; the numbers are those of ``compare``.
 
     Args:
         vectors: float32 [m, d].
@@ -131,19 +127,18 @@ def mmd_to_full(vectors: Float32, at: Int64, subsets: Iterable[Bool], seed: int 
         subsets: bool [n] each; None is returned for one of fewer than two rows.
         seed: of the samples.
     """
-    if len(at) < 3:
+    if len(at) < 2:
         return [None for _ in subsets]
-    whole = sample(vectors, at, SAMPLE, np.random.default_rng(seed))
-    width = median_distance(whole)
+    all_rows = len(at) == len(vectors) and bool((at == np.arange(len(at))).all())
+    whole = WholeSet(vectors if all_rows else vectors[at], seed)
     found: list[Mmd | None] = []
     for mask in subsets:
-        size = int(mask.sum())
-        if size < 2:
+        kept = np.flatnonzero(mask)
+        if len(kept) < 2:
             found.append(None)
             continue
-        kept = mmd_squared(whole, sample(vectors, at[mask], SAMPLE, np.random.default_rng(seed)), width)
-        rng = np.random.default_rng(seed + 1)
-        draws = (rng.choice(at, size, replace=False) for _ in range(RANDOM_SUBSETS))
-        random = [mmd_squared(whole, sample(vectors, rows, SAMPLE, rng), width) for rows in draws]
-        found.append(Mmd(kept, random, width, min(SAMPLE, len(at))))
+        rng = np.random.default_rng(seed)
+        draws = (rng.choice(len(at), len(kept), replace=False) for _ in range(RANDOM_SUBSETS))
+        random = [whole.mmd_squared(rows) for rows in draws]
+        found.append(Mmd(whole.mmd_squared(kept), random, whole.width, min(whole.SAMPLE, len(at))))
     return found

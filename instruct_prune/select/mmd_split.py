@@ -8,22 +8,19 @@ from collections.abc import Callable
 import numpy as np
 
 from instruct_prune.errors import InputError
-from instruct_prune.geometry import median_distance, mmd_squared, sample
+from instruct_prune.geometry import WholeSet
 from instruct_prune.select.draw import Draw
 from instruct_prune.select.stratum import FIRST_KEPT, Codes
 
 SPLITS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
-SAMPLE = 2048
-"""Rows of the whole set and of each subset that are compared."""
 
 
 def mmd_curve(draw: Draw, flexrand: Callable[..., Codes]) -> list[tuple[float, float]]:
     """Draw with every split and measure how far each subset lies from the whole set.
 
-    The distance is the squared maximum mean discrepancy of the embeddings, unbiased, on at most 2048 rows of each side,
-    with a Gaussian kernel whose width is the median distance (Gretton et al., JMLR 2012). It is an estimate: splits
-    that differ by less than a few 1e-4 are as good as each other. It costs one draw and about 2 x 2048^2 kernel values
-    a split, 11 splits: seconds, whatever the size of the set beyond the draws.
+    The distance is the squared maximum mean discrepancy of the embeddings (see `geometry.WholeSet`). It is an estimate:
+    splits that differ by less than a few 1e-4 are as good as each other. It costs 11 draws and as many comparisons of
+    samples of 2048 rows: a few seconds, and the draws, which grow with the set.
 
     Args:
         draw: the selection without its method.
@@ -38,13 +35,11 @@ def mmd_curve(draw: Draw, flexrand: Callable[..., Codes]) -> list[tuple[float, f
     vectors = draw.pool.embeddings
     if vectors is None:
         raise InputError("--split mmd compares embeddings and there are none: run `instruct-prune embed` first.")
-    whole = sample(vectors, np.arange(len(draw.pool)), SAMPLE, np.random.default_rng(draw.seed))
-    width = median_distance(whole)
+    whole = WholeSet(vectors, draw.seed)
     curve = []
     for split in SPLITS:
         kept = np.flatnonzero(draw.run(functools.partial(flexrand, split=split)) >= FIRST_KEPT)
         if len(kept) < 2:
             raise InputError("--split mmd needs at least two kept rows to compare: keep more, or name a split.")
-        subset = sample(vectors, kept, SAMPLE, np.random.default_rng(draw.seed))
-        curve.append((split, mmd_squared(whole, subset, width)))
+        curve.append((split, whole.mmd_squared(kept)))
     return curve

@@ -12,12 +12,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from instruct_prune import models
-from instruct_prune.config import DataConfig, EncodeConfig
+from instruct_prune.config import DataConfig, EncodeConfig, InspectCommand
 from instruct_prune.datatypes import Encoded, Reject, Sample, Status
 from instruct_prune.encode.store import TokenStore, write_store
+from instruct_prune.encode.tokenize import Encoder
 from instruct_prune.errors import InputError
 from instruct_prune.load import Source, open_data
 from instruct_prune.progress import Progress, say
+from instruct_prune.report.inspect import Inspection, inspect_data
 from instruct_prune.run_folder import RunFolder, atomic
 
 ENCODE_BATCH = 2048
@@ -37,6 +39,45 @@ def open_source(data: DataConfig) -> Source:
     )
 
 
+def make_encoder(source: Source, config: EncodeConfig, model: models.ModelSource, tokenizer: Any) -> Encoder:
+    """The encoder of a dataset for a model.
+
+    Raises:
+        InputError: an impossible --max-length, a template that does not exist or does not fit the data or the tokenizer.
+    """
+    if config.max_length is not None and config.max_length < 2:
+        raise InputError(
+            f"--max-length {config.max_length}: a row needs at least two tokens, one of them to be predicted."
+        )
+    context = models.context_length(model)
+    return Encoder(
+        tokenizer,
+        config.template,
+        max_length=min(config.max_length or context, context),
+        turns=config.turns,
+        overlong=config.overlong,
+        data_format=source.format,
+    )
+
+
+def encoder_of(folder: RunFolder, source: Source) -> Encoder:
+    """The encoder of a run, as its manifest says."""
+    stage = folder.require("encode", f"score --data ... --out {folder.path}")
+    model = models.find_model(stage["model"]["name"], stage["model"]["revision"])
+    return make_encoder(source, EncodeConfig(**stage["options"]), model, models.load_tokenizer(model))
+
+
+def inspect(config: InspectCommand) -> Inspection:
+    """What would be scored: nothing is written.
+
+    Raises:
+        InputError: as `encode`.
+    """
+    source = open_source(config.data)
+    model = models.find_model(config.model, config.model_revision)
+    return inspect_data(source, make_encoder(source, config.encode, model, models.load_tokenizer(model)))
+
+
 def source_of(folder: RunFolder) -> Source:
     """The data of a run, opened again as its manifest says, and unchanged since."""
     stage = folder.require("encode", "score --data ... --out " + str(folder.path))
@@ -54,33 +95,15 @@ def source_of(folder: RunFolder) -> Source:
 
 def encode(folder: RunFolder, data: DataConfig, config: EncodeConfig, model: models.ModelSource, restart: bool) -> None:
     """Tokenize every row once into ``RUN/tokens``; rows that cannot be scored are listed in ``rejected.jsonl``."""
-    from instruct_prune.encode.tokenize import Encoder
-
     data = _lasting(folder, data)
     source = open_source(data)
     say(f"data: {source.description}")
     tokenizer = models.load_tokenizer(model)
-    context = models.context_length(model)
-    if config.max_length is not None and config.max_length < 2:
-        raise InputError(
-            f"--max-length {config.max_length}: a row needs at least two tokens, one of them to be predicted."
-        )
-    limit = min(config.max_length or context, context)
-    encoder = Encoder(
-        tokenizer,
-        config.template,
-        max_length=limit,
-        turns=config.turns,
-        overlong=config.overlong,
-        data_format=source.format,
-    )
+    encoder = make_encoder(source, config, model, tokenizer)
     inputs = source.identity()
     options = {k: v for k, v in dataclasses.asdict(data).items() if k not in ("data", "strict")}
-    identity = {
-        "inputs": [entry.get("sha256") or entry for entry in inputs],
-        **options,
-        **encoder.identity,
-    }
+    tokens = {k: v for k, v in encoder.identity.items() if k != "tokenizer"}  # a path; the hash is what counts
+    identity = {"inputs": [entry.get("sha256") or entry for entry in inputs], **options, **tokens}
     if folder.begin("encode", identity, restart):
         say("encode: done before, skipped")
         return
@@ -88,7 +111,7 @@ def encode(folder: RunFolder, data: DataConfig, config: EncodeConfig, model: mod
     say(f"template: {encoder.template_name}")
     counts = {"read": 0, "rejected": 0}
     rejects = folder / "tokens" / "rejects.jsonl"
-    with Progress("encoding", data.limit or 0, "rows") as progress, atomic(rejects, "w") as listed:
+    with Progress("encoding", None, "rows") as progress, atomic(rejects, "w") as listed:
         store = write_store(folder / "tokens", _encoded(source, encoder, counts, listed, progress))
     list_rejected(folder, store, store.status_names)
     facts = {
@@ -96,7 +119,12 @@ def encode(folder: RunFolder, data: DataConfig, config: EncodeConfig, model: mod
         "inputs": inputs,
         "description": source.description,
         "kind": source.kind,
-        "tokenizer": {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id},
+        "model": {"name": model.name, "revision": model.revision},
+        "options": dataclasses.asdict(config),
+        "notes": list(encoder.notes),
+        "tokenizer": {
+            name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "bos_token", "eos_token")
+        },
         "accounting": {**counts, "encoded": len(store), "scorable": int(store.scorable.sum())},
         "seconds": round(time.monotonic() - began, 3),
     }
@@ -106,11 +134,13 @@ def encode(folder: RunFolder, data: DataConfig, config: EncodeConfig, model: mod
         raise InputError(
             f"{', '.join(source.files)}: none of the {counts['read']} rows can be scored. {_first_reasons(folder)}"
         )
+    for note in encoder.notes:
+        say(f"note: {note}")
     folder.finish("encode", **facts)
 
 
 def _encoded(
-    source: Source, encoder: Any, counts: dict[str, int], listed: Any, progress: Progress
+    source: Source, encoder: Encoder, counts: dict[str, int], listed: Any, progress: Progress
 ) -> Iterator[tuple[Encoded, str, int]]:
     """Tokenize in batches; write rejects to ``listed`` on the way."""
     waiting: list[Sample] = []

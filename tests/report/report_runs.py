@@ -57,7 +57,14 @@ def varied_samples(n: int, seed: int = 0) -> list[Sample]:
         question = f"Question {i} about {name}: " + " ".join(rng.choice(words, 4))
         answer = " ".join(rng.choice(words, int(rng.integers(3, 60)))) + "."
         rows.append(
-            sample(i, question, answer, category=name, quality=float(rng.normal()), file=f"part-{int(rng.integers(2))}.jsonl")
+            sample(
+                i,
+                question,
+                answer,
+                category=name,
+                quality=float(rng.normal()),
+                file=f"part-{int(rng.integers(2))}.jsonl",
+            )
         )
     return rows
 
@@ -69,7 +76,9 @@ def hostile_samples() -> list[Sample]:
         i = len(rows)
         row = sample(i, text, f"answer {text}", category=text[:40], file=f"a{text[:60]}.jsonl")
         rows.append(row)
-        rows.append(Sample(i + 1, (Message(text[:30], text, trained=True),), "b.jsonl", i, {}, {text[:50] or "x": text}))
+        rows.append(
+            Sample(i + 1, (Message(text[:30], text, trained=True),), "b.jsonl", i, {}, {text[:50] or "x": text})
+        )
     return rows
 
 
@@ -161,7 +170,9 @@ def _scores(samples: Sequence[Sample], subnets: tuple[SubnetSpec, ...], truncate
     rng = np.random.default_rng(seed + 1)
     length = np.array([max(1, len(s.messages[-1].content[:5000].split())) for s in samples], dtype=np.int32)
     base = rng.gamma(4, 0.5, n) + 3 / np.sqrt(length)
-    drop = np.array([(1 - s.value if s.kind != "dropout" else 4 * s.value) if s.kind != "dense" else 0 for s in subnets])
+    drop = np.array(
+        [(1 - s.value if s.kind != "dropout" else 4 * s.value) if s.kind != "dense" else 0 for s in subnets]
+    )
     losses = base[:, None] * (1 + drop) + rng.normal(0, 0.1, (n, len(subnets))) * (drop > 0)
     status = np.where(np.arange(n) < truncated, "truncated", "ok")
     return ScoreTable(

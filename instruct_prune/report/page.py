@@ -1,0 +1,134 @@
+"""What the page's script works on: the numbers, a column for everything that is drawn row by row, and the texts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from instruct_prune.datatypes import Int64
+from instruct_prune.geometry import nearest_neighbors
+from instruct_prune.report.curves import thirds
+from instruct_prune.report.numbers import Numbers
+from instruct_prune.report.others import Other
+from instruct_prune.report.pack import pack, small_codes, spread
+from instruct_prune.report.pools import Boundary
+from instruct_prune.report.projection import Projection, project
+from instruct_prune.report.rows import RowFacts
+from instruct_prune.report.tables import FATES, Tables
+
+NEIGHBORS = 4
+NEAR = 0.03
+"""Rows within this share of their stratum from the boundary are "near the boundary"."""
+
+Part = tuple[dict[str, Any], dict[str, NDArray[Any]]]
+"""A part of the header, and columns by name."""
+
+
+def page_data(
+    tables: Tables,
+    numbers: Numbers,
+    boundary: Boundary | None,
+    picks: Int64,
+    facts: RowFacts,
+    others: Sequence[Other] = (),
+) -> str:
+    """Pack it all (see `pack`).
+
+    Args:
+        tables: n scored rows.
+        numbers: the report.
+        boundary: of the selection's pools.
+        picks: ascending positions of the rows whose texts are in ``facts``.
+        facts: texts and columns of the data.
+        others: selections to put beside this one.
+    """
+    header: dict[str, Any] = {"numbers": numbers.to_json(), "fates": FATES, "n": len(tables)}
+    arrays: dict[str, NDArray[Any]] = {}
+    for more, columns in (
+        _fates(tables, boundary, others),
+        _losses(tables),
+        _maps(tables),
+        _columns(facts),
+        _texts(tables, facts, picks),
+    ):
+        header |= more
+        arrays |= columns
+    return pack(header, arrays)
+
+
+def _fates(tables: Tables, boundary: Boundary | None, others: Sequence[Other]) -> Part:
+    arrays: dict[str, NDArray[Any]] = {
+        "row": np.diff(tables.row_id, prepend=0).astype(np.uint32),
+        "score": tables.score.astype(np.float32),
+        "fate": tables.fate,
+        "label": small_codes(tables.labels),
+        "prompt": small_codes(tables.n_prompt),
+        "response": small_codes(tables.n_response),
+    }
+    if tables.selection is not None:
+        arrays["reason"] = tables.selection.reason.astype(np.uint8)
+    if tables.unstable is not None:
+        arrays["unstable"] = tables.unstable.astype(np.uint8)
+    if boundary is not None:
+        arrays["near"] = (boundary.distance <= NEAR).astype(np.uint8)
+    if (tables.representative >= 0).any():
+        arrays["leader"] = small_codes(tables.representative, missing=True)
+    for i, other in enumerate(others):  # 0 not scored, 1 dropped, 2 kept
+        arrays[f"other{i}"] = np.where(other.scored, 1 + other.kept.astype(np.uint8), 0).astype(np.uint8)
+    return {"reasons": [] if tables.selection is None else tables.selection.reasons}, arrays
+
+
+def _losses(tables: Tables) -> Part:
+    subnets: list[dict[str, Any]] = []
+    arrays: dict[str, NDArray[Any]] = {"third": small_codes(thirds(tables))}
+    for j, spec in enumerate(tables.subnets):
+        arrays[f"loss{j}"], low, high = spread(tables.losses[:, j])
+        subnets.append({"name": spec.name, "low": low, "high": high})
+    return {"subnets": subnets}, arrays
+
+
+def _maps(tables: Tables) -> Part:
+    """Maps of the embeddings, and length against score, which every run has."""
+    length = np.log10(np.maximum(tables.n_response, 1))
+    plain = Projection(
+        "length and score",
+        np.stack([length, tables.score], axis=1).astype(np.float32),
+        ("response tokens (powers of ten)", f"score ({tables.score_name})"),
+    )
+    views = [*([] if tables.vectors is None else project(tables.vectors, tables.vector_at)), plain]
+    projections: list[dict[str, Any]] = []
+    arrays: dict[str, NDArray[Any]] = {}
+    for i, view in enumerate(views):
+        arrays[f"x{i}"], *x = spread(view.xy[:, 0])
+        arrays[f"y{i}"], *y = spread(view.xy[:, 1])
+        projections.append({"name": view.name, "axes": view.axes, "x": x, "y": y})
+    return {"projections": projections}, arrays
+
+
+def _columns(facts: RowFacts) -> Part:
+    arrays: dict[str, NDArray[Any]] = {}
+    for i, column in enumerate(facts.columns):
+        if column.codes is not None:
+            arrays[f"column{i}"] = small_codes(column.codes, missing=True)
+        elif column.numbers is not None:
+            arrays[f"column{i}"] = column.numbers
+    return {"columns": [{"name": column.name, "values": column.values} for column in facts.columns]}, arrays
+
+
+def _texts(tables: Tables, facts: RowFacts, picks: Int64) -> Part:
+    found = (facts.texts[at] for at in picks.tolist())
+    header: dict[str, Any] = {
+        "texts": [
+            [text.source, text.line, [dataclasses.astuple(turn) for turn in text.turns], text.image] for text in found
+        ]
+    }
+    arrays: dict[str, NDArray[Any]] = {"picks": picks.astype(np.uint32)}
+    if tables.vectors is not None and len(picks) > 1:
+        near, cosine = nearest_neighbors(tables.vectors[tables.vector_at[picks]], NEIGHBORS)
+        header["neighbors"] = near.shape[1]
+        arrays |= {"neighbor": small_codes(near.ravel()), "cosine": cosine.ravel().astype(np.float32)}
+    return header, arrays
