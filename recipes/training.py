@@ -231,6 +231,8 @@ def attach_lora(model: Any, training: Training) -> Any:
         target_modules=targets,
         task_type="CAUSAL_LM",
     )
+    # With a cache of keys and values transformers does not look at positions, and packed rows would see each other.
+    model.config.use_cache = False
     if training.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()

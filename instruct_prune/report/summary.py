@@ -35,6 +35,10 @@ def print_selection(folder: RunFolder) -> None:
     params = stage["params"]
     told = ", ".join(f"{key} {_short(value)}" for key, value in params.items() if not isinstance(value, list | dict))
     print(accounting_line(folder))
+    if stage.get("duplicates"):
+        print(f"          {stage['duplicates']:,} near-duplicates were dropped; selection.parquet names the row that stands for each")
+    if stage.get("unstable") is not None:
+        print(f"          {stage['unstable']:,} rows would flip between kept and dropped with another mask seed (column `unstable`)")
     print(f"selected: {told}; {stage['strata']} strata, seed {stage['config']['seed']}")
 
 

@@ -49,11 +49,11 @@ def encoded_rows(tokenizer: Any, texts: list[str]) -> list[Encoded]:
     rows = []
     for i, text in enumerate(texts):
         ids = np.asarray(tokenizer(text)["input_ids"], dtype=np.int32)
-        rows.append(Encoded(i, ids, np.arange(len(ids)) >= len(ids) // 2, Status.OK))
+        rows.append(Encoded(i, ids, np.arange(len(ids)) >= max(1, len(ids) // 2), Status.OK))
     return rows
 
 
-TEXTS = ["tell me about old trains and the moon", "bread", "tax law, case 3: about rivers 1 rivers 4", "a Python list"]
+TEXTS = ["tell me about old trains and the moon", "bread and bread", "tax law, case 3: about rivers 1 rivers 4", "a Python list"]
 
 
 # ---- the whole way ----
@@ -149,7 +149,7 @@ def test_packed_rows_do_not_see_each_other(tiny_llama: Callable[..., Any], tiny_
     assert len(joined) < len(rows)
     assert sorted(np.concatenate([r.ids for r in joined])) == sorted(np.concatenate([r.ids for r in rows]))
     assert all(len(row.ids) <= longest + 3 for row in joined)
-    model = tiny_llama()
+    model = training.attach_lora(tiny_llama(), training.Training())
     with torch.no_grad():
         loss = model(**training.collate(joined, packing=True)).loss.item()
     alone = training.response_losses(model, encoded)

@@ -1,0 +1,374 @@
+"""How fast is scoring, beside the paper's loop, a plain Hugging Face loop and lm-evaluation-harness?
+
+    python recipes/benchmarks/scoring.py --data alpaca.json --rows 120 --repeats 3
+
+The same rows, token ids, model, precision and number of threads for all; methods take turns (A B C D, A B C D, ...), each
+in a process of its own, so that peak memory can be told apart; medians are printed. One pass of the dense model is timed;
+the last lines time a whole ladder of subnets. lm-evaluation-harness is left out where it is not installed (`pip install lm-eval`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+DTYPES = ("float32", "bfloat16")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="dataset file")
+    parser.add_argument("--rows", type=int, default=120)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--device", default=None, help="cuda or cpu; the GPU where there is one")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--batch-tokens", type=int, default=None)
+    parser.add_argument("--subnets", default="dlc", help="ladder of the last lines")
+    parser.add_argument("--shape", default=None, help='JSON of a LlamaConfig: a model of this shape with random weights, e.g. 8B')
+    parser.add_argument("--one", default=None, help=argparse.SUPPRESS)
+    parser.add_argument("--store", default=None, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+# ---- the four methods: (options, rows) -> losses [n], tokens computed ----
+
+
+def paper_loop(options: argparse.Namespace, bench: Bench) -> tuple[np.ndarray, int]:
+    """One row per forward pass, all logits, a Python loop over tokens with log_softmax and .item()."""
+    import torch
+
+    losses = []
+    with torch.no_grad():
+        for row in bench.rows:
+            ids = torch.as_tensor(row.ids.astype(np.int64), device=bench.device)[None]
+            logits = bench.model(input_ids=ids).logits[0]
+            total, count = 0.0, 0
+            for t in range(1, len(row.ids)):
+                if row.response_mask[t]:
+                    total -= torch.log_softmax(logits[t - 1].float(), dim=-1)[int(row.ids[t])].item()
+                    count += 1
+            losses.append(total / count)
+    return np.asarray(losses), sum(len(row.ids) for row in bench.rows)
+
+
+def hf_loop(options: argparse.Namespace, bench: Bench) -> tuple[np.ndarray, int]:
+    """Batch 8, padded in input order, all logits, one vectorised loss."""
+    import torch
+    import torch.nn.functional as F
+
+    losses: list[float] = []
+    computed = 0
+    with torch.no_grad():
+        for start in range(0, len(bench.rows), 8):
+            rows = bench.rows[start : start + 8]
+            width = max(len(row.ids) for row in rows)
+            ids = torch.zeros(len(rows), width, dtype=torch.int64)
+            attention, target = torch.zeros_like(ids), torch.full_like(ids, -100)
+            for i, row in enumerate(rows):
+                n = len(row.ids)
+                ids[i, :n] = torch.as_tensor(row.ids.astype(np.int64))
+                attention[i, :n] = 1
+                target[i, :n] = ids[i, :n].masked_fill(~torch.as_tensor(row.response_mask), -100)
+            ids, attention, target = ids.to(bench.device), attention.to(bench.device), target.to(bench.device)
+            logits = bench.model(input_ids=ids, attention_mask=attention).logits[:, :-1].float()
+            nll = F.cross_entropy(logits.transpose(1, 2), target[:, 1:], ignore_index=-100, reduction="none")
+            losses += (nll.sum(1) / (target[:, 1:] != -100).sum(1)).tolist()
+            computed += ids.numel()
+    return np.asarray(losses), computed
+
+
+def harness(options: argparse.Namespace, bench: Bench, batch: int | str = 8) -> tuple[np.ndarray, int]:
+    """lm-evaluation-harness, HF backend, loglikelihood of the same (context, continuation) pairs."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    if bench.harness is None:
+        bench.harness = HFLM(pretrained=bench.model, tokenizer=bench.tokenizer, batch_size=batch, device=str(bench.device))
+    pairs = json.loads((Path(options.store) / "pairs.json").read_text())
+    requests = [Instance("loglikelihood", {}, tuple(pair), i) for i, pair in enumerate(pairs)]
+    found = bench.harness.loglikelihood(requests, disable_tqdm=True)
+    counts = [int(row.response_mask.sum()) for row in bench.rows]
+    return np.asarray([-total / n for (total, _), n in zip(found, counts, strict=True)]), sum(len(r.ids) for r in bench.rows)
+
+
+def harness_auto(options: argparse.Namespace, bench: Bench) -> tuple[np.ndarray, int]:
+    """The same with automatic batch size."""
+    return harness(options, bench, "auto")
+
+
+def ours(options: argparse.Namespace, bench: Bench) -> tuple[np.ndarray, int]:
+    """The scorer of this project, plan included."""
+    losses = np.zeros(len(bench.rows), dtype=np.float32)
+    plan = bench.plan(options)
+    bench.backbone.start_pass(bench.dense, plan)
+    for chunk in plan.chunks:
+        for batch in chunk:
+            items = [bench.rows[int(i)] for i in batch.rows]
+            losses[batch.rows] = bench.backbone.losses(bench.backbone.collate(items, batch.prefix))[:, 0].float().cpu()
+    return losses, plan.n_tokens + plan.n_padding
+
+
+METHODS: dict[str, Callable[[argparse.Namespace, Any], tuple[np.ndarray, int]]] = {
+    "paper": paper_loop,
+    "hf-8": hf_loop,
+    "harness-8": harness,
+    "harness-auto": harness_auto,
+    "ours": ours,
+}
+
+
+class Bench:
+    """The model and the rows of one process."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        import torch
+
+        from instruct_prune.datatypes import SubnetSpec
+        from instruct_prune.encode.store import TokenStore
+        from instruct_prune.models import find_model, load_tokenizer
+        from instruct_prune.score.causal_lm import CausalLM
+
+        self.device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.model = load_model(options, self.device)
+        self.tokenizer = load_tokenizer(find_model(options.model))
+        self.backbone = CausalLM(self.model)
+        self.backbone.fit([])
+        self.store = TokenStore.open(Path(options.store))
+        self.rows = [self.store[i] for i in range(len(self.store))]
+        self.dense = (SubnetSpec("dense"),)
+        self.harness: Any = None
+
+    def plan(self, options: argparse.Namespace) -> Any:
+        from instruct_prune.encode.batching import plan_batches, shared_prefixes
+
+        rows = np.arange(len(self.store))
+        group, prefixes = shared_prefixes(self.store.ids, self.store.offset, rows, self.store.first_target)
+        tokens = options.batch_tokens or (4096 if self.device.type == "cpu" else 32768)
+        return plan_batches(rows, self.store.lengths, batch_tokens=tokens, group=group, prefixes=prefixes)
+
+
+def load_model(options: argparse.Namespace, device: Any) -> Any:
+    import torch
+
+    from instruct_prune.models import find_model, load_causal_lm
+
+    if options.shape is None:
+        return load_causal_lm(find_model(options.model), options.dtype).to(device)
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    torch.manual_seed(0)
+    with torch.device(device):
+        config = LlamaConfig(**json.loads(options.shape))
+        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, options.dtype), attn_implementation="sdpa")
+    return model.eval().requires_grad_(False)
+
+
+def synchronise(device: Any) -> None:
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def measure(options: argparse.Namespace) -> None:
+    """One method in this process: time, losses, memory, the matrix rate, as JSON on the last line."""
+    import torch
+
+    bench = Bench(options)
+    method = ladder if options.one == "ladder" else METHODS[options.one]
+    if options.one != "ladder":
+        warm = argparse.Namespace(**vars(options))
+        bench.rows, rows = bench.rows[:8], bench.rows
+        if "harness" not in options.one:
+            (method if options.one != "ours" else hf_loop)(warm, bench)
+        bench.rows = rows
+    synchronise(bench.device)
+    began = time.perf_counter()
+    losses, computed = method(options, bench)
+    synchronise(bench.device)
+    seconds = time.perf_counter() - began
+    gpu = bench.device.type == "cuda"
+    peak = torch.cuda.max_memory_allocated() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    facts = {"seconds": seconds, "computed": computed, "peak": peak, "losses": losses.tolist(), "rate": matrix_rate(bench)}
+    facts |= {"switching": getattr(bench, "switching", None), "operations": operations(bench, computed)}
+    print(json.dumps(facts))
+
+
+def ladder(options: argparse.Namespace, bench: Bench) -> tuple[np.ndarray, int]:
+    """All subnets, with masks and restoring."""
+    from instruct_prune.score.passes import parse_subnets, plan_passes
+    from instruct_prune.score.subnets import SubnetSwitch
+
+    passes = plan_passes(parse_subnets([options.subnets]))
+    plan = bench.plan(options)
+    losses, switching = np.zeros(0), 0.0
+    with SubnetSwitch(bench.model) as switch:
+        for a_pass in passes:
+            began = time.perf_counter()
+            switch.to(a_pass)
+            synchronise(bench.device)
+            switching += time.perf_counter() - began
+            losses, _ = ours(options, bench)
+        began = time.perf_counter()
+    synchronise(bench.device)
+    bench.switching = switching + time.perf_counter() - began  # type: ignore[attr-defined]
+    return losses, len(passes) * (plan.n_tokens + plan.n_padding)
+
+
+def linear_shapes(bench: Bench) -> list[tuple[int, int]]:
+    import torch
+
+    head = bench.model.get_output_embeddings()
+    return [tuple(m.weight.shape) for m in bench.model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
+
+
+def operations(bench: Bench, tokens: int) -> float:
+    """Multiply-adds counted twice: linear layers of every token, the head of response tokens (attention is left out)."""
+    head = bench.model.get_output_embeddings().weight
+    responses = sum(int(row.response_mask.sum()) for row in bench.rows)
+    return 2.0 * tokens * sum(a * b for a, b in linear_shapes(bench)) + 2.0 * responses * head.numel()
+
+
+def matrix_rate(bench: Bench, tokens: int = 2048) -> float:
+    """Operations a second of plain matrix products at the model's own shapes, best of several."""
+    import torch
+    import torch.nn.functional as F
+
+    shapes = linear_shapes(bench)[: 7 * 4]
+    dtype = bench.model.dtype
+    weights = [torch.randn(a, b, device=bench.device).to(dtype) for a, b in shapes]
+    inputs = {b: torch.randn(tokens, b, device=bench.device).to(dtype) for _, b in shapes}
+    best = 0.0
+    with torch.no_grad():
+        for _ in range(4):
+            synchronise(bench.device)
+            began = time.perf_counter()
+            for weight in weights:
+                F.linear(inputs[weight.shape[1]], weight)
+            synchronise(bench.device)
+            done = 2.0 * tokens * sum(a * b for a, b in shapes)
+            best = max(best, done / (time.perf_counter() - began))
+    return best
+
+
+# ---- the table ----
+
+
+def prepare(options: argparse.Namespace, folder: Path) -> None:
+    """Tokenize once; write the store and the harness's (context, continuation) pairs."""
+    from instruct_prune.datatypes import Sample
+    from instruct_prune.encode.store import write_store
+    from instruct_prune.encode.tokenize import Encoder
+    from instruct_prune.load import open_data
+    from instruct_prune.models import context_length, find_model, load_tokenizer
+
+    model = find_model(options.model)
+    tokenizer = load_tokenizer(model)
+    source = open_data([options.data])
+    encoder = Encoder(tokenizer, "auto", max_length=context_length(model), data_format=source.format)
+    chosen, pairs = [], []
+    for sample in source:
+        if not isinstance(sample, Sample):
+            continue
+        row = encoder.encode([sample])[0]
+        if not row.status.scored:
+            continue
+        segments = encoder.render(sample)
+        chosen.append((row, sample.source, sample.line))
+        pairs.append(["".join(t for t, r in segments if not r), "".join(t for t, r in segments if r)])
+        if len(chosen) == options.rows:
+            break
+    write_store(folder, chosen)
+    (folder / "pairs.json").write_text(json.dumps(pairs))
+
+
+def one(method: str, folder: Path) -> dict[str, Any] | str:
+    words = [sys.executable, __file__, *sys.argv[1:], "--one", method, "--store", str(folder)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env={**os.environ, "TOKENIZERS_PARALLELISM": "false"})
+    if done.returncode:
+        return done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "failed"
+    return json.loads(done.stdout.strip().splitlines()[-1])  # type: ignore[no-any-return]
+
+
+def hardware(device: str | None) -> str:
+    import torch
+
+    if torch.cuda.is_available() and device != "cpu":
+        return torch.cuda.get_device_name()
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        name = next((line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")), name)
+    return f"{name}, {torch.get_num_threads()} threads"
+
+
+def spearman(a: list[float], b: list[float]) -> float:
+    x, y = (np.argsort(np.argsort(v)) for v in (a, b))
+    return float(np.corrcoef(x, y)[0, 1])
+
+
+def main() -> None:
+    options = arguments()
+    if options.one:
+        measure(options)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        prepare(options, folder)
+        results: dict[str, list[dict[str, Any]]] = {}
+        for repeat in range(options.repeats):
+            for method in [*options.methods, "ladder"]:
+                found = one(method, folder)
+                if isinstance(found, str):
+                    if not repeat:
+                        print(f"{method}: left out ({found})")
+                    continue
+                results.setdefault(method, []).append(found)
+                print(f"  run {repeat + 1}, {method}: {found['seconds']:.2f} s", file=sys.stderr, flush=True)
+    show(options, results)
+
+
+def show(options: argparse.Namespace, results: dict[str, list[dict[str, Any]]]) -> None:
+    n = len(results["ours"][0]["losses"])
+    reference = results.get("paper", results["ours"])[0]["losses"]
+    seconds = {name: statistics.median(r["seconds"] for r in runs) for name, runs in results.items()}
+    needed = results["paper"][0]["computed"] if "paper" in results else results["ours"][0]["computed"]
+    rate = max(r["rate"] for runs in results.values() for r in runs)
+    print(f"\n{hardware(options.device)}; {options.model} in {options.dtype}; {n} rows, {needed} tokens, {options.repeats} repeats")
+    print(f"matrix products at the model's shapes: {rate / 1e9:,.0f} GFLOP/s")
+    floor = min(r["operations"] for r in results["ours"]) / rate
+    print(f"floor of one pass (operations of the tokens that must be computed / that rate): {floor:.2f} s\n")
+    heads = ("method", "s a pass", "rows/s", "tokens/s", "ours is", "computed", "peak MB", "max diff", "rho", "of rate")
+    print("".join(f"{h:>13}" for h in heads))
+    for name, runs in results.items():
+        if name == "ladder":
+            continue
+        s = seconds[name]
+        difference = float(np.abs(np.asarray(runs[0]["losses"]) - reference).max())
+        cells = [name, f"{s:.2f}", f"{n / s:.2f}", f"{needed / s:,.0f}", f"{s / seconds['ours']:.2f}x"]
+        cells += [f"{runs[0]['computed'] / needed:.2f}", f"{max(r['peak'] for r in runs) / 1e6:,.0f}", f"{difference:.1e}"]
+        cells += [f"{spearman(runs[0]['losses'], reference):.4f}", f"{runs[0]['operations'] / s / rate:.0%}"]
+        print("".join(f"{c:>13}" for c in cells))
+    if "ladder" in results:
+        s = seconds["ladder"]
+        switching = statistics.median(r["switching"] for r in results["ladder"])
+        print(f"\nall subnets of {options.subnets}: {s:.2f} s, of which switching {switching:.2f} s ({switching / s:.1%})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""inspect, select's options, compare, correlate, report, show and export from the command line, on one scored run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from sample_rows import alpaca_rows, write_jsonl
+
+from instruct_prune.cli import main
+
+N = 60
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path, tiny_embedder_folder: Path) -> Path:
+    """60 rows with a column and 6 planted repeats, two mask seeds, embeddings."""
+    rows: list[dict[str, str]] = [{**row, "topic": f"t{i % 3}"} for i, row in enumerate(alpaca_rows(54))]
+    rows += [{**rows[i], "instruction": rows[i]["instruction"].upper() + "!", "topic": "copy"} for i in range(6)]
+    folder = tmp_path_factory.mktemp("more")
+    data = write_jsonl(folder / "rows.jsonl", rows)
+    out = folder / "run"
+    words = ["--data", str(data), "--model", str(tiny_model_folder), "--dtype", "float32", "--batch-tokens", "512"]
+    words += ["--subnets", "dense", "dropout:0.1,0.2", "--subnet-seeds", "2"]
+    assert main(["score", *words, "--out", str(out)]) == 0
+    assert main(["embed", "--embedder", str(tiny_embedder_folder), "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture
+def run(scored: Path, tmp_path: Path) -> Path:
+    shutil.copytree(scored, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def selected(run: Path, *options: str) -> dict[str, list[object]]:
+    assert main(["select", "--out", str(run), *options]) == 0
+    return pq.read_table(run / "selection.parquet").to_pydict()
+
+
+def test_several_seeds_report_stability(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = selected(run, "--keep", "0.5", "--method", "hardest")
+    scores = pq.read_table(run / "scores.parquet").to_pandas()
+    per_seed = [scores[["loss_dense", f"loss_dropout_0100_s{s}", f"loss_dropout_0200_s{s}"]].mean(axis=1) for s in (0, 1)]
+    kept = [set(one.nlargest(30).index) for one in per_seed]
+    unstable = {row for row, flag in zip(table["row_id"], table["unstable"], strict=True) if flag}
+    assert unstable == kept[0] ^ kept[1]
+    assert max(table["rank_spread"]) > 0  # type: ignore[type-var]
+    assert f"{len(unstable)} rows would" in capsys.readouterr().out
+
+
+def test_near_duplicates_go_and_are_named(run: Path) -> None:
+    table = selected(run, "--keep", "0.5", "--dedup", "1.0", "--dedup-keep", "first", "--clusters", "3")
+    pairs = [(r, d) for r, d in zip(table["row_id"], table["duplicate_of"], strict=True) if d is not None]
+    assert {(54 + i, i) for i in range(6)} <= set(pairs)
+    assert all(not s for s, d in zip(table["selected"], table["duplicate_of"], strict=True) if d is not None)
+    assert sum(table["selected"]) == 30  # type: ignore[arg-type]
+
+
+def test_strata_from_a_column_and_must_keep(run: Path, tmp_path: Path) -> None:
+    table = selected(run, "--keep", "20", "--stratify", "topic", "--must-keep", "topic=copy")
+    kept = [s for s, k in zip(table["stratum"], table["selected"], strict=True) if k]
+    assert kept.count("copy") == 6
+    assert len(kept) == 20
+    ids = tmp_path / "ids.txt"
+    ids.write_text("3\n59\n")
+    table = selected(run, "--keep", "2", "--method", "easiest", "--must-keep", str(ids))
+    assert [r for r, k in zip(table["row_id"], table["selected"], strict=True) if k] == [3, 59]
+
+
+def test_token_budget_is_never_exceeded(run: Path) -> None:
+    table = selected(run, "--keep-tokens", "900", "--clusters", "none")
+    n_response = pq.read_table(run / "scores.parquet").column("n_response").to_pylist()
+    spent = sum(n for n, k in zip(n_response, table["selected"], strict=True) if k)
+    assert 900 - max(n_response) < spent <= 900
+
+
+@pytest.mark.parametrize("method", ["easy_diverse", "k_center", "herding", "moderate", "ccs", "deita", "d2", "facility_location"])
+def test_every_method_meets_the_budget(run: Path, method: str) -> None:
+    table = selected(run, "--keep", "17", "--method", method)
+    assert sum(table["selected"]) == 17  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--stratify", "nowhere"], "no column of this name"),
+        (["--must-keep", "nothing"], "no such file"),
+        (["--must-keep", "topic=none"], "no scored row"),
+        (["--split", "2"], "split"),
+        (["--split", "half"], "--split half"),
+        (["--clusters", "few"], "--clusters few"),
+        (["--clusters", "500"], "500"),
+        (["--dedup", "3"], "3"),
+        (["--score", "ifd"], "alone"),
+        (["--score-subnets", "magnitude:0.5"], "magnitude_0500"),
+        (["--score-weights", "1", "2"], "weights"),
+    ],
+)
+def test_wrong_selection_options(run: Path, capsys: pytest.CaptureFixture[str], options: list[str], says: str) -> None:
+    capsys.readouterr()
+    assert main(["select", "--out", str(run), "--keep", "0.5", *options]) == 2
+    assert says in capsys.readouterr().err
+    assert not (run / "selection.parquet").exists()
+
+
+def test_compare_and_correlate(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = tmp_path / "other"
+    selected(run, "--keep", "0.5", "--clusters", "4")
+    shutil.copytree(run, other)
+    selected(other, "--keep", "0.5", "--method", "hardest")
+    capsys.readouterr()
+    assert main(["compare", str(run), str(other)]) == 0
+    told = capsys.readouterr().out
+    assert "random, 30 rows" in told
+    assert main(["correlate", str(run)]) == 0
+    assert "dropout" in capsys.readouterr().out
+
+
+def test_comparing_other_rows_is_refused(run: Path, tmp_path: Path, tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_jsonl(tmp_path / "d.jsonl", alpaca_rows(10))
+    other = tmp_path / "other"
+    words = ["--data", str(data), "--model", str(tiny_model_folder), "--subnets", "dense"]
+    assert main(["score", *words, "--out", str(other)]) == 0
+    assert main(["compare", str(run), str(other)]) == 2
+    assert "not over the same rows" in capsys.readouterr().err
+
+
+def test_show_and_report(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    selected(run, "--keep", "0.5", "--clusters", "4")
+    assert main(["show", str(run)]) == 0
+    assert "30" in capsys.readouterr().out
+    assert main(["report", "--out", str(run)]) == 0
+    assert (run / "report.html").stat().st_size > 10_000
+    assert json.loads((run / "report.json").read_text())
+
+
+def test_exports(run: Path) -> None:
+    selected(run, "--keep", "0.5", "--clusters", "4")
+    assert main(["export", "--out", str(run), "--to", "alpaca", "messages", "llamafactory", "axolotl", "trl", "parquet"]) == 0
+    assert any(run.rglob("dataset_info.json"))
+    assert len((run / "pruned.jsonl").read_bytes().splitlines()) == 30
+
+
+def test_inspect_writes_nothing(run: Path, tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_jsonl(tmp_path / "d.jsonl", [*alpaca_rows(12), {"instruction": "\x1b[31mred", "output": "x"}, {"nothing": 1}])
+    before = sorted(tmp_path.iterdir())
+    assert main(["inspect", "--data", str(data), "--model", str(tiny_model_folder)]) == 0
+    told = capsys.readouterr().out
+    assert "14" in told
+    assert "\x1b[31mred" not in told
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_embeddings_resume_and_precomputed_vectors(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    vectors = np.random.default_rng(0).normal(size=(N, 5)).astype(np.float32)
+    np.save(tmp_path / "v.npy", vectors)
+    assert main(["embed", "--out", str(run), "--embedder", str(tmp_path / "v.npy")]) == 2
+    assert "--restart" in capsys.readouterr().err
+    assert main(["embed", "--out", str(run), "--embedder", str(tmp_path / "v.npy"), "--restart"]) == 0
+    found = np.load(run / "embeddings.npy", allow_pickle=False)
+    np.testing.assert_allclose(found, vectors / np.linalg.norm(vectors, axis=1, keepdims=True), rtol=1e-5)
+    np.save(tmp_path / "short.npy", vectors[:7])
+    assert main(["embed", "--out", str(run), "--embedder", str(tmp_path / "short.npy"), "--restart"]) == 2
+    assert "7 vectors" in capsys.readouterr().err
