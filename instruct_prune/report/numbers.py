@@ -17,12 +17,13 @@ from instruct_prune.report.curves import Family, families_of
 from instruct_prune.report.facts import Counts, Facts, Seconds, by_tokens, counts_of, facts_of, seconds_of, warnings_of
 from instruct_prune.report.others import Other, OtherNumbers, other_numbers
 from instruct_prune.report.pools import Boundary, find_boundary
-from instruct_prune.report.rows import Column
+from instruct_prune.report.rows import Column, visible
 from instruct_prune.report.shift import Histogram, Mmd, Shift, column_shift, histogram, mmd_to_full
 from instruct_prune.report.tables import FATES, Tables
 from instruct_prune.run_folder import RunFolder
 
 TYPICAL = 3
+REJECT_FIELDS = ("row_id", "file", "line", "status", "field", "reason")
 LISTED = 500
 """Rejected rows and groups of duplicates that are listed; all of them are counted."""
 
@@ -201,15 +202,17 @@ def _rejected(folder: RunFolder) -> Rejected:
     if path.exists():
         with open(path, encoding="utf-8", errors="replace") as file:
             for line in file:
-                row = json.loads(line)
-                key = (str(row.get("status", "")), str(row.get("reason", ""))[:200])
+                row = {name: _legible(value) for name, value in json.loads(line).items()}
+                key = (str(row.get("status", "")), str(row.get("reason", "")))
                 counts[key] = counts.get(key, 0) + 1
                 if len(listed) < LISTED:
-                    listed.append(
-                        {name: row.get(name) for name in ("row_id", "file", "line", "status", "field", "reason")}
-                    )
+                    listed.append({name: row.get(name) for name in REJECT_FIELDS})
     reasons = sorted(((*key, count) for key, count in counts.items()), key=lambda entry: (-entry[2], entry[:2]))
     return Rejected(reasons[:50], listed)
+
+
+def _legible(value: Any) -> Any:
+    return visible(value[:300]) if isinstance(value, str) else value
 
 
 def _finite(value: Any) -> Any:

@@ -25,10 +25,16 @@ if CHROMIUM is None:
     pytest.skip("no chromium on this machine (apt-get install chromium)", allow_module_level=True)
 
 DATA = Path(__file__).parents[2] / "data_samples" / "alpaca.jsonl"
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 @dataclass
@@ -330,7 +336,8 @@ def test_theme_and_print(demo: RunFolder, opened: Open) -> None:
 
 def test_without_webgl(demo: RunFolder, opened: Open) -> None:
     script = """const real = HTMLCanvasElement.prototype.getContext;
-    HTMLCanvasElement.prototype.getContext = function (kind, ...rest) { return /webgl/.test(kind) ? null : real.call(this, kind, ...rest); };"""
+    HTMLCanvasElement.prototype.getContext = function (kind, ...rest) { 
+        return /webgl/.test(kind) ? null : real.call(this, kind, ...rest); };"""
     one = opened(demo / "report.html", script=script)
     assert painted(one.page) > 1000
     assert one.errors == []
