@@ -98,7 +98,13 @@ def test_no_utils_and_no_trust_in_foreign_code() -> None:
     for path in modules():
         assert path.stem not in ("utils", "helpers", "misc")
         text = path.read_text(encoding="utf-8")
-        for banned in ("trust_remote_code=True", "allow_pickle=True", "import pickle", "yaml.load(", "weights_only=False"):
+        for banned in (
+            "trust_remote_code=True",
+            "allow_pickle=True",
+            "import pickle",
+            "yaml.load(",
+            "weights_only=False",
+        ):
             assert banned not in text, f"{path.name} has {banned}"
 
 
@@ -108,7 +114,17 @@ def loaded_after(code: str) -> set[str]:
     return {line.split(".")[0] for line in done.stderr.splitlines()}
 
 
-HEAVY = {"torch", "transformers", "numpy", "datasets", "sklearn", "pandas", "accelerate", "sentence_transformers", "pyarrow"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "numpy",
+    "datasets",
+    "sklearn",
+    "pandas",
+    "accelerate",
+    "sentence_transformers",
+    "pyarrow",
+}
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -13,10 +13,14 @@ def print_summary(folder: RunFolder) -> None:
     print_health(folder)
     print_selection(folder)
     stages = folder.manifest["stages"]
-    seconds = {name: stages[name].get("seconds", 0.0) for name in ("encode", "score", "embed", "select") if name in stages}
+    seconds = {
+        name: stages[name].get("seconds", 0.0) for name in ("encode", "score", "embed", "select") if name in stages
+    }
     print("time:     " + ", ".join(f"{name} {took:.1f} s" for name, took in seconds.items()))
     print(f"result:   {folder / 'pruned.jsonl'}")
-    print(f"          {folder / 'selection.parquet'} says why each row was kept or dropped; {folder / 'scores.parquet'} has every loss")
+    print(
+        f"          {folder / 'selection.parquet'} says why each row was kept or dropped; {folder / 'scores.parquet'} has every loss"
+    )
     print(f"next:     instruct-prune select --out {folder.path} --keep 0.5   (another budget; nothing is scored again)")
 
 
@@ -36,9 +40,13 @@ def print_selection(folder: RunFolder) -> None:
     told = ", ".join(f"{key} {_short(value)}" for key, value in params.items() if not isinstance(value, list | dict))
     print(accounting_line(folder))
     if stage.get("duplicates"):
-        print(f"          {stage['duplicates']:,} near-duplicates were dropped; selection.parquet names the row that stands for each")
+        print(
+            f"          {stage['duplicates']:,} near-duplicates were dropped; selection.parquet names the row that stands for each"
+        )
     if stage.get("unstable") is not None:
-        print(f"          {stage['unstable']:,} rows would flip between kept and dropped with another mask seed (column `unstable`)")
+        print(
+            f"          {stage['unstable']:,} rows would flip between kept and dropped with another mask seed (column `unstable`)"
+        )
     print(f"selected: {told}; {stage['strata']} strata, seed {stage['config']['seed']}")
 
 

@@ -39,7 +39,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--batch-tokens", type=int, default=None)
     parser.add_argument("--subnets", default="dlc", help="ladder of the last lines")
-    parser.add_argument("--shape", default=None, help='JSON of a LlamaConfig: a model of this shape with random weights, e.g. 8B')
+    parser.add_argument(
+        "--shape", default=None, help="JSON of a LlamaConfig: a model of this shape with random weights, e.g. 8B"
+    )
     parser.add_argument("--one", default=None, help=argparse.SUPPRESS)
     parser.add_argument("--store", default=None, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -98,12 +100,16 @@ def harness(options: argparse.Namespace, bench: Bench, batch: int | str = 8) -> 
     from lm_eval.models.huggingface import HFLM
 
     if bench.harness is None:
-        bench.harness = HFLM(pretrained=bench.model, tokenizer=bench.tokenizer, batch_size=batch, device=str(bench.device))
+        bench.harness = HFLM(
+            pretrained=bench.model, tokenizer=bench.tokenizer, batch_size=batch, device=str(bench.device)
+        )
     pairs = json.loads((Path(options.store) / "pairs.json").read_text())
     requests = [Instance("loglikelihood", {}, tuple(pair), i) for i, pair in enumerate(pairs)]
     found = bench.harness.loglikelihood(requests, disable_tqdm=True)
     counts = [int(row.response_mask.sum()) for row in bench.rows]
-    return np.asarray([-total / n for (total, _), n in zip(found, counts, strict=True)]), sum(len(r.ids) for r in bench.rows)
+    return np.asarray([-total / n for (total, _), n in zip(found, counts, strict=True)]), sum(
+        len(r.ids) for r in bench.rows
+    )
 
 
 def harness_auto(options: argparse.Namespace, bench: Bench) -> tuple[np.ndarray, int]:
@@ -174,7 +180,9 @@ def load_model(options: argparse.Namespace, device: Any) -> Any:
     torch.manual_seed(0)
     with torch.device(device):
         config = LlamaConfig(**json.loads(options.shape))
-        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, options.dtype), attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=getattr(torch, options.dtype), attn_implementation="sdpa"
+        )
     return model.eval().requires_grad_(False)
 
 
@@ -204,7 +212,13 @@ def measure(options: argparse.Namespace) -> None:
     seconds = time.perf_counter() - began
     gpu = bench.device.type == "cuda"
     peak = torch.cuda.max_memory_allocated() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    facts = {"seconds": seconds, "computed": computed, "peak": peak, "losses": losses.tolist(), "rate": matrix_rate(bench)}
+    facts = {
+        "seconds": seconds,
+        "computed": computed,
+        "peak": peak,
+        "losses": losses.tolist(),
+        "rate": matrix_rate(bench),
+    }
     facts |= {"switching": getattr(bench, "switching", None), "operations": operations(bench, computed)}
     print(json.dumps(facts))
 
@@ -234,14 +248,18 @@ def linear_shapes(bench: Bench) -> list[tuple[int, int]]:
     import torch
 
     head = bench.model.get_output_embeddings()
-    return [tuple(m.weight.shape) for m in bench.model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
+    return [
+        (m.out_features, m.in_features)
+        for m in bench.model.modules()
+        if isinstance(m, torch.nn.Linear) and m is not head
+    ]
 
 
 def operations(bench: Bench, tokens: int) -> float:
     """Multiply-adds counted twice: linear layers of every token, the head of response tokens (attention is left out)."""
     head = bench.model.get_output_embeddings().weight
     responses = sum(int(row.response_mask.sum()) for row in bench.rows)
-    return 2.0 * tokens * sum(a * b for a, b in linear_shapes(bench)) + 2.0 * responses * head.numel()
+    return float(2 * tokens * sum(a * b for a, b in linear_shapes(bench)) + 2 * responses * head.numel())
 
 
 def matrix_rate(bench: Bench, tokens: int = 2048) -> float:
@@ -299,7 +317,9 @@ def prepare(options: argparse.Namespace, folder: Path) -> None:
 
 def one(method: str, folder: Path) -> dict[str, Any] | str:
     words = [sys.executable, __file__, *sys.argv[1:], "--one", method, "--store", str(folder)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, env={**os.environ, "TOKENIZERS_PARALLELISM": "false"})
+    done = subprocess.run(
+        words, capture_output=True, text=True, check=False, env={**os.environ, "TOKENIZERS_PARALLELISM": "false"}
+    )
     if done.returncode:
         return done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "failed"
     return json.loads(done.stdout.strip().splitlines()[-1])  # type: ignore[no-any-return]
@@ -313,7 +333,10 @@ def hardware(device: str | None) -> str:
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        name = next((line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")), name)
+        name = next(
+            (line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")),
+            name,
+        )
     return f"{name}, {torch.get_num_threads()} threads"
 
 
@@ -349,7 +372,9 @@ def show(options: argparse.Namespace, results: dict[str, list[dict[str, Any]]]) 
     seconds = {name: statistics.median(r["seconds"] for r in runs) for name, runs in results.items()}
     needed = results["paper"][0]["computed"] if "paper" in results else results["ours"][0]["computed"]
     rate = max(r["rate"] for runs in results.values() for r in runs)
-    print(f"\n{hardware(options.device)}; {options.model} in {options.dtype}; {n} rows, {needed} tokens, {options.repeats} repeats")
+    print(
+        f"\n{hardware(options.device)}; {options.model} in {options.dtype}; {n} rows, {needed} tokens, {options.repeats} repeats"
+    )
     print(f"matrix products at the model's shapes: {rate / 1e9:,.0f} GFLOP/s")
     floor = min(r["operations"] for r in results["ours"]) / rate
     print(f"floor of one pass (operations of the tokens that must be computed / that rate): {floor:.2f} s\n")
@@ -361,13 +386,19 @@ def show(options: argparse.Namespace, results: dict[str, list[dict[str, Any]]]) 
         s = seconds[name]
         difference = float(np.abs(np.asarray(runs[0]["losses"]) - reference).max())
         cells = [name, f"{s:.2f}", f"{n / s:.2f}", f"{needed / s:,.0f}", f"{s / seconds['ours']:.2f}x"]
-        cells += [f"{runs[0]['computed'] / needed:.2f}", f"{max(r['peak'] for r in runs) / 1e6:,.0f}", f"{difference:.1e}"]
+        cells += [
+            f"{runs[0]['computed'] / needed:.2f}",
+            f"{max(r['peak'] for r in runs) / 1e6:,.0f}",
+            f"{difference:.1e}",
+        ]
         cells += [f"{spearman(runs[0]['losses'], reference):.4f}", f"{runs[0]['operations'] / s / rate:.0%}"]
         print("".join(f"{c:>13}" for c in cells))
     if "ladder" in results:
         s = seconds["ladder"]
         switching = statistics.median(r["switching"] for r in results["ladder"])
-        print(f"\nall subnets of {options.subnets}: {s:.2f} s, of which switching {switching:.2f} s ({switching / s:.1%})")
+        print(
+            f"\nall subnets of {options.subnets}: {s:.2f} s, of which switching {switching:.2f} s ({switching / s:.1%})"
+        )
 
 
 if __name__ == "__main__":

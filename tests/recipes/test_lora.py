@@ -53,7 +53,12 @@ def encoded_rows(tokenizer: Any, texts: list[str]) -> list[Encoded]:
     return rows
 
 
-TEXTS = ["tell me about old trains and the moon", "bread and bread", "tax law, case 3: about rivers 1 rivers 4", "a Python list"]
+TEXTS = [
+    "tell me about old trains and the moon",
+    "bread and bread",
+    "tax law, case 3: about rivers 1 rivers 4",
+    "a Python list",
+]
 
 
 # ---- the whole way ----
@@ -256,7 +261,9 @@ def test_empty_pruned_file(tiny_run: Path, tmp_path: Path, capsys: pytest.Captur
     assert "no such run folder" in error_of(capsys, *words(tmp_path / "none", tmp_path / "out"))
 
 
-def test_another_template_than_the_manifests(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_template_than_the_manifests(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out"
     told = error_of(capsys, *words(tiny_run, out, "--template", "chat"))
     assert "was scored under the template 'alpaca'" in told
@@ -307,7 +314,14 @@ def test_4bit_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_a_run_any_file_can_be_trained_on(tiny_run: Path, tiny_model_folder: Path, tmp_path: Path) -> None:
-    arguments = ["--data", str(tiny_run / "pruned.jsonl"), "--model", str(tiny_model_folder), "--out", str(tmp_path / "o")]
+    arguments = [
+        "--data",
+        str(tiny_run / "pruned.jsonl"),
+        "--model",
+        str(tiny_model_folder),
+        "--out",
+        str(tmp_path / "o"),
+    ]
     more = ["--max-steps", "1", "--eval-share", "0", "--packing", "--max-length", "200"]
     assert lora.main([*arguments, *FAST, *more]) == 0
     assert json.loads((tmp_path / "o" / "training.json").read_text())["steps"] == 1

@@ -118,7 +118,7 @@ def make_run(
     rejects = [row for row in rows if isinstance(row, Reject)]
     data = {"inputs": ["0" * 64], "limit": None}
     folder.begin("encode", data)
-    files = sorted({row.source for row in rows})
+    files = sorted({row.source.encode(errors="replace").decode() for row in rows})
     folder.finish(
         "encode",
         description=f"alpaca (instruction, output) of {len(files)} files",

@@ -336,7 +336,7 @@ def test_theme_and_print(demo: RunFolder, opened: Open) -> None:
 
 def test_without_webgl(demo: RunFolder, opened: Open) -> None:
     script = """const real = HTMLCanvasElement.prototype.getContext;
-    HTMLCanvasElement.prototype.getContext = function (kind, ...rest) { 
+    HTMLCanvasElement.prototype.getContext = function (kind, ...rest) {
         return /webgl/.test(kind) ? null : real.call(this, kind, ...rest); };"""
     one = opened(demo / "report.html", script=script)
     assert painted(one.page) > 1000

@@ -45,7 +45,9 @@ def selected(run: Path, *options: str) -> dict[str, list[object]]:
 def test_several_seeds_report_stability(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = selected(run, "--keep", "0.5", "--method", "hardest")
     scores = pq.read_table(run / "scores.parquet").to_pandas()
-    per_seed = [scores[["loss_dense", f"loss_dropout_0100_s{s}", f"loss_dropout_0200_s{s}"]].mean(axis=1) for s in (0, 1)]
+    per_seed = [
+        scores[["loss_dense", f"loss_dropout_0100_s{s}", f"loss_dropout_0200_s{s}"]].mean(axis=1) for s in (0, 1)
+    ]
     kept = [set(one.nlargest(30).index) for one in per_seed]
     unstable = {row for row, flag in zip(table["row_id"], table["unstable"], strict=True) if flag}
     assert unstable == kept[0] ^ kept[1]
@@ -79,7 +81,9 @@ def test_token_budget_is_never_exceeded(run: Path) -> None:
     assert 900 - max(n_response) < spent <= 900
 
 
-@pytest.mark.parametrize("method", ["easy_diverse", "k_center", "herding", "moderate", "ccs", "deita", "d2", "facility_location"])
+@pytest.mark.parametrize(
+    "method", ["easy_diverse", "k_center", "herding", "moderate", "ccs", "deita", "d2", "facility_location"]
+)
 def test_every_method_meets_the_budget(run: Path, method: str) -> None:
     table = selected(run, "--keep", "17", "--method", method)
     assert sum(table["selected"]) == 17  # type: ignore[arg-type]
@@ -121,7 +125,9 @@ def test_compare_and_correlate(run: Path, tmp_path: Path, capsys: pytest.Capture
     assert "dropout" in capsys.readouterr().out
 
 
-def test_comparing_other_rows_is_refused(run: Path, tmp_path: Path, tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_comparing_other_rows_is_refused(
+    run: Path, tmp_path: Path, tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = write_jsonl(tmp_path / "d.jsonl", alpaca_rows(10))
     other = tmp_path / "other"
     words = ["--data", str(data), "--model", str(tiny_model_folder), "--subnets", "dense"]
@@ -141,13 +147,20 @@ def test_show_and_report(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_exports(run: Path) -> None:
     selected(run, "--keep", "0.5", "--clusters", "4")
-    assert main(["export", "--out", str(run), "--to", "alpaca", "messages", "llamafactory", "axolotl", "trl", "parquet"]) == 0
+    assert (
+        main(["export", "--out", str(run), "--to", "alpaca", "messages", "llamafactory", "axolotl", "trl", "parquet"])
+        == 0
+    )
     assert any(run.rglob("dataset_info.json"))
     assert len((run / "pruned.jsonl").read_bytes().splitlines()) == 30
 
 
-def test_inspect_writes_nothing(run: Path, tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = write_jsonl(tmp_path / "d.jsonl", [*alpaca_rows(12), {"instruction": "\x1b[31mred", "output": "x"}, {"nothing": 1}])
+def test_inspect_writes_nothing(
+    run: Path, tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_jsonl(
+        tmp_path / "d.jsonl", [*alpaca_rows(12), {"instruction": "\x1b[31mred", "output": "x"}, {"nothing": 1}]
+    )
     before = sorted(tmp_path.iterdir())
     assert main(["inspect", "--data", str(data), "--model", str(tiny_model_folder)]) == 0
     told = capsys.readouterr().out
@@ -156,7 +169,9 @@ def test_inspect_writes_nothing(run: Path, tiny_model_folder: Path, tmp_path: Pa
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_embeddings_resume_and_precomputed_vectors(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_embeddings_resume_and_precomputed_vectors(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     vectors = np.random.default_rng(0).normal(size=(N, 5)).astype(np.float32)
     np.save(tmp_path / "v.npy", vectors)
     assert main(["embed", "--out", str(run), "--embedder", str(tmp_path / "v.npy")]) == 2
