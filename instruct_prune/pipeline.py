@@ -5,9 +5,13 @@ Each stage reads what the last one left in the run folder and writes its own fil
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from instruct_prune.config import RunConfig
 from instruct_prune.datatypes import Selection
 from instruct_prune.errors import InputError
+from instruct_prune.report.html import write_report
 from instruct_prune.run_folder import RunFolder
 from instruct_prune.stages.compare import compare
 from instruct_prune.stages.embed import embed
@@ -16,7 +20,7 @@ from instruct_prune.stages.export import export
 from instruct_prune.stages.score import score
 from instruct_prune.stages.select import check_selection, select
 
-__all__ = ["compare", "embed", "export", "inspect", "open_run", "run", "score", "select", "source_of"]
+__all__ = ["compare", "embed", "export", "inspect", "open_run", "report", "run", "score", "select", "source_of"]
 
 
 def run(config: RunConfig) -> Selection | None:
@@ -29,7 +33,13 @@ def run(config: RunConfig) -> Selection | None:
     embed(folder, config.embed)
     selection = select(folder, config.select)
     export(folder, config.export)
+    report(folder)
     return selection
+
+
+def report(folder: RunFolder, others: Sequence[RunFolder] = (), samples: int = 5000) -> Path:
+    """``report.html`` and ``report.json``: what was kept, what was dropped and why."""
+    return write_report(folder, source_of(folder), samples=samples, others=others)
 
 
 def open_run(out: str) -> RunFolder:

@@ -155,15 +155,18 @@ def write_store(folder: Path, encoded: Iterable[tuple[Encoded, str, int]]) -> To
     import pyarrow.parquet as pq
 
     schema = pa.schema(
-        [("row_id", pa.int64()), ("n_tokens", pa.int32()), ("n_response", pa.int32())]
-        + [
+        [
+            ("row_id", pa.int64()),
+            ("n_tokens", pa.int32()),
+            ("n_response", pa.int32()),
             ("first_target", pa.int32()),
             ("n_cut", pa.int32()),
             ("status", pa.int8()),
             ("content_hash", pa.string()),
             ("line", pa.int64()),
+            ("source", pa.dictionary(pa.int32(), pa.string())),
+            ("reason", pa.string()),
         ]
-        + [("source", pa.dictionary(pa.int32(), pa.string())), ("reason", pa.string())]
     )
     folder.mkdir(parents=True, exist_ok=True)
     rows_path = folder / "rows.parquet"

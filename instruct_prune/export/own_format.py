@@ -108,7 +108,7 @@ def _delimiter(source: str) -> str:
         b"\xfd7": lzma.open,
         b"\x28\xb5": lambda packed: pa.input_stream(str(packed), compression="zstd"),
     }
-    opener: Any = openers.get(magic, lambda plain: open(plain, "rb"))
+    opener: Any = openers.get(magic, lambda plain: open(plain, "rb"))  # noqa: SIM115
     with opener(path) as stream:
         first = stream.read(1 << 16).partition(b"\n")[0]
     return ";" if first.count(b";") > first.count(b",") else ","

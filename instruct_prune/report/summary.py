@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from instruct_prune.progress import clock
 from instruct_prune.run_folder import RunFolder
 from instruct_prune.terminal import safe
+
+EPOCHS = 3  # as Stanford Alpaca was trained
 
 
 def print_summary(folder: RunFolder) -> None:
@@ -17,7 +20,10 @@ def print_summary(folder: RunFolder) -> None:
         name: stages[name].get("seconds", 0.0) for name in ("encode", "score", "embed", "select") if name in stages
     }
     print("time:     " + ", ".join(f"{name} {took:.1f} s" for name, took in seconds.items()))
+    print(tuning_line(folder, sum(seconds.values())))
     print(f"result:   {folder / 'pruned.jsonl'}")
+    if (folder / "report.html").exists():
+        print(f"report:   {folder / 'report.html'} (open it in a browser; it needs no network)")
     print(
         f"          {folder / 'selection.parquet'} says why each row was kept or dropped; {folder / 'scores.parquet'} has every loss"
     )
@@ -61,6 +67,22 @@ def print_health(folder: RunFolder) -> None:
     print(f"{'(unigram guess)':<24}{health['unigram_loss']:>10.3f}")
     for line in stage["warnings"]:
         print(f"WARNING: {line}")
+
+
+def tuning_line(folder: RunFolder, selecting: float) -> str:
+    """What pruning buys: seconds spent selecting, beside an estimate of fine-tuning on all rows and on the kept ones.
+
+    A training step costs about three forward passes (forward, and twice that backward) at the rate that scoring measured.
+    """
+    score, tokens = folder.stage("score"), folder.stage("select")["tokens"]
+    rate = score["tokens"] / score["scoring_seconds"] if score.get("scoring_seconds") else 0.0
+    if not rate:
+        return "          (no estimate of training time: nothing was scored in this run)"
+    full, kept = (EPOCHS * 3 * tokens[which] / rate for which in ("scored", "kept"))
+    return (
+        f"          selecting {clock(selecting)}; {EPOCHS} epochs of fine-tuning here would take about {clock(full)} on all rows, "
+        f"{clock(kept)} on the kept ones"
+    )
 
 
 def accounting_line(folder: RunFolder) -> str:

@@ -34,6 +34,9 @@ DEAD_AFTER_SECONDS = 90.0  # more than the minute for which network file systems
 Advance = Callable[[int, int], None]
 """Called with (rows, tokens) after each batch."""
 
+ComputeChunk = Callable[["Backbone", "Items", Sequence[Batch], Sequence[SubnetSpec], Advance], dict[str, Any]]
+"""A chunk's columns, by name."""
+
 Todo = list[tuple[int, int]]
 """(pass, chunk) pairs."""
 
@@ -87,8 +90,11 @@ def score_parts(
     *,
     include_head: bool = False,
     advance: Advance = lambda rows, tokens: None,
+    compute: ComputeChunk | None = None,
 ) -> dict[str, Any]:
     """Compute and write the parts in ``todo``; weights are bit-identical afterwards, whatever happens.
+
+    ``compute`` makes the columns of a chunk: `score_chunk` (losses) unless given.
 
     A SIGTERM (a scheduler's preemption, a sibling's death) lets the chunk in hand finish first.
 
@@ -113,7 +119,8 @@ def score_parts(
             for chunk in chunks:
                 if stopped:
                     raise IncompleteRunError(f"stopped by signal {stopped[0]} after a finished part")
-                columns = score_chunk(backbone, work.items[p], work.plans[p].chunks[chunk], a_pass.subnets, advance)
+                batches = work.plans[p].chunks[chunk]
+                columns = (compute or score_chunk)(backbone, work.items[p], batches, a_pass.subnets, advance)
                 work.parts.write(a_pass.name, chunk, columns)
             scoring += time.perf_counter() - switched
         return {"switching_seconds": switching, "scoring_seconds": scoring, "left_whole": switch.left_whole()}
@@ -123,18 +130,25 @@ def score_chunk(
     backbone: Backbone, items: Items, batches: Sequence[Batch], subnets: Sequence[SubnetSpec], advance: Advance
 ) -> dict[str, Any]:
     """One chunk's columns: position int64, a float32 loss for each subnet, and error (None where the row ran)."""
+    positions, table, errors = run_chunk(backbone, items, batches, len(subnets), advance)
+    named = {f"loss_{spec.name}": table[:, j] for j, spec in enumerate(subnets)}
+    return {"position": positions, **named, "error": errors}
+
+
+def run_chunk(
+    backbone: Backbone, items: Items, batches: Sequence[Batch], n_columns: int, advance: Advance
+) -> tuple[Int64, Float32, Any]:
+    """Run the batches of a chunk: positions int64 [m], values float32 [m, n_columns], errors [m] (None where it ran)."""
     positions: list[Int64] = []
-    losses: list[Float32] = []
+    values: list[Float32] = []
     errors: list[str | None] = []
     for batch in batches:
-        for rows, values, error in _with_halving(backbone, items, batch, len(subnets)):
+        for rows, found, error in _with_halving(backbone, items, batch, n_columns):
             positions.append(rows)
-            losses.append(values)
+            values.append(found)
             errors += [error] * len(rows)
         advance(len(batch.rows), batch.width * len(batch.rows))
-    table = np.concatenate(losses)
-    named = {f"loss_{spec.name}": table[:, j] for j, spec in enumerate(subnets)}
-    return {"position": np.concatenate(positions), **named, "error": np.asarray(errors, dtype=object)}
+    return np.concatenate(positions), np.concatenate(values), np.asarray(errors, dtype=object)
 
 
 def _with_halving(

@@ -104,7 +104,7 @@ def select(folder: RunFolder, config: SelectConfig) -> Selection:
     folder.finish(
         "select",
         accounting={"scored": len(selection), "kept": kept, "dropped": len(selection) - kept},
-        tokens={"scored": int(table.n_response[table.scored].sum()), "kept": _tokens(table, selection)},
+        tokens=_tokens(table, selection),
         score=table.score_name,
         duplicates=0 if selection.duplicate_of is None else int((selection.duplicate_of >= 0).sum()),
         unstable=int(stability["unstable"].sum()) if stability else None,
@@ -200,5 +200,14 @@ def _seed_stability(
     return {"rank_spread": spread, "unstable": unstable}
 
 
-def _tokens(table: ScoreTable, selection: Selection) -> int:
-    return int(table.n_response[table.scored][selection.selected].sum())
+def _tokens(table: ScoreTable, selection: Selection) -> dict[str, int]:
+    """Response tokens and all tokens, of the scored and of the kept rows."""
+    response = table.n_response[table.scored].astype(np.int64)
+    both = response + table.n_prompt[table.scored]
+    kept = selection.selected
+    return {
+        "scored_response": int(response.sum()),
+        "kept_response": int(response[kept].sum()),
+        "scored": int(both.sum()),
+        "kept": int(both[kept].sum()),
+    }

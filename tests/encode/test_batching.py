@@ -53,7 +53,7 @@ def rows_of_tokens(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
 
 def test_shared_prefixes_are_the_longest_common_ones() -> None:
     first, second = list(range(100, 130)), list(range(200, 225))
-    rows = [first + [i, i + 1, 7, 7] for i in range(10)] + [second + [i, 5, 6] for i in range(9)] + [[1, 2, 3]]
+    rows = [[*first, i, i + 1, 7, 7] for i in range(10)] + [[*second, i, 5, 6] for i in range(9)] + [[1, 2, 3]]
     ids, offset = rows_of_tokens(rows)
     targets = np.asarray([len(r) - 1 for r in rows], dtype=np.int32)
     group, prefixes = shared_prefixes(ids, offset, np.arange(len(rows)), targets)
