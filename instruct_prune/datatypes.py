@@ -168,7 +168,7 @@ class SubnetSpec:
     def name(self) -> str:
         """The column suffix: ``magnitude_0800``, ``random_0800_s1``, ``dropout_0100_s0``, ``depth_06``."""
         thousandths = f"{round(self.value * 1000):04d}"
-        if self.kind in ("dense", "alone"):
+        if self.kind in ("dense", "alone", "features"):
             return self.kind
         if self.kind == "magnitude":
             return f"magnitude_{thousandths}" + ("_global" if self.scope == "global" else "")

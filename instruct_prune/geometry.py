@@ -17,13 +17,6 @@ def blocks(n: int, size: int = BLOCK) -> Iterator[slice]:
     return (slice(start, min(start + size, n)) for start in range(0, n, size))
 
 
-def sample(vectors: Float32, rows: Int64, size: int, rng: np.random.Generator) -> Float32:
-    """float32 [at most size, d]: the vectors of ``size`` of these rows (int64 [m]) at random, or of all of them."""
-    if len(rows) > size:
-        rows = rng.choice(rows, size, replace=False)
-    return np.asarray(vectors[np.sort(rows)], dtype=np.float32)
-
-
 def median_distance(x: Float32) -> float:
     """The median rule for a kernel's width: the median Euclidean distance between two of the rows (float32 [m, d])."""
     above = np.triu_indices(len(x), k=1)

@@ -17,6 +17,7 @@ from instruct_prune.stages.compare import compare
 from instruct_prune.stages.embed import embed
 from instruct_prune.stages.encode import inspect, source_of
 from instruct_prune.stages.export import export
+from instruct_prune.stages.images import thumbnail
 from instruct_prune.stages.score import score
 from instruct_prune.stages.select import check_selection, select
 
@@ -39,7 +40,7 @@ def run(config: RunConfig) -> Selection | None:
 
 def report(folder: RunFolder, others: Sequence[RunFolder] = (), samples: int = 5000) -> Path:
     """``report.html`` and ``report.json``: what was kept, what was dropped and why."""
-    return write_report(folder, source_of(folder), samples=samples, others=others)
+    return write_report(folder, source_of(folder), samples=samples, others=others, thumbnail=thumbnail(folder))
 
 
 def open_run(out: str) -> RunFolder:

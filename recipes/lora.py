@@ -1,10 +1,10 @@
 """LoRA on a pruned set, under the template and the mask that scored it.
 
-    python recipes/lora.py --config recipes/configs/smollm2-135m-cpu.yaml --run RUN --out ADAPTER
-    accelerate launch recipes/lora.py --config recipes/configs/llama3-8b.yaml --run RUN --out ADAPTER
+    python recipes/lora.py --config recipes/configs/smollm2-135m-cpu.yaml --run-folder RUN --out ADAPTER
+    accelerate launch recipes/lora.py --config recipes/configs/llama3-8b.yaml --run-folder RUN --out ADAPTER
     torchrun --nproc_per_node 2 recipes/lora.py ...                                (also on CPU)
 
-RUN is a run folder of instruct-prune; its pruned.jsonl is trained on. Without --run, --data trains on any file that
+RUN is a run folder of instruct-prune; its pruned.jsonl is trained on. Without --run-folder, --data trains on any file that
 instruct-prune reads. Run the same command again to go on after an interruption. Written to be copied and changed.
 """
 
@@ -54,7 +54,7 @@ from instruct_prune.run_folder import RunFolder, digest, write_json
 class Recipe(Training):
     """What to train on what."""
 
-    run: str = ""
+    run_folder: str = ""  # not `run`: torchrun would take --run for an abbreviation of its own options
     """Run folder of instruct-prune: its pruned.jsonl is trained on, under the template and mask it was scored with."""
     data: tuple[str, ...] = ()
     """Other files to train on (anything that instruct-prune reads)."""
@@ -107,7 +107,7 @@ def scored_as(run: str) -> Scored:
     """
     if not Path(run).is_dir():
         raise InputError(
-            f"--run {run}: there is no such run folder. Make one: instruct-prune run --data ... --out {run}"
+            f"--run-folder {run}: there is no such run folder. Make one: instruct-prune run --data ... --out {run}"
         )
     folder = RunFolder(run)
     config = folder.require("encode", f"run --data ... --out {run}")["config"]
@@ -123,25 +123,25 @@ def make_encoder(recipe: Recipe, scored: Scored, tokenizer: Any, context: int, d
     Raises:
         InputError: the template is another than the one that the rows were scored under.
     """
-    if recipe.run and recipe.template and recipe.template != scored.template:
+    if recipe.run_folder and recipe.template and recipe.template != scored.template:
         raise InputError(
-            f"--template {recipe.template}: {recipe.run} was scored under the template {scored.template!r}, and what is scored "
+            f"--template {recipe.template}: {recipe.run_folder} was scored under the template {scored.template!r}, and what is scored "
             f"must be what is trained on. Leave --template out, or score again with --template {recipe.template}."
         )
     settings: dict[str, Any] = {"turns": scored.turns, "overlong": scored.overlong, "data_format": data_format}
     settings["max_length"] = longest_row(recipe, scored, context)
     template = recipe.template or scored.template
     encoder = Encoder(tokenizer, template, **settings)
-    if recipe.run and recipe.data and not recipe.template and template in ("alpaca", "chat"):
+    if recipe.run_folder and recipe.data and not recipe.template and template in ("alpaca", "chat"):
         usual = Encoder(tokenizer, "auto", **settings).template_name
         if usual != template:
             raise InputError(
                 f"{', '.join(recipe.data)}: rows of this form ({data_format}) are written with the template {usual!r}, but "
-                f"{recipe.run} was scored under {template!r}. Say --template {template} to train them under it all the same."
+                f"{recipe.run_folder} was scored under {template!r}. Say --template {template} to train them under it all the same."
             )
     if scored.template_sha256 not in ("", encoder.identity["template_sha256"]) and not recipe.other_template:
         raise InputError(
-            f"the template {template!r} is not the text that {recipe.run} was scored under (another SHA-256): the chat template "
+            f"the template {template!r} is not the text that {recipe.run_folder} was scored under (another SHA-256): the chat template "
             f"of {tokenizer.name_or_path} differs from that of {scored.model}, or the file was changed. Train {scored.model}, "
             "score with the model that is trained, or pass --other-template to train under the other text knowingly."
         )
@@ -206,7 +206,7 @@ def train(recipe: Recipe) -> dict[str, Any]:
         InputError: something given is wrong.
     """
     check(recipe)
-    scored = scored_as(recipe.run) if recipe.run else Scored()
+    scored = scored_as(recipe.run_folder) if recipe.run_folder else Scored()
     source = models.find_model(recipe.model or scored.model, recipe.model_revision)
     tokenizer = models.load_tokenizer(source)
     context = models.context_length(source)
@@ -215,7 +215,7 @@ def train(recipe: Recipe) -> dict[str, Any]:
         return make_encoder(recipe, scored, tokenizer, context, data_format)
 
     own = not recipe.data
-    encoded = read_rows(recipe.data or (pruned_file(recipe.run),), encoder_for, scored, strict=own)
+    encoded = read_rows(recipe.data or (pruned_file(recipe.run_folder),), encoder_for, scored, strict=own)
     if recipe.eval_data:
         learnt, held_out = encoded, read_rows(recipe.eval_data, encoder_for, scored, strict=False)
     else:
@@ -246,7 +246,7 @@ def train(recipe: Recipe) -> dict[str, Any]:
     return facts
 
 
-UNIMPORTANT = ("out", "merge", "restart", "run", "log_steps", "save_steps", "micro_batch", "eval_steps")
+UNIMPORTANT = ("out", "merge", "restart", "run_folder", "log_steps", "save_steps", "micro_batch", "eval_steps")
 """Options that do not change the adapter."""
 
 
@@ -312,10 +312,12 @@ def check(recipe: Recipe) -> None:
     """What can be known to be wrong before anything is loaded."""
     if not recipe.out:
         raise InputError("--out is missing: name the folder of the adapter.")
-    if not recipe.run and not recipe.data:
-        raise InputError("--run is missing: name a run folder of instruct-prune, or files to train on with --data.")
-    if not recipe.run and not recipe.model:
-        raise InputError("--model is missing: without --run there is no scoring model to take in its place.")
+    if not recipe.run_folder and not recipe.data:
+        raise InputError(
+            "--run-folder is missing: name a run folder of instruct-prune, or files to train on with --data."
+        )
+    if not recipe.run_folder and not recipe.model:
+        raise InputError("--model is missing: without --run-folder there is no scoring model to take in its place.")
     for name in ("rank", "alpha", "batch_size", "micro_batch", "save_steps", "log_steps"):
         if getattr(recipe, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} {getattr(recipe, name)}: it must be at least 1.")

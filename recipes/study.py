@@ -2,7 +2,7 @@
 
     python recipes/study.py --data alpaca.json --pool-rows 3000 --held-out-rows 500 --eval dolly=dolly.json --keep 0.1 0.3 \
         --seeds 3 --epochs 1 --budget-minutes 60 --out STUDY
-    python recipes/study.py --run RUN --held-out-rows 500 --out STUDY          (a run that is scored and embedded already)
+    python recipes/study.py --run-folder RUN --held-out-rows 500 --out STUDY          (a run that is scored and embedded already)
 
 Every arm is trained with the same options for the same number of epochs (or, with --equal steps, of optimiser steps), and
 its loss per response token is measured on rows that nobody trained on. STUDY then has study.json, study.md and study.svg.

@@ -34,7 +34,7 @@ class Study(training.Training):
 
     data: tuple[str, ...] = ()
     """Dataset to study: a random pool and held-out rows are drawn from it, scored and embedded."""
-    run: str = ""
+    run_folder: str = ""
     """Instead of --data: a run folder that is scored and embedded; its rows are the pool and the held-out rows."""
     out: str = ""
     """The study's folder."""
@@ -47,12 +47,12 @@ class Study(training.Training):
     eval_rows: int = 300
     """Rows of each of them, drawn at random."""
     model: str = "smollm2-135m-instruct"
-    """Scores and is trained; with --run it is the run's."""
+    """Scores and is trained; with --run-folder it is the run's."""
     embedder: str = "all-minilm-l6-v2"
     subnets: tuple[str, ...] = ("dlc", "alone")
     """What to score, as in `instruct-prune score --subnets`."""
     max_length: int | None = 512
-    """Longest row in tokens; with --run it is the run's."""
+    """Longest row in tokens; with --run-folder it is the run's."""
     keep: tuple[float, ...] = (0.1, 0.3)
     """Shares of the pool."""
     arms: tuple[str, ...] = ("random", "flexrand", "easy_diverse", "hardest", "ifd", FULL)
@@ -114,12 +114,12 @@ class Material:
 
 def prepare_run(study: Study) -> RunFolder:
     """The scored run: the one given, or one made of a random part of --data (each stage is skipped when done)."""
-    if study.run:
-        folder = RunFolder(study.run)
-        folder.require("score", f"score --data ... --out {study.run}")
+    if study.run_folder:
+        folder = RunFolder(study.run_folder)
+        folder.require("score", f"score --data ... --out {study.run_folder}")
         return folder
     if not study.data:
-        raise InputError("--data is missing: name the dataset to study, or a scored run with --run.")
+        raise InputError("--data is missing: name the dataset to study, or a scored run with --run-folder.")
     sample = Path(study.out) / "rows.jsonl"
     if not sample.exists():
         source = open_data(list(study.data))
@@ -182,7 +182,7 @@ def read_evaluation(study: Study, scored: lora.Scored, file: str) -> list[Encode
     """A random part of another dataset, under the scorer's template."""
     source = models.find_model(scored.model)
     tokenizer, context = models.load_tokenizer(source), models.context_length(source)
-    recipe = lora.Recipe(run=study.run or "run", template=scored.template)
+    recipe = lora.Recipe(run_folder=study.run_folder or "run", template=scored.template)
     rows = lora.read_rows(
         [file], lambda f: lora.make_encoder(recipe, scored, tokenizer, context, f), scored, strict=False
     )

@@ -125,8 +125,8 @@ class ImageIndex:
         return tuple(table.column(name).to_pylist() for name in names)
 
     def unigram_losses(self, rows: Int64) -> Float32:
-        """float32 [len(rows)]: the loss of guessing among all classes alike (inverse distances know no frequencies)."""
-        return np.full(len(rows), np.log(max(1, len(self.classes))), dtype=np.float32)
+        """None: a softmax of inverse distances has no scale, so no loss of guessing says that a subnet has collapsed."""
+        return np.empty(0, dtype=np.float32)
 
 
 def write_index(folder: Path, pictures: Iterable[Picture], advance: Any = lambda rows: None) -> ImageIndex:
@@ -172,9 +172,13 @@ def _check(picture: Picture) -> tuple[Picture, str, str]:
         data = picture.read()
         digest = hashlib.blake2b(data + b"\0" + picture.label.encode(), digest_size=16).hexdigest()
     except RowError as error:
-        return picture, "", error.reason
+        return picture, "", _named(picture, error.reason)
     try:
         decode(data)
     except RowError as error:
-        return picture, digest, error.reason
+        return picture, digest, _named(picture, error.reason)
     return picture, digest, ""
+
+
+def _named(picture: Picture, reason: str) -> str:
+    return reason if picture.path == picture.source else f"{picture.path}: {reason}"

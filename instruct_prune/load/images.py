@@ -71,7 +71,7 @@ class Picture:
         path: the file, or a name for a picture that a table holds.
         data: the encoded bytes, for a picture that a table holds; else None.
         label: its class.
-        source: tree, listing or table.
+        source: the listing or table it came from; of a tree, the file itself.
         line: 1-based position in ``source``.
         columns: the row's other fields.
     """
@@ -159,9 +159,13 @@ class _Input:
             label = self._label(row.get(self.label))
             path, content = self._content(row.get(self.image), line)
         except RowError as error:
-            return Reject(row_id, self.reader.name, line, error.reason, error.field)
-        rest = {name: value for name, value in row.items() if name not in (self.image, self.label)}
-        return Picture(row_id, path, content, label, self.reader.name, line, {**rest, "path": path, "label": label})
+            here = isinstance(self.reader, ImageTree)
+            return Reject(row_id, data["image"] if here else self.reader.name, 1 if here else line, error.reason, error.field)
+        columns = {name: value for name, value in row.items() if name not in (self.image, self.label)}
+        columns |= {"path": path, "label": label}
+        if isinstance(self.reader, ImageTree):
+            return Picture(row_id, path, None, label, path, 1, columns)
+        return Picture(row_id, path, content, label, self.reader.name, line, columns)
 
     def _label(self, value: Any) -> str:
         if value is None or value == "" or (self.names is not None and value == -1):

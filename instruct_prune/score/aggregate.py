@@ -27,7 +27,7 @@ class SubnetHealth:
         name: the subnet's name.
         mean_loss: nats per response token, mean over scored rows.
         rho_dense: Spearman rank correlation with the dense loss (NaN without a dense column).
-        same_order: share of row pairs (neighbours in dense order) whose order is unchanged (NaN likewise).
+        same_order: share of row pairs that the dense model puts in the same order, (1 + Kendall's tau) / 2 (NaN likewise).
         collapsed: mean loss has reached that of guessing tokens by their frequency.
         identical_to: names of subnets with the same losses on all rows.
     """
@@ -92,6 +92,13 @@ def spearman(a: NDArray[Any], b: NDArray[Any]) -> float:
     return float(x @ y) / scale if scale else float("nan")
 
 
+def concordance(a: NDArray[Any], b: NDArray[Any]) -> float:
+    """Share of row pairs that both columns put in the same order (ties count half); NaN for fewer than two rows."""
+    from scipy.stats import kendalltau
+
+    return (1 + float(kendalltau(a, b).statistic)) / 2 if len(a) > 1 else float("nan")
+
+
 def subnet_health(losses: Mapping[SubnetSpec, Float32], scored: Bool, unigram: Float32) -> Health:
     """Health of every subnet on the scored rows.
 
@@ -104,7 +111,6 @@ def subnet_health(losses: Mapping[SubnetSpec, Float32], scored: Bool, unigram: F
     columns = [losses[s][scored] for s in specs]
     dense = next((c for s, c in zip(specs, columns, strict=True) if s.kind == "dense"), None)
     guess = float(unigram.mean()) if len(unigram) else float("nan")
-    order = np.argsort(dense, kind="stable") if dense is not None else None
     rho = np.array([[spearman(a, b) for b in columns] for a in columns])
     rows = []
     for spec, column in zip(specs, columns, strict=True):
@@ -114,9 +120,7 @@ def subnet_health(losses: Mapping[SubnetSpec, Float32], scored: Bool, unigram: F
             for other, values in zip(specs, columns, strict=True)
             if other != spec and len(values) and np.array_equal(values, column)
         ]
-        unchanged = (
-            float((np.diff(column[order]) >= 0).mean()) if order is not None and len(column) > 1 else float("nan")
-        )
+        unchanged = concordance(column, dense) if dense is not None else float("nan")
         rho_dense = spearman(column, dense) if dense is not None else float("nan")
         rows.append(SubnetHealth(spec.name, mean, rho_dense, unchanged, bool(mean >= guess), tuple(twins)))
     return Health(tuple(rows), rho, guess)

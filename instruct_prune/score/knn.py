@@ -8,8 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from instruct_prune.datatypes import Int32, Int64, SubnetSpec
+from instruct_prune.encode.batching import Plan
+from instruct_prune.score.backbone import Items
+from instruct_prune.score.vision import FeatureParts, ImageModel
 
 CANDIDATES = (1, 3, 5, 10, 20, 50)
 QUERIES = 2048  # pictures that k is chosen on
@@ -53,7 +59,7 @@ def confidence(distances: Tensor, same: Tensor) -> Tensor:
 
 
 def choose_k(features: Tensor, labels: Tensor, candidates: Sequence[int] = CANDIDATES, seed: int = 0) -> int:
-    """The k with the best leave-one-out accuracy of weighted voting, on at most QUERIES pictures; the smallest of equals.
+    """The k with the best leave-one-out accuracy of weighted voting, asked of at most QUERIES pictures; the smallest of equals.
 
     Args:
         features: float32 [n, d].
@@ -78,22 +84,46 @@ def choose_k(features: Tensor, labels: Tensor, candidates: Sequence[int] = CANDI
     return chosen
 
 
-def knn_losses(layers: Sequence[Tensor], labels: Tensor, rows: Tensor) -> tuple[Tensor, list[int]]:
-    """-log p(y | z_l) of each row and layer.
+class KnnBackbone:
+    """The scorer's view of k-NN confidence: no forward pass, the features of all stages are there already.
 
     Args:
-        layers: float32 [n, d_l] each.
-        labels: int64 [n].
-        rows: int64 [q], positions whose losses are wanted.
-
-    Returns:
-        float32 [q, l], and the k of each layer.
+        image_model: whose stages they are.
+        features: finished parts of a FeaturePass over every stage.
+        labels: int32 [n], class of each position.
+        rows: int64 [m], ascending, the positions that have features.
     """
-    columns, chosen = [], []
-    for features in layers:
-        k = choose_k(features, labels)
-        distances, positions = neighbours(features[rows], rows, features, k)
-        p = confidence(distances, labels[positions] == labels[rows, None])
-        columns.append(-p.clamp_min(LEAST).log())
-        chosen.append(k)
-    return torch.stack(columns, dim=1), chosen
+
+    def __init__(self, image_model: ImageModel, features: FeatureParts, labels: Int32, rows: Int64) -> None:
+        self.image_model = image_model
+        self.model: nn.Module = image_model.model
+        self._features, self._labels, self._rows = features, labels, rows
+        self.chosen: list[int] = []
+
+    def fit(self, items: Items) -> None:
+        matrix = self._features.matrix(self._rows, all_stages=True)
+        device = self.image_model.device
+        edges = np.cumsum(self.image_model.widths)[:-1].tolist()
+        self._layers = [torch.from_numpy(np.ascontiguousarray(part)).to(device) for part in np.split(matrix, edges, axis=1)]
+        self._classes = torch.from_numpy(self._labels[self._rows].astype(np.int64)).to(device)
+        self.chosen = [choose_k(layer, self._classes) for layer in self._layers]
+
+    def start_pass(self, subnets: tuple[SubnetSpec, ...], plan: Plan) -> None:
+        pass
+
+    def collate(self, items: Sequence[int], prefix: int) -> Tensor:
+        return torch.from_numpy(np.searchsorted(self._rows, np.asarray(items))).to(self.image_model.device)
+
+    @torch.inference_mode()
+    def losses(self, batch: Tensor) -> Tensor:
+        columns = [
+            layer_losses(layer, self._classes, batch, k) for layer, k in zip(self._layers, self.chosen, strict=True)
+        ]
+        return torch.stack(columns, dim=1)
+
+
+def layer_losses(features: Tensor, labels: Tensor, rows: Tensor, k: int) -> Tensor:
+    """float32 [q]: -log p(y | z) of ``rows`` (int64 [q]) among features float32 [n, d] of classes labels int64 [n]."""
+    distances, positions = neighbours(features[rows], rows, features, k)
+    p = confidence(distances, labels[positions] == labels[rows, None])
+    return -p.clamp_min(LEAST).log()

@@ -31,25 +31,23 @@ def check_split(split: float | str) -> float:
     return float(split)
 
 
-def pool_shares(budget: int, easy_pool: int, hard_pool: int, split: float, odd: int = 0) -> tuple[int, int]:
+def pool_shares(budget: int, easy_pool: int, hard_pool: int, odd: int = 0) -> tuple[int, int]:
     """Divide a budget between the easy and the hard pool.
 
-    With b = budget / n: if split <= 0.5 the easy share is min(split, b/2) and the hard share the rest, else the hard
-    share is min(1 - split, b/2) and the easy share the rest. What one pool lacks, the other gives.
+    With g the share of the easy pool and b = budget / n: if g <= 0.5 the easy share is min(g, b/2) and the hard share the
+    rest, else the hard share is min(1 - g, b/2) and the easy share the rest. That is half of the budget from each pool,
+    and what the smaller one lacks from the other.
 
     Args:
         budget: units to spend, at most ``easy_pool + hard_pool``.
         easy_pool: units the easy pool holds.
         hard_pool: units the hard pool holds.
-        split: share of the stratum that is the easy pool.
-        odd: 1 gives the odd unit of half a budget to the smaller pool, 0 to the larger one.
+        odd: 1 gives the odd unit of an odd budget to the easy pool, 0 to the hard one.
 
     Returns:
         (easy share, hard share), which add up to ``budget``.
     """
-    half = (budget + odd) // 2
-    easy = min(easy_pool, half) if split <= 0.5 else budget - min(hard_pool, half)
-    easy = min(max(easy, budget - hard_pool), easy_pool)
+    easy = min(max((budget + odd) // 2, budget - hard_pool), easy_pool)
     return easy, budget - easy
 
 
@@ -65,7 +63,7 @@ def flexrand(stratum: Stratum, *, split: float) -> Codes:
     """
     in_easy = np.cumsum(stratum.cost) <= round(int(stratum.cost.sum()) * split)
     size, paid = _both(stratum.cost, in_easy), _both(stratum.cost * stratum.forced, in_easy)
-    easy, _ = pool_shares(stratum.budget, size[0], size[1], split, odd=int(stratum.rng.integers(2)))
+    easy, _ = pool_shares(stratum.budget, size[0], size[1], odd=int(stratum.rng.integers(2)))
     easy = min(max(easy, paid[0]), stratum.budget - paid[1])  # forced rows count in the pool they lie in
     codes = stratum.kept_so_far()
     reasons = np.where(in_easy, EASY_POOL, HARD_POOL).astype(np.int8)

@@ -21,7 +21,7 @@ def ifd(stratum: Stratum) -> Codes:
     if "dense" not in losses or "alone" not in losses:
         raise InputError(
             "the method ifd needs the loss of each response with its prompt and alone; this run has "
-            f"{', '.join(losses) or 'none'}. Score again with `--score ifd`."
+            f"{', '.join(losses) or 'none'}. Score again with `--subnets ifd`."
         )
     log_ifd = losses["dense"][stratum.rows].astype(np.float64) - losses["alone"][stratum.rows]
     if not np.isfinite(log_ifd).all():

@@ -24,6 +24,10 @@ def embed(folder: RunFolder, config: EmbedConfig, restart: bool = False) -> None
     from instruct_prune.embed.text import TextEncoder, check_vectors, embed_rows, save_row_ids
 
     encoded = folder.require("encode", f"score --data ... --out {folder.path}")
+    if encoded.get("images"):
+        folder.require("embed", f"score --data ... --out {folder.path}")
+        say("embed: the pooled features of scoring")
+        return
     store = TokenStore.open(folder / "tokens")
     row_id = store.row_id[store.scorable]
     precomputed = Path(config.embedder).expanduser() if config.embedder.endswith(".npy") else None

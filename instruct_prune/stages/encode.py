@@ -9,20 +9,39 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from instruct_prune import models
 from instruct_prune.config import DataConfig, EncodeConfig, InspectCommand
-from instruct_prune.datatypes import Encoded, Reject, Sample, Status
-from instruct_prune.encode.store import TokenStore, write_store
+from instruct_prune.datatypes import Encoded, Int64, Reject, Sample, Status
+from instruct_prune.encode.store import write_store
 from instruct_prune.encode.tokenize import Encoder
 from instruct_prune.errors import InputError
 from instruct_prune.load import Source, open_data
+from instruct_prune.load.images import ImageSource, open_images
 from instruct_prune.progress import Progress, say
 from instruct_prune.report.inspect import Inspection, inspect_data
 from instruct_prune.run_folder import RunFolder, atomic
 
 ENCODE_BATCH = 2048
+
+
+class Rows(Protocol):
+    """What the end of a run asks of the encoded rows, tokens or images."""
+
+    @property
+    def folder(self) -> Path: ...
+    @property
+    def row_id(self) -> Int64: ...
+    def text_columns(self, *names: str) -> tuple[list[str], ...]: ...
+
+
+def open_image_data(data: DataConfig) -> ImageSource | None:
+    """The data as images, or None where they are text."""
+    return open_images(
+        data.data, columns=data.column_map(), limit=data.limit, strict=data.strict, split=data.data_split, subset=data.data_subset
+    )  # fmt: skip
 
 
 def open_source(data: DataConfig) -> Source:
@@ -73,17 +92,20 @@ def inspect(config: InspectCommand) -> Inspection:
     Raises:
         InputError: as `encode`.
     """
+    if open_image_data(config.data) is not None:
+        raise InputError("inspect looks at text. For images, `instruct-prune score --dry-run` decodes them and tells the plan.")
     source = open_source(config.data)
     model = models.find_model(config.model, config.model_revision)
     return inspect_data(source, make_encoder(source, config.encode, model, models.load_tokenizer(model)))
 
 
-def source_of(folder: RunFolder) -> Source:
+def source_of(folder: RunFolder) -> Source | ImageSource:
     """The data of a run, opened again as its manifest says, and unchanged since."""
     stage = folder.require("encode", "score --data ... --out " + str(folder.path))
     facts: dict[str, Any] = dict(stage["data"])
     facts |= {key: tuple(value) for key, value in facts.items() if isinstance(value, list)}
-    source = open_source(DataConfig(**facts))
+    data = DataConfig(**facts)
+    source = (open_image_data(data) if stage.get("images") else None) or open_source(data)
     now = [entry.get("sha256") for entry in source.identity()]
     then = [entry.get("sha256") for entry in stage["inputs"]]
     if now != then:
@@ -155,7 +177,7 @@ def _encoded(
         counts["read"] += 1
         if isinstance(row, Reject):
             counts["rejected"] += 1
-            listed.write(json.dumps(_reject_line(row)) + "\n")
+            listed.write(json.dumps(reject_line(row)) + "\n")
             continue
         waiting.append(row)
         if len(waiting) == ENCODE_BATCH:
@@ -163,7 +185,7 @@ def _encoded(
     yield from flush()
 
 
-def _reject_line(row: Reject) -> dict[str, Any]:
+def reject_line(row: Reject) -> dict[str, Any]:
     return {
         "file": row.source,
         "line": row.line,
@@ -174,16 +196,16 @@ def _reject_line(row: Reject) -> dict[str, Any]:
     }
 
 
-def list_rejected(folder: RunFolder, store: TokenStore, status: Any, errors: Mapping[int, str] | None = None) -> None:
+def list_rejected(folder: RunFolder, store: Rows, status: Any, errors: Mapping[int, str] | None = None) -> None:
     """Write ``rejected.jsonl``: rows that could not be read, then rows that carry no score, each with its reason."""
     unscored = [i for i, name in enumerate(status) if not Status(name).scored]
     sources, lines, reasons = store.text_columns("source", "line", "reason") if unscored else ([], [], [])
     with atomic(folder / "rejected.jsonl") as file:
-        file.write((folder / "tokens" / "rejects.jsonl").read_bytes())
+        file.write((store.folder / "rejects.jsonl").read_bytes())
         for i in unscored:
             reason = (errors or {}).get(i) or reasons[i] or str(status[i]).replace("_", " ")
             entry = Reject(int(store.row_id[i]), sources[i], int(lines[i]), reason, status=str(status[i]))
-            file.write((json.dumps(_reject_line(entry)) + "\n").encode())
+            file.write((json.dumps(reject_line(entry)) + "\n").encode())
 
 
 def _first_reasons(folder: RunFolder) -> str:

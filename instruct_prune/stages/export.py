@@ -14,6 +14,8 @@ from instruct_prune.export.rows import write_pruned
 from instruct_prune.load import Source, read_raw
 from instruct_prune.run_folder import RunFolder, row_ids_hash, sha256_of
 from instruct_prune.stages.encode import encoder_of, source_of
+from instruct_prune.stages.image_strata import is_image_run
+from instruct_prune.stages.images import export_images
 
 
 def export(folder: RunFolder, config: ExportConfig) -> Path:
@@ -22,9 +24,12 @@ def export(folder: RunFolder, config: ExportConfig) -> Path:
     Raises:
         InputError: there is no selection, the data changed, an unknown format or one that cannot hold the rows.
     """
+    if is_image_run(folder):
+        return export_images(folder, config)
     stage = folder.require("select", f"select --out {folder.path} --keep ...")
     selection = folder.read_selection()
     source = source_of(folder)
+    assert isinstance(source, Source)
     target = folder / "pruned.jsonl"
     written = write_pruned(read_raw(source, selection.kept.tolist()), target)
     if written != stage["accounting"]["kept"]:

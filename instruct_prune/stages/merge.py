@@ -11,22 +11,23 @@ import numpy as np
 from instruct_prune.config import ScoreConfig
 from instruct_prune.datatypes import ScoreTable, Status, SubnetSpec
 from instruct_prune.encode.store import TokenStore
+from instruct_prune.load.image_index import ImageIndex
 from instruct_prune.run_folder import RunFolder
 from instruct_prune.score.aggregate import aggregate, left_out_of, subnet_health
-from instruct_prune.score.passes import score_name_of
 from instruct_prune.score.scorer import Work, merge_parts
 from instruct_prune.stages.encode import list_rejected
 
 
 def merge(
     folder: RunFolder,
-    store: TokenStore,
+    store: TokenStore | ImageIndex,
     work: Work,
     ladder: tuple[SubnetSpec, ...],
     config: ScoreConfig,
     facts: dict[str, Any],
+    name: str,
 ) -> ScoreTable:
-    """Parts -> ``scores.parquet``, statuses, health, accounting."""
+    """Parts -> ``scores.parquet`` under the score ``name``, statuses, health, accounting."""
     losses, errors = merge_parts(work, len(store))
     status = store.status_names.astype("<U16")
     for i in errors:
@@ -41,7 +42,6 @@ def merge(
     for column in losses.values():
         column[~scored] = np.nan
     health = subnet_health(losses, scored, store.unigram_losses(np.flatnonzero(scored)))
-    name = score_name_of(config.subnets)
     (hashes,) = store.text_columns("content_hash")
     specs = tuple(losses)
     table = ScoreTable(

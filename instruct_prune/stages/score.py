@@ -17,12 +17,13 @@ from instruct_prune.encode.store import AloneView, TokenStore
 from instruct_prune.errors import IncompleteRunError, InputError
 from instruct_prune.progress import Progress, clock, say
 from instruct_prune.run_folder import PartStore, RunFolder, digest
+from instruct_prune.score.backbone import Backbone
 from instruct_prune.score.causal_lm import CausalLM
-from instruct_prune.score.passes import Pass, parse_subnets, plan_passes
+from instruct_prune.score.passes import Pass, parse_subnets, plan_passes, score_name_of
 from instruct_prune.score.probe import probe_speed
 from instruct_prune.score.ranks import Ranks
-from instruct_prune.score.scorer import Heartbeat, Todo, Work, score_parts, share, wait_for_ranks
-from instruct_prune.stages.encode import encode
+from instruct_prune.score.scorer import ComputeChunk, Heartbeat, Todo, Work, score_parts, share, wait_for_ranks
+from instruct_prune.stages.encode import encode, open_image_data
 from instruct_prune.stages.merge import merge
 from instruct_prune.stages.select import check_budget
 
@@ -48,6 +49,10 @@ def score(
         InputError: something given is wrong.
         IncompleteRunError: parts are missing; the same command completes the run.
     """
+    from instruct_prune.stages import images  # which needs what is below
+
+    if open_image_data(data) is not None:
+        return images.score_images(folder, data, config, select)
     ladder = parse_subnets(config.subnets, config.subnet_seeds)
     ranks = Ranks()
     _check(config, ranks)
@@ -66,7 +71,7 @@ def score(
         "batch_tokens": config.batch_tokens or BATCH_TOKENS.get(ranks.device.type, BATCH_TOKENS["other"]),
         "share_prefix": config.share_prefix,
     }
-    if _finished(folder, identity, config, ranks):
+    if finished(folder, identity, config, ranks):
         say_main(ranks, "score: done before, skipped")
         ranks.close()
         return folder.read_scores() if ranks.is_main else None
@@ -79,13 +84,13 @@ def score(
     backbone = CausalLM(ranks.prepare(model) if config.device_map == "none" else model)
     if config.dry_run:
         if ranks.is_main:
-            _dry_run(backbone, work, ranks)
+            _dry_run(backbone, work, ranks, store)
         ranks.close()
         return None
-    facts = _score_share(folder, backbone, work, config, ranks)
+    facts = score_share(folder, backbone, work, config, ranks)
     if not ranks.is_main:
         return None
-    table = merge(folder, store, work, ladder, config, facts)
+    table = merge(folder, store, work, ladder, config, facts, score_name_of(config.subnets))
     shutil.rmtree(folder / "parts", ignore_errors=True)
     ranks.close()
     return table
@@ -108,7 +113,7 @@ def _find_model(ranks: Ranks, config: ScoreConfig) -> models.ModelSource:
     return found[0] if found else models.find_model(config.model, config.model_revision)
 
 
-def _finished(folder: RunFolder, identity: dict[str, Any], config: ScoreConfig, ranks: Ranks) -> bool:
+def finished(folder: RunFolder, identity: dict[str, Any], config: ScoreConfig, ranks: Ranks) -> bool:
     """Claim the stage on the main process; True, on every process, when it is done already."""
     done: list[bool] = []
 
@@ -122,8 +127,14 @@ def _finished(folder: RunFolder, identity: dict[str, Any], config: ScoreConfig, 
     return bool(ranks.broadcast(done[0] if done else None))
 
 
-def _score_share(
-    folder: RunFolder, backbone: CausalLM, work: Work, config: ScoreConfig, ranks: Ranks
+def score_share(
+    folder: RunFolder,
+    backbone: Backbone,
+    work: Work,
+    config: ScoreConfig,
+    ranks: Ranks,
+    compute: ComputeChunk | None = None,
+    unit: str = "tokens",
 ) -> dict[str, Any]:
     """Write this rank's parts; the main one then waits for the others and makes sure that nothing is missing."""
     # One broadcast before the loop, none inside it: every rank must see the same list of missing parts.
@@ -135,13 +146,14 @@ def _score_share(
     beats = folder / "parts" / "alive" / nonce
     began = time.monotonic()
     try:
-        with Heartbeat(beats, ranks.rank), Progress("scoring", work.cost(mine), "tokens", ranks.is_main) as progress:
+        with Heartbeat(beats, ranks.rank), Progress("scoring", work.cost(mine), unit, ranks.is_main) as progress:
             facts = score_parts(
                 backbone,
                 work,
                 mine,
                 include_head=config.include_head,
                 advance=lambda rows, tokens: progress.advance(tokens, rows),
+                compute=compute,
             )
     except IncompleteRunError as stop:
         raise IncompleteRunError(_incomplete(folder, work, str(stop))) from stop
@@ -195,13 +207,16 @@ def _describe_plan(work: Work) -> str:
     )
 
 
-def _dry_run(backbone: Any, work: Work, ranks: Ranks) -> None:
+def _dry_run(backbone: Any, work: Work, ranks: Ranks, store: TokenStore) -> None:
+    response = int(store.n_response[store.scorable].sum())
+    prompt = int(store.lengths[store.scorable].sum()) - response
     plan = work.plans[0]
     rate = probe_speed(backbone, work)
     total = sum((p.n_tokens + p.n_padding) for p in work.plans)
     seconds = total / rate / ranks.world
     print(
         f"dry run: {_describe_plan(work)}\n"
+        f"tokens in the rows: {prompt:,} prompt + {response:,} response\n"
         f"chunks per process: {-(-sum(len(p.chunks) for p in work.plans) // ranks.world)}\n"
         f"longest batch: {plan.chunks[0][0].width} tokens wide\n"
         f"measured {rate:,.0f} tokens/s a process; all passes would take about {clock(seconds)}"

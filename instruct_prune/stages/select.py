@@ -19,6 +19,7 @@ from instruct_prune.run_folder import RunFolder, digest, row_ids_hash
 from instruct_prune.select import SELECTORS, build_pool, resolve_budget, select_rows
 from instruct_prune.select.duplicates import keep_priority
 from instruct_prune.select.selection import CLUSTERED, NEEDS_EMBEDDINGS
+from instruct_prune.stages.image_strata import with_classes_as_strata
 from instruct_prune.stages.merge import ladder_of, rescored
 from instruct_prune.stages.row_facts import RowFacts, read_facts
 
@@ -81,6 +82,7 @@ def select(folder: RunFolder, config: SelectConfig) -> Selection:
     """
     check_selection(config)
     began = time.monotonic()
+    config = with_classes_as_strata(folder, config)
     stage = folder.require("score", f"score --data ... --out {folder.path}")
     table = score_for(folder, config)
     embeddings = _embeddings(folder, config)

@@ -15,11 +15,14 @@ sys.path.insert(0, str(RECIPES))  # the recipes are scripts, not a package
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path, tiny_embedder_folder: Path) -> Path:
     """RUN: 60 Alpaca rows scored under the dense model, a sparse one and for IFD; half of them kept."""
-    from instruct_prune.cli import main
+    from instruct_prune.api import Run
+    from instruct_prune.config import DataConfig, EmbedConfig, ScoreConfig, SelectConfig
 
     folder = tmp_path_factory.mktemp("recipe-run")
     data = write_jsonl(folder / "rows.jsonl", alpaca_rows(60))
-    words = ["--data", str(data), "--model", str(tiny_model_folder), "--embedder", str(tiny_embedder_folder)]
-    words += ["--subnets", "dlc", "alone", "--dtype", "float32", "--keep", "0.5", "--clusters", "4"]
-    assert main(["run", *words, "--out", str(folder / "run")]) == 0
+    run = Run(folder / "run")
+    run.score(DataConfig((str(data),)), ScoreConfig(str(tiny_model_folder), subnets=("dlc", "alone"), dtype="float32"))
+    run.embed(EmbedConfig(str(tiny_embedder_folder)))
+    run.select(SelectConfig(keep=0.5, clusters="4"))
+    run.export()
     return folder / "run"

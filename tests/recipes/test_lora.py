@@ -29,7 +29,7 @@ FAST += ["--epochs", "1", "--learning-rate", "0.01", "--save-steps", "2"]
 
 
 def words(run: Path, out: Path, *more: str) -> list[str]:
-    return ["--run", str(run), "--out", str(out), *FAST, *more]
+    return ["--run-folder", str(run), "--out", str(out), *FAST, *more]
 
 
 def adapter(out: Path) -> dict[str, torch.Tensor]:
@@ -72,7 +72,7 @@ def test_adapter_lowers_the_held_out_loss(tiny_run: Path, trained: Path) -> None
     assert [step for step, _ in facts["loss"]] == list(range(1, facts["steps"] + 1))
     assert not (trained / "checkpoints").exists()
     # The saved adapter is what was measured.
-    recipe = lora.Recipe(run=str(tiny_run), eval_share=0.1)
+    recipe = lora.Recipe(run_folder=str(tiny_run), eval_share=0.1)
     scored = lora.scored_as(str(tiny_run))
     source = models.find_model(scored.model)
     tokenizer = models.load_tokenizer(source)
@@ -89,7 +89,7 @@ def test_adapter_lowers_the_held_out_loss(tiny_run: Path, trained: Path) -> None
 def test_the_rows_are_the_scorers_tokens_and_mask(tiny_run: Path) -> None:
     scored = lora.scored_as(str(tiny_run))
     tokenizer = models.load_tokenizer(models.find_model(scored.model))
-    recipe = lora.Recipe(run=str(tiny_run))
+    recipe = lora.Recipe(run_folder=str(tiny_run))
     rows = lora.read_rows(
         [str(tiny_run / "pruned.jsonl")], lambda f: lora.make_encoder(recipe, scored, tokenizer, 512, f), scored, True
     )
@@ -297,8 +297,8 @@ def test_options_out_of_range(
 
 
 def test_what_must_be_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--out is missing" in error_of(capsys, "--run", "x")
-    assert "--run is missing" in error_of(capsys, "--out", "x")
+    assert "--out is missing" in error_of(capsys, "--run-folder", "x")
+    assert "--run-folder is missing" in error_of(capsys, "--out", "x")
     assert "--model is missing" in error_of(capsys, "--out", "x", "--data", "y.jsonl")
 
 

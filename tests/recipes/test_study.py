@@ -32,7 +32,7 @@ def other_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def words(run: Path, out: Path, *more: str) -> list[str]:
-    return ["--run", str(run), "--out", str(out), *SMALL, *more]
+    return ["--run-folder", str(run), "--out", str(out), *SMALL, *more]
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_every_arm_is_trained_and_measured(done: Path) -> None:
 
 
 def test_arms_differ_and_nobody_trains_on_held_out_rows(tiny_run: Path, done: Path) -> None:
-    options = study_rows.Study(run=str(tiny_run), held_out_rows=12, keep=(0.25,), seeds=2, out="x")
+    options = study_rows.Study(run_folder=str(tiny_run), held_out_rows=12, keep=(0.25,), seeds=2, out="x")
     material = study_rows.prepare(options, RunFolder(tiny_run))
     arms = study_rows.make_arms(options, material)
     held_out = {row.row_id for row in material.evaluations["held-out"]}
@@ -249,7 +249,7 @@ def test_options(
 
 
 def test_selections_made_elsewhere(tiny_run: Path) -> None:
-    options = study_rows.Study(run=str(tiny_run), held_out_rows=12, arms=("random",), keep=(0.5,), seeds=1)
+    options = study_rows.Study(run_folder=str(tiny_run), held_out_rows=12, arms=("random",), keep=(0.5,), seeds=1)
     options = study_rows.dataclasses.replace(options, selection=(f"mine={tiny_run / 'selection.parquet'}",))
     material = study_rows.prepare(options, RunFolder(tiny_run))
     (mine,) = [arm for arm in study_rows.make_arms(options, material) if arm.name == "mine"]

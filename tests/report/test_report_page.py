@@ -144,8 +144,9 @@ def test_hostile_text_stays_in_the_packed_block(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", [*rows, *rejects], warnings=[HOSTILE[1]])
     page = write_report(folder, rows).read_text(encoding="utf-8")
     markup = re.sub(r"<script.*?</script>|<style>.*?</style>", "", page, flags=re.DOTALL)
-    for piece in ("<script", "<img", "<svg", "<link", "\x00", "\x1b", "\u202e", "\u2028", "{{", "<a href='javascript"):
-        assert piece not in markup.replace('<a href="#', "")
+    for piece in ("<script", "<img", "<svg", "<link", "\x00", "\x1b", "\u202e", "\u2028", "<a href='javascript"):
+        assert piece not in markup
+    assert "{{ 7 * 7 }}" in markup  # not 49
     assert "&lt;script&gt;window.__hacked = 2&lt;/script&gt;" in markup  # shown, as text
     header, _ = unpack(block(page, "data"))
     texts = {turn[1] for text in header["texts"] for turn in text[2]}

@@ -63,10 +63,11 @@ def test_the_odd_row_goes_to_either_pool():
 
 
 def test_a_pool_that_is_too_small_leaves_its_remainder():
-    assert pool_shares(9, easy_pool=5, hard_pool=5, split=0.5) == (4, 5)
-    assert pool_shares(9, easy_pool=2, hard_pool=8, split=0.5) == (2, 7)
-    assert pool_shares(9, easy_pool=8, hard_pool=2, split=0.25) == (7, 2)
-    assert pool_shares(10, easy_pool=5, hard_pool=5, split=0.3) == (5, 5)
+    assert pool_shares(9, easy_pool=5, hard_pool=5) == (4, 5)
+    assert pool_shares(9, easy_pool=5, hard_pool=5, odd=1) == (5, 4)
+    assert pool_shares(9, easy_pool=2, hard_pool=8) == (2, 7)
+    assert pool_shares(9, easy_pool=8, hard_pool=2) == (7, 2)
+    assert pool_shares(10, easy_pool=5, hard_pool=5) == (5, 5)
 
 
 def test_rows_are_drawn_at_random_within_a_pool():

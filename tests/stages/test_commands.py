@@ -342,6 +342,63 @@ def test_dry_run_scores_nothing(score_words: list[str], tmp_path: Path, capsys: 
     assert not (out / "scores.parquet").exists()
 
 
+def test_row_order_and_padding_side_change_no_score(
+    score_words: list[str], finished: Path, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    """Shuffled rows under a tokenizer that pads on the left: the same losses, row by row."""
+    import shutil
+
+    order = np.random.default_rng(1).permutation(N)
+    rows = alpaca_rows(N)
+    data = write_jsonl(tmp_path / "shuffled.jsonl", [rows[i] for i in order])
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model_folder, model)
+    settings = json.loads((model / "tokenizer_config.json").read_text()) | {"padding_side": "left"}
+    (model / "tokenizer_config.json").write_text(json.dumps(settings))
+    words = ["score", *score_words, "--data", str(data), "--model", str(model), "--batch-tokens", "777"]
+    assert main([*words, "--out", str(tmp_path / "r")]) == 0
+    one = pq.read_table(finished / "scores.parquet").to_pandas().iloc[order]
+    two = pq.read_table(tmp_path / "r" / "scores.parquet").to_pandas()
+    assert one.content_hash.tolist() == two.content_hash.tolist()
+    for column in ("loss_dense", "loss_magnitude_0800", "loss_magnitude_0640", "score"):
+        np.testing.assert_allclose(two[column], one[column], atol=1e-4)
+
+
+def test_rows_that_fail_in_scoring_get_a_status_and_are_not_ranked(
+    score_words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from instruct_prune.score.causal_lm import CausalLM
+
+    plain = CausalLM.losses
+
+    def losses(self: CausalLM, batch: Any) -> Any:
+        values = plain(self, batch).clone()
+        longest = int(batch.counts.max())
+        if longest >= 88:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        values[batch.counts == 50] = float("nan")
+        return values
+
+    monkeypatch.setattr(CausalLM, "losses", losses)
+    out = tmp_path / "r"
+    assert main(["score", *score_words, "--out", str(out)]) == 0
+    table = pq.read_table(out / "scores.parquet").to_pandas()
+    long, odd = table.n_response >= 88, table.n_response == 50
+    assert long.any()
+    assert odd.any()
+    assert set(table.status[long]) == {"failed"}
+    assert set(table.status[odd]) == {"nonfinite"}
+    assert set(table.status[~long & ~odd]) == {"ok"}
+    assert table.score[long | odd].isna().all()
+    rejected = [json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines()]
+    assert {r["status"] for r in rejected} == {"failed", "nonfinite"}
+    assert all("out of memory" in r["reason"] or "loss under dense is nan" in r["reason"] for r in rejected)
+    assert main(["select", "--out", str(out), "--keep", "1.0", "--clusters", "none"]) == 0
+    assert pq.read_table(out / "selection.parquet").num_rows == int((~long & ~odd).sum())
+
+
 def test_ifd_and_depth_presets(score_words: list[str], tmp_path: Path) -> None:
     out = tmp_path / "r"
     words = ["score", *score_words, "--subnets", "ifd", "depth:1,2", "--out", str(out)]
