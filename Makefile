@@ -23,7 +23,7 @@ demo: $(STAMP)
 	$(BIN)/python recipes/demo_report.py demo_run data_samples/alpaca_key.json
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(STAMP)
 	$(BIN)/ruff check .

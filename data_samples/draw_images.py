@@ -19,7 +19,12 @@ HERE = Path(__file__).parent
 SIZE = 48
 CLASSES = ("circle", "square", "stripes", "triangle")
 EACH = 15
-MISLABELLED = {("circle", 3): "square", ("square", 7): "circle", ("stripes", 5): "triangle", ("triangle", 11): "stripes"}
+MISLABELLED = {
+    ("circle", 3): "square",
+    ("square", 7): "circle",
+    ("stripes", 5): "triangle",
+    ("triangle", 11): "stripes",
+}
 
 
 def draw(kind: str, rng: np.random.Generator) -> Image.Image:

@@ -272,7 +272,9 @@ def load_image_processor(source: ModelSource) -> Any:
     import transformers
     from transformers import AutoImageProcessor
 
-    options: dict[str, Any] = {"backend": "pil"} if int(transformers.__version__.split(".")[0]) >= 5 else {"use_fast": False}
+    options: dict[str, Any] = (
+        {"backend": "pil"} if int(transformers.__version__.split(".")[0]) >= 5 else {"use_fast": False}
+    )
     return _load(AutoImageProcessor, source, **options)
 
 

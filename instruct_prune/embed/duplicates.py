@@ -115,24 +115,22 @@ def _same_key(keys: Int64, priority: Int64) -> Picks:
 def _stars(vectors: Float32, rows: Picks, priority: Int64, threshold: float) -> Picks:
     """int64 [m]: for each of the rows, the position in ``rows`` of the one that stands for it (itself, if kept).
 
-    The rows kept are those of going through all in order of priority. To do it with little memory, each round looks up
-    every row's first neighbour; rows that come before all their neighbours are kept, and their neighbours dropped.
+    The result is that of going through the rows in order of priority. To do it with little memory, each round looks up
+    the first neighbour of every row that is not dropped: a row that comes before all its neighbours is kept, and a row
+    whose first neighbour is kept is dropped.
     """
     stand_in = np.arange(len(rows))
     undecided, kept = np.ones(len(rows), dtype=bool), np.zeros(len(rows), dtype=bool)
     while undecided.any():
         taking_part = np.flatnonzero(undecided | kept)
-        first = _first_neighbor(
-            vectors, rows[taking_part], np.lexsort((priority[taking_part], ~kept[taking_part])), threshold
-        )
+        first = _first_neighbor(vectors, rows[taking_part], np.argsort(priority[taking_part]), threshold)
         lonely = first == np.arange(len(first))
         first = taking_part[first]
-        before = kept[first] | (priority[first] < priority[taking_part])
-        open_ = undecided[taking_part]
-        kept[taking_part[open_ & (lonely | ~before)]] = True
-        dropped = open_ & ~lonely & before & kept[first]
+        open_, later = undecided[taking_part], priority[first] < priority[taking_part]
+        kept[taking_part[open_ & ~later]] = True
+        dropped = open_ & later & kept[first]
         stand_in[taking_part[dropped]] = first[dropped]
-        undecided[taking_part] = open_ & ~dropped & ~kept[taking_part]
+        undecided[taking_part] = open_ & later & ~dropped
         kept[taking_part[lonely]] = False  # kept for good, and near to nothing: later rounds need not see it
     return stand_in
 

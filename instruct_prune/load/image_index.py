@@ -125,7 +125,7 @@ class ImageIndex:
         return tuple(table.column(name).to_pylist() for name in names)
 
     def unigram_losses(self, rows: Int64) -> Float32:
-        """None: a softmax of inverse distances has no scale, so no loss of guessing says that a subnet has collapsed."""
+        """Empty: a softmax of inverse distances has no scale, so no loss of guessing says that a subnet has collapsed."""
         return np.empty(0, dtype=np.float32)
 
 

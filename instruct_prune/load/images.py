@@ -160,7 +160,9 @@ class _Input:
             path, content = self._content(row.get(self.image), line)
         except RowError as error:
             here = isinstance(self.reader, ImageTree)
-            return Reject(row_id, data["image"] if here else self.reader.name, 1 if here else line, error.reason, error.field)
+            return Reject(
+                row_id, data["image"] if here else self.reader.name, 1 if here else line, error.reason, error.field
+            )
         columns = {name: value for name, value in row.items() if name not in (self.image, self.label)}
         columns |= {"path": path, "label": label}
         if isinstance(self.reader, ImageTree):

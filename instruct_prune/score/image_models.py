@@ -80,7 +80,9 @@ def efficientnet_lite0(weights: str) -> nn.Module:
     try:
         model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     except (RuntimeError, OSError) as error:
-        raise InputError(f"--model {DEFAULT}: {weights} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+        raise InputError(
+            f"--model {DEFAULT}: {weights} cannot be loaded: {' '.join(str(error).split())[:300]}"
+        ) from error
     # The classifier is never run; left in, its million weights would take part in global magnitude thresholds.
     model._fc = nn.Identity()
     return model

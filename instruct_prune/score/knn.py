@@ -104,7 +104,9 @@ class KnnBackbone:
         matrix = self._features.matrix(self._rows, all_stages=True)
         device = self.image_model.device
         edges = np.cumsum(self.image_model.widths)[:-1].tolist()
-        self._layers = [torch.from_numpy(np.ascontiguousarray(part)).to(device) for part in np.split(matrix, edges, axis=1)]
+        self._layers = [
+            torch.from_numpy(np.ascontiguousarray(part)).to(device) for part in np.split(matrix, edges, axis=1)
+        ]
         self._classes = torch.from_numpy(self._labels[self._rows].astype(np.int64)).to(device)
         self.chosen = [choose_k(layer, self._classes) for layer in self._layers]
 

@@ -93,7 +93,9 @@ def inspect(config: InspectCommand) -> Inspection:
         InputError: as `encode`.
     """
     if open_image_data(config.data) is not None:
-        raise InputError("inspect looks at text. For images, `instruct-prune score --dry-run` decodes them and tells the plan.")
+        raise InputError(
+            "inspect looks at text. For images, `instruct-prune score --dry-run` decodes them and tells the plan."
+        )
     source = open_source(config.data)
     model = models.find_model(config.model, config.model_revision)
     return inspect_data(source, make_encoder(source, config.encode, model, models.load_tokenizer(model)))

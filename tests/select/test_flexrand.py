@@ -110,6 +110,15 @@ def test_under_a_token_budget_the_shares_are_in_tokens():
     assert abs(easy_tokens - total / 4) < 100
 
 
+def test_tokens_that_fit_no_row_of_their_pool_go_to_the_other():
+    # Half of 6 tokens buys no row of the easy pool (4 tokens each) and one of the hard pool (2 each): 4 are left.
+    tokens = np.array([4, 4, 2, 2, 2, 2], dtype=np.int32)
+    pool = Pool(np.arange(6), np.arange(6, dtype=np.float32), tokens, np.zeros(6, dtype=np.int32))
+    for seed in range(5):
+        selection = select_rows(pool, Budget(tokens=6), split=0.5, seed=seed)
+        assert tokens[selection.selected].sum() == 6
+
+
 @pytest.mark.parametrize("split", [0, 1, -0.5, 1.5, float("nan"), "middle", True])
 def test_bad_splits(split):
     with pytest.raises(InputError, match="--split"):

@@ -5,6 +5,7 @@ import pytest
 
 from instruct_prune.datatypes import Budget, Pool
 from instruct_prune.errors import InputError
+from instruct_prune.geometry import WholeSet
 from instruct_prune.select import select_rows
 from instruct_prune.select.mmd_split import SPLITS
 
@@ -28,6 +29,9 @@ def test_the_chosen_split_keeps_the_mix(easy_share):
     assert [point[0] for point in curve] == list(SPLITS)
     chosen = selection.params["split"]
     assert min(curve, key=lambda point: point[1])[0] == chosen
+    whole = WholeSet(pool.embeddings, seed=0)
+    for split, mmd in curve:
+        assert whole.mmd_squared(select_rows(pool, Budget(rows=500), split=split).kept) == pytest.approx(mmd, abs=1e-7)
     kept_share = (selection.kept < easy_share * 1000).mean()
     assert abs(kept_share - easy_share) < 0.06
     assert np.array_equal(select_rows(pool, Budget(rows=500), split=chosen).kept, selection.kept)

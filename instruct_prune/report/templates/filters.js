@@ -19,9 +19,10 @@ function refilter() {
   }
   shown = 0;
   for (let i = 0; i < D.n; i++) shown += mask[i];
+  busy(true);
   if (!pending) {
     pending = true;
-    requestAnimationFrame(() => { pending = false; views.forEach(view => view()); });
+    requestAnimationFrame(() => { pending = false; views.forEach(view => view()); busy(false); });
   }
 }
 
@@ -97,14 +98,17 @@ function startFilters() {
     fields.hidden = !fields.hidden;
     $('filter-more').setAttribute('aria-expanded', !fields.hidden);
   });
+  $('search').addEventListener('input', () => busy(true));
   $('search').addEventListener('input', debounce(search, 150));
   buildFields();
   views.push(drawBar);
 }
 
+const busy = on => document.querySelector('main').setAttribute('aria-busy', on);
+
 function search() {
   const wanted = $('search').value.trim().toLowerCase();
-  if (!wanted) { clearFilter('search'); return; }
+  if (!wanted) { if (filters.has('search')) clearFilter('search'); else busy(false); return; }
   D.lower ??= D.texts.map(([, , turns]) => turns.map(([, text]) => text).join('\n').toLowerCase());
   const found = new Uint8Array(D.n);
   D.lower.forEach((text, slot) => { if (text.includes(wanted)) found[D.picks[slot]] = 1; });

@@ -81,7 +81,7 @@ function sampleButton(at, limit) {
 
 function pictureOf(at, kind) {
   const address = D.slot[at] < 0 ? '' : D.texts[D.slot[at]][3];
-  return address ? [el('img', { class: kind, src: address, alt: `picture of row ${D.row[at]}`, loading: 'lazy' })] : [];
+  return address ? [el('img', { class: kind, src: address, alt: `picture of row ${D.row[at]}`})] : [];
 }
 
 // ---- samples: two sides ----
