@@ -13,11 +13,12 @@ import numpy as np
 import pyarrow.parquet as pq
 
 RANDOM_DRAWS = 200
+GROUPS = "near_duplicates"
 
 
 def dropped_duplicates(groups: list[list[int]], kept: set[int]) -> int:
     """Rows of near-duplicate groups that went, counting one of each group as the one that may stay."""
-    return sum(len(group) - max(1, len(kept & set(group))) for group in groups)
+    return sum(len(group) - max(1, len(kept & set(group))) for group in groups if group)
 
 
 def main(run: str, key_path: str) -> None:
@@ -25,15 +26,19 @@ def main(run: str, key_path: str) -> None:
     key = json.loads(Path(key_path).read_text(encoding="utf-8"))
     lines = selection.row_id.to_numpy() + 1
     kept = set(lines[selection.selected].tolist())
+    there = set(lines.tolist())
+    key = {name: [line for line in planted if line in there] for name, planted in key.items() if name != GROUPS} | {
+        GROUPS: [[line for line in group if line in there] for group in key[GROUPS]]
+    }
     rng = np.random.default_rng(0)
     draws = [set(rng.choice(lines, len(kept), replace=False).tolist()) for _ in range(RANDOM_DRAWS)]
 
     print(
         f"\nplanted rows dropped, keeping {len(kept)} of {len(lines)}      this run    random subsets of that size (mean)"
     )
-    extra = sum(len(group) - 1 for group in key["near_duplicates"])
-    ours = dropped_duplicates(key["near_duplicates"], kept)
-    chance = np.mean([dropped_duplicates(key["near_duplicates"], draw) for draw in draws])
+    extra = sum(len(group) - 1 for group in key[GROUPS] if group)
+    ours = dropped_duplicates(key[GROUPS], kept)
+    chance = np.mean([dropped_duplicates(key[GROUPS], draw) for draw in draws])
     print(f"  superfluous near-duplicates ({extra})            {ours:>6}          {chance:>6.1f}")
     for name in ("garbled", "wrong", "trivial", "hard"):
         planted = set(key[name])

@@ -28,6 +28,7 @@ CELL = 500
 """Most rows of a cell."""
 FAN = 64
 """Parts that a set of rows is cut into at once."""
+NOBODY = np.iinfo(np.int64).max
 PUNCTUATION = re.compile(r"(?<!\d)[.,]|[.,](?!\d)|[\s;:!?'\"‘’“”…。、¿¡]+")
 
 
@@ -115,52 +116,69 @@ def _same_key(keys: Int64, priority: Int64) -> Picks:
 def _stars(vectors: Float32, rows: Picks, priority: Int64, threshold: float) -> Picks:
     """int64 [m]: for each of the rows, the position in ``rows`` of the one that stands for it (itself, if kept).
 
-    The result is that of going through the rows in order of priority. To do it with little memory, each round looks up
-    the first neighbour of every row that is not dropped: a row that comes before all its neighbours is kept, and a row
-    whose first neighbour is kept is dropped.
+    The result is that of going through the rows in order of priority. While they are many that is done in rounds, with
+    little memory: a row that comes before all its neighbours is kept, and a row whose first neighbour is kept is dropped.
     """
-    stand_in = np.arange(len(rows))
-    undecided, kept = np.ones(len(rows), dtype=bool), np.zeros(len(rows), dtype=bool)
-    while undecided.any():
-        taking_part = np.flatnonzero(undecided | kept)
-        first = _first_neighbor(vectors, rows[taking_part], np.argsort(priority[taking_part]), threshold)
-        lonely = first == np.arange(len(first))
-        first = taking_part[first]
-        open_, later = undecided[taking_part], priority[first] < priority[taking_part]
-        kept[taking_part[open_ & ~later]] = True
-        dropped = open_ & later & kept[first]
-        stand_in[taking_part[dropped]] = first[dropped]
-        undecided[taking_part] = open_ & later & ~dropped
-        kept[taking_part[lonely]] = False  # kept for good, and near to nothing: later rounds need not see it
-    return stand_in
-
-
-def _first_neighbor(vectors: Float32, rows: Picks, order: Picks, threshold: float) -> Picks:
-    """int64 [m]: for each row, its neighbour that comes first in ``order``; itself where it has none."""
     from threadpoolctl import threadpool_limits
 
-    rank = np.empty(len(rows), dtype=np.int64)
+    order = np.argsort(priority)
+    rank = np.empty_like(order)
     rank[order] = np.arange(len(rows))
+    first = rank.copy()  # the rank of the row that stands for each: its own until another does
+    undecided, kept = np.ones(len(rows), dtype=bool), np.zeros(len(rows), dtype=bool)
+    # Each product runs on one thread: the same numbers on any number of cores.
+    with threadpool_limits(limits=1):
+        while undecided.sum() > ALL_PAIRS:
+            among = np.flatnonzero(undecided | kept)
+            found = _first_neighbors(vectors, rows[among], rank[among], threshold)
+            open_, later = undecided[among], found < rank[among]
+            kept[among[open_ & ~later]] = True
+            dropped = open_ & later & kept[order[np.minimum(found, len(rows) - 1)]]
+            first[among[dropped]] = found[dropped]
+            undecided[among] = open_ & later & ~dropped
+            kept[among[found == NOBODY]] = False  # kept for good, and near to nothing: later rounds need not see it
+        rest = order[undecided[order]]
+        first[rest] = _one_by_one(vectors, rows, rank, threshold, rest, np.flatnonzero(kept))
+    return order[first]
+
+
+def _one_by_one(vectors: Float32, rows: Picks, rank: Int64, threshold: float, rest: Picks, kept: Picks) -> Int64:
+    """int64 [len(rest)]: go through the rest in order, comparing all pairs; the rank of what stands for each."""
+    answers = []
+    for block in blocks(len(rest), 1024):
+        mine = rest[block]
+        x = np.asarray(vectors[rows[mine]])
+        first = np.full(len(mine), NOBODY)
+        for part in blocks(len(kept)):
+            near = x @ np.asarray(vectors[rows[kept[part]]]).T >= threshold
+            first = np.minimum(first, np.where(near, rank[kept[part]], NOBODY).min(axis=1))
+        near = x @ x.T >= threshold
+        for i in range(len(mine)):
+            if first[i] == NOBODY:  # nothing kept is near: keep it, and it stands for those after it
+                first[i:] = np.where(near[i, i:], np.minimum(first[i:], rank[mine[i]]), first[i:])
+                first[i] = rank[mine[i]]
+        kept = np.concatenate([kept, mine[first == rank[mine]]])
+        answers.append(first)
+    return np.concatenate(answers) if answers else np.empty(0, dtype=np.int64)
+
+
+def _first_neighbors(vectors: Float32, rows: Picks, rank: Int64, threshold: float) -> Int64:
+    """int64 [m]: for each row, the lowest rank of a neighbour; NOBODY where it has none."""
 
     def search(tree: int) -> Int64:
-        first = np.full(len(rows), len(rows), dtype=np.int64)
+        first = np.full(len(rows), NOBODY)
         for cell in _cells(vectors, rows, np.random.default_rng(tree)):
             for left, right in _near_pairs(vectors, rows, cell, threshold):
                 np.minimum.at(first, left, rank[right])
                 np.minimum.at(first, right, rank[left])
         return first
 
-    # One thread a tree and one for each product: the same numbers on any number of cores.
-    with threadpool_limits(limits=1), ThreadPoolExecutor() as threads:
-        first = functools.reduce(np.minimum, threads.map(search, range(TREES if len(rows) > ALL_PAIRS else 1)))
-    return np.where(first < len(rows), order[np.minimum(first, len(rows) - 1)], np.arange(len(rows)))
+    with ThreadPoolExecutor() as threads:
+        return functools.reduce(np.minimum, threads.map(search, range(TREES)))
 
 
 def _cells(vectors: Float32, rows: Picks, rng: np.random.Generator) -> Iterator[Picks]:
     """Cut the rows (positions in ``rows``) into cells: each goes to the nearest of a few random rows, again and again."""
-    if len(rows) <= ALL_PAIRS:
-        yield np.arange(len(rows))
-        return
     parts = [np.arange(len(rows))]
     while parts:
         part = parts.pop()

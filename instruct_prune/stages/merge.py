@@ -35,7 +35,8 @@ def merge(
     alone = SubnetSpec("alone")
     for spec, column in losses.items():
         planned = store.scorable if spec != alone else np.zeros(len(store), dtype=bool)
-        broken = planned & ~np.isfinite(column) & (status != Status.FAILED.value)
+        known = np.isin(status, (Status.FAILED.value, Status.NONFINITE.value))  # the first reason stands
+        broken = planned & ~np.isfinite(column) & ~known
         errors = {**errors, **{int(i): f"loss under {spec.name} is {column[i]}" for i in np.flatnonzero(broken)}}
         status[broken] = Status.NONFINITE.value
     scored = np.isin(status, [s.value for s in Status if s.scored])

@@ -48,6 +48,26 @@ def test_the_same_as_one_by_one(n, seed, threshold):
     assert found.tolist() == one_by_one(vectors, priority, threshold)
 
 
+@settings(deadline=None, max_examples=25)
+@given(n=st.integers(30, 120), seed=st.integers(0, 10**6), threshold=st.floats(0.5, 0.99))
+def test_rounds_end_as_one_by_one_does(n, seed, threshold):
+    rng = np.random.default_rng(seed)
+    vectors, priority = unit(rng.standard_normal((n, 3))), rng.permutation(n)
+    with pytest.MonkeyPatch.context() as patch:  # cells that hold everything: no pair is missed
+        patch.setattr(duplicates, "ALL_PAIRS", 3)
+        patch.setattr(duplicates, "CELL", 1000)
+        found = find_duplicates(np.arange(n), priority, vectors=vectors, threshold=threshold)
+    assert found.tolist() == one_by_one(vectors, priority, threshold)
+
+
+def test_a_long_chain_in_order():
+    # 3000 rows, each near to the next only: every other one is kept, and it does not take 1500 rounds.
+    vectors = at_angles(*np.linspace(0, 270, 3000))
+    threshold = float(np.cos(np.radians(1.5 * 270 / 2999)))
+    found = find_duplicates(np.arange(3000), np.arange(3000), vectors=vectors.astype(np.float64), threshold=threshold)
+    assert np.array_equal(found, np.where(np.arange(3000) % 2, np.arange(3000) - 1, -1))
+
+
 def test_a_chain_is_not_a_group():
     # 0 is near to 10 degrees, 10 to 20, 20 to 30; 0 is not near to 20.
     vectors = at_angles(0, 10, 20, 30)

@@ -134,8 +134,14 @@ def painted(page: Any) -> int:
     """Pixels of the map that are not empty."""
     return int(
         page.evaluate(
-            """() => { const c = document.getElementById('map-canvas');
-            return c.getContext('2d').getImageData(0, 0, c.width, c.height).data.filter((v, i) => i % 4 === 3 && v > 0).length; }"""
+            """() => {
+                const map = document.getElementById('map-canvas'), copy = document.createElement('canvas');
+                [copy.width, copy.height] = [map.width, map.height];
+                const context = copy.getContext('2d', { willReadFrequently: true });
+                context.drawImage(map, 0, 0);
+                const { data } = context.getImageData(0, 0, copy.width, copy.height);
+                return data.filter((value, i) => i % 4 === 3 && value > 0).length;
+            }"""
         )
     )
 
@@ -303,7 +309,7 @@ def test_a_row_is_read_whole_by_keyboard(demo: RunFolder, one: Opened) -> None:
     row = int(page.locator("#detail-title").inner_text().split()[1])
     rows = {r.row_id: r for r in open_data([str(DATA)]) if isinstance(r, Sample)}
     assert detail.locator("pre").last.inner_text().strip() == rows[row].messages[-1].content.strip()
-    assert detail.locator(".plainlist li").count() == 4
+    assert detail.locator(".plainlist").last.locator("li").count() == 4  # its nearest neighbours
     assert page.locator("#curves-chart .legendtext", has_text=f"row {row}").count() == 1
     page.keyboard.press("Escape")
     assert not detail.is_visible()
@@ -313,7 +319,7 @@ def test_a_row_is_read_whole_by_keyboard(demo: RunFolder, one: Opened) -> None:
 
 def test_hover_and_click_on_the_map(demo: RunFolder, one: Opened) -> None:
     page = one.page
-    x, y = shares_of_map(demo)[7]
+    x, y = shares_of_map(demo)[7].tolist()
     box = box_of(page)
     place = (box["x"] + x * box["width"], box["y"] + y * box["height"])
     page.mouse.move(*place)
@@ -357,34 +363,35 @@ def test_without_webgl(demo: RunFolder, opened: Open) -> None:
     assert one.errors == []
 
 
-@pytest.mark.parametrize("width", [390, 800, 1400])
-def test_hostile_data_stay_text(tmp_path: Path, opened: Open, width: int) -> None:
+def test_hostile_data_stay_text(tmp_path: Path, opened: Open) -> None:
     rows = hostile_samples()
     rejects = [Reject(len(rows) + i, text[:500], i, text[:500], text[:50]) for i, text in enumerate(HOSTILE)]
     rejects = [r for r in rejects if "\ud800" not in r.reason]
     folder = make_run(tmp_path / "run", [*rows, *rejects], warnings=list(HOSTILE[:5]), duplicates=[(42, 40), (43, 40)])
     write_report(folder, rows)
-    one = opened(folder / "report.html", width=width)
+    one = opened(folder / "report.html")
     page = one.page
     page.locator("#filter-more").click()
     for view in ("#map-colour", "#map-view"):
         for value in page.locator(f"{view} option").evaluate_all("options => options.map(o => o.value)"):
             page.locator(view).select_option(value)
-    for button in page.locator("#samples button.sample").all()[:30]:
-        button.evaluate("b => b.click()")
-        assert page.evaluate("window.__hacked") is None
+    for text in ("<script>", "onerror", "javascript:", "__hacked=7", "\\u202e", "\\x00", "xxxxxxxx", "example.invalid"):
+        page.locator("#search").fill(text)
+        assert one.rows() >= 2
+        page.locator("#samples button.sample").first.click()
+        assert text in page.locator("#detail pre").first.inner_text()
     page.keyboard.press("Escape")
-    page.locator("#search").fill("<script>")
-    assert one.rows() > 0
     page.locator("#reset").click()
-    page.wait_for_timeout(200)
+    one.count()
     assert page.evaluate("window.__hacked") is None
     assert (
         page.locator("main img, main a[href^=javascript], main iframe, main object, body > script:not([type])").count()
         == 1
     )
-    wide = page.evaluate("document.scrollingElement.scrollWidth - document.documentElement.clientWidth")
-    assert wide <= 0  # a line of a megabyte does not widen the page
+    for width in (390, 800, 1400):
+        page.set_viewport_size({"width": width, "height": 900})
+        wide = page.evaluate("document.scrollingElement.scrollWidth - document.documentElement.clientWidth")
+        assert wide <= 0, width  # a line of a megabyte does not widen the page
     assert one.requests == [(folder / "report.html").as_uri()]
     assert one.errors == []
 
