@@ -27,8 +27,8 @@ $(DEV): $(BASE)
 
 demo: $(BASE)
 	rm -rf demo_run
-	@# 150 rows and two subnets, so that it ends within minutes on two cores; leave both options out for the whole of it.
-	$(BIN)/instruct-prune run --data data_samples/alpaca.jsonl --limit 150 --subnets magnitude:1.0,0.8 \
+	@# 120 rows and two subnets, so that it ends within minutes on two cores; leave both options out for the whole of it.
+	$(BIN)/instruct-prune run --data data_samples/alpaca.jsonl --limit 120 --subnets magnitude:1.0,0.8 \
 		--keep 0.3 --dedup 0.9 --out demo_run
 	$(BIN)/python recipes/demo_report.py demo_run data_samples/alpaca_key.json
 

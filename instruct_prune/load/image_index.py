@@ -146,7 +146,12 @@ def write_index(folder: Path, pictures: Iterable[Picture], advance: Any = lambda
             lines: list[dict[str, Any]] = []
             for picture, digest, reason in group:
                 held = picture.data if picture.data is not None and not reason else b""
-                facts = {"row_id": picture.row_id, "offset": blob.tell(), "size": len(held), "line": picture.line}
+                facts: dict[str, Any] = {
+                    "row_id": picture.row_id,
+                    "offset": blob.tell(),
+                    "size": len(held),
+                    "line": picture.line,
+                }
                 status = Status.FAILED if reason else Status.OK
                 facts |= {"status": status.value, "label": picture.label, "path": picture.path}
                 lines.append(facts | {"content_hash": digest, "source": picture.source, "reason": reason})

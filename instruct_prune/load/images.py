@@ -187,8 +187,9 @@ class _Input:
             return f"row-{line - 1}", value
         if not isinstance(value, str) or not value:
             raise RowError("there is no picture in this row", self.image)
-        folder = self.reader.root if isinstance(self.reader, ImageTree) else Path(self.reader.name).expanduser().parent
-        return str(folder / Path(value).expanduser()), None
+        if isinstance(self.reader, ImageTree):
+            return value, None
+        return str(Path(self.reader.name).expanduser().parent / Path(value).expanduser()), None
 
 
 class ImageSource:

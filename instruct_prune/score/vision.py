@@ -39,8 +39,10 @@ Transform = Callable[[Any], Tensor]
 class Labels(Protocol):
     """What centroids need of an index of pictures."""
 
-    labels: Int32
-    classes: tuple[str, ...]
+    @property
+    def labels(self) -> Int32: ...
+    @property
+    def classes(self) -> tuple[str, ...]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,8 @@ class ImageModel:
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        device: torch.device = next(self.model.parameters()).device
+        return device
 
     def pixels(self, items: Sequence[LabelledImage]) -> Tensor:
         """float32 [b, 3, h, w] on the model's device, decoded by several threads."""
@@ -109,7 +112,7 @@ class ImageModel:
     @torch.inference_mode()
     def features(self, pixels: Tensor) -> Tensor:
         """float32 [b, d]: pooled output."""
-        return pooled(self._output(pixels.to(self.device, self._dtype())))
+        return pooled(self.output(pixels.to(self.device, self._dtype())))
 
     @torch.inference_mode()
     def stages(self, pixels: Tensor) -> list[Tensor]:
@@ -117,20 +120,21 @@ class ImageModel:
         pixels = pixels.to(self.device, self._dtype())
         if _is_transformers(self.model):
             output = self.model(pixel_values=pixels, output_hidden_states=True)
-            states = getattr(output, "hidden_states", None) or getattr(output, "feature_maps", ())
+            states: Any = getattr(output, "hidden_states", None) or getattr(output, "feature_maps", ())
             return [*(pooled(state) for state in states[1:-1]), pooled(_last(output))]
         found: list[Tensor] = []
         hooks = [
             m.register_forward_hook(lambda _, __, out: found.append(pooled(out))) for m in stage_modules(self.model)
         ]
         try:
-            last = pooled(self._output(pixels))
+            last = pooled(self.output(pixels))
         finally:
             for hook in hooks:
                 hook.remove()
         return [*found, last]
 
-    def _output(self, pixels: Tensor) -> Tensor:
+    def output(self, pixels: Tensor) -> Tensor:
+        """What the model gives before pooling; gradients flow where the model allows them."""
         if _is_transformers(self.model):
             return _last(self.model(pixel_values=pixels))
         for name in ("extract_features", "forward_features"):
@@ -166,9 +170,9 @@ def pooled(states: Tensor) -> Tensor:
 
 def stage_modules(model: nn.Module) -> list[nn.Module]:
     """The stages of a plain module: the members of its longest ModuleList, else its Sequential children."""
-    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
+    lists: list[Any] = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
     if lists:
-        return list(max(lists, key=len))
+        return list(max(lists, key=lambda stack: len(list(stack))))
     return [child for child in model.children() if isinstance(child, nn.Sequential)]
 
 

@@ -149,6 +149,16 @@ def test_tree_order_classes_and_what_is_passed_over(tmp_path: Path) -> None:
     assert "no class folder" in rows[3].reason  # type: ignore[union-attr]
 
 
+def test_relative_trees_and_listings_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree(tmp_path / "pics", ["a/1"])
+    (tmp_path / "list.csv").write_text("path,label\npics/a/1.png,a\n")
+    monkeypatch.chdir(tmp_path)
+    for data in (Path("pics"), Path("list.csv")):
+        (row,) = opened(data).pictures()
+        assert isinstance(row, Picture)
+        assert decode(row.read()).size == (8, 8)
+
+
 def test_split_folders_are_no_classes(tmp_path: Path) -> None:
     root = tree(tmp_path, ["train/cat/1", "train/dog/1", "test/cat/9"])
     assert labels_of(opened(root)) == ["cat", "dog"]

@@ -271,7 +271,7 @@ def test_the_base_model_is_left_as_it_was(tiny_run: Path) -> None:
     base = models.load_causal_lm(source, "float32")
     before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
     options = study_rows.Study(
-        run=str(tiny_run), held_out_rows=12, out=str(tiny_run.parent / "o"), batch_size=4, epochs=1
+        run_folder=str(tiny_run), held_out_rows=12, out=str(tiny_run.parent / "o"), batch_size=4, epochs=1
     )
     material = study_rows.prepare(options, RunFolder(tiny_run))
     arm = study_rows.Arm("random", 0.25, 0, material.table.row_id[:12])

@@ -380,7 +380,7 @@ def test_hostile_data_stay_text(tmp_path: Path, opened: Open) -> None:
         assert one.rows() >= 2
         page.locator("#samples button.sample").first.click()
         assert text in page.locator("#detail pre").first.inner_text()
-    page.keyboard.press("Escape")
+        page.keyboard.press("Escape")
     page.locator("#reset").click()
     one.count()
     assert page.evaluate("window.__hacked") is None

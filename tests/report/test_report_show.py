@@ -7,8 +7,7 @@ import re
 from pathlib import Path
 
 import pandas
-import pytest
-from report_runs import hostile_samples, make_run, varied_samples
+from report_runs import HOSTILE, make_run, sample, varied_samples
 from rich.console import Console
 
 from instruct_prune.datatypes import Sample
@@ -49,14 +48,11 @@ def test_without_a_selection(tmp_path: Path) -> None:
     assert "kept" not in text
 
 
-@pytest.mark.parametrize("keep", [0.9, 0.1])
-def test_hostile_text_is_shown_not_obeyed(tmp_path: Path, keep: float) -> None:
-    rows = hostile_samples()[40:]
-    rows = [Sample(i, row.messages, row.source, i + 1, {}) for i, row in enumerate(rows)]
-    rows[0] = Sample(0, varied_samples(1)[0].messages, "a[/red][link=https://example.invalid]x", 1, {})
-    folder = make_run(tmp_path / "run", rows, keep=keep, clusters=None, warnings=["[bold]\x1b[31m"])
+def test_hostile_text_is_shown_not_obeyed(tmp_path: Path) -> None:
+    rows = [sample(i, f"[/red]{text[:2000]}", f"[bold]{text[:2000]}") for i, text in enumerate(HOSTILE)]
+    folder = make_run(tmp_path / "run", rows, keep=0.5, clusters=None, warnings=["[bold]\x1b[31m"])
     text = shown(folder, rows)
     assert "\x1b" not in text
     assert "\u202e" not in text
     assert "[bold]\\x1b[31m" in text
-    assert "<script>" in text
+    assert text.count("[/red]") == 8  # four rows of either side

@@ -155,7 +155,7 @@ def test_dense_features_are_not_computed_twice(tmp_path: Path, pictures: Picture
 
 
 def test_missing_feature_parts_are_computed_alone(tmp_path: Path, pictures: Pictures) -> None:
-    first, features = run(tmp_path, pictures, tiny_cnn())
+    first, _features = run(tmp_path, pictures, tiny_cnn())
     (tmp_path / "features" / "000001.parquet").unlink()
     (tmp_path / "dense" / "000002.parquet").write_bytes(b"torn")
     again, _ = run(tmp_path, pictures, tiny_cnn())
