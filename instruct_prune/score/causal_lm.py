@@ -1,8 +1,8 @@
 """Loss per response token of a causal language model (METHOD section 1).
 
-Three things make it fast, and none changes a number: the output head runs on response positions only, in chunks; rows
-need no attention mask, because padding on the right cannot be seen by a causal model; and the tokens that a whole
-group of rows begins with (a template's preamble) are computed once for each subnet.
+Three things make it fast, and none changes a number: the output head runs on response positions only, in pieces whose
+logits stay in cache; rows need no attention mask, because padding on the right cannot be seen by a causal model; and the
+tokens that a whole group of rows begins with (a template's preamble) are computed once for each subnet.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from instruct_prune.datatypes import SubnetSpec, Tokens
 from instruct_prune.encode.batching import Plan
 from instruct_prune.errors import InputError
 
-HEAD_POSITIONS = {"cpu": 256, "other": 4096}  # positions a head chunk has: on a CPU its logits should stay in cache
+HEAD_POSITIONS = {"cpu": 256, "other": 4096}  # positions whose logits exist at a time when the vocabulary is whole
+BLOCK_POSITIONS, BLOCK_WORDS = 1024, 2048  # and when it is not: 8 MB of float32 logits, which a CPU keeps in cache
 PROBE_TOLERANCE = 1e-3  # relative, in the model's own dtype twice as many bits would be asked of float32
 
 
@@ -142,7 +143,9 @@ class CausalLM:
         return cache, len(prefix)
 
     def _token_losses(self, states: Tensor, targets: Tensor) -> Tensor:
-        """float32 [m]: -log p(target). Logits exist for a few hundred positions at a time, never for all."""
+        """float32 [m]: -log p(target). Logits exist for a few positions at a time, never for all."""
+        if states.device.type == "cpu" and self._plain_head:
+            return self._token_losses_by_block(states, targets)
         step = HEAD_POSITIONS.get(states.device.type, HEAD_POSITIONS["other"])
         nll = torch.empty(len(states), dtype=torch.float32, device=states.device)
         for start in range(0, len(states), step):
@@ -150,6 +153,30 @@ class CausalLM:
             logits = self._adjust(self.head(states[piece])).float()
             nll[piece] = F.cross_entropy(logits, targets[piece].to(logits.device), reduction="none").to(nll.device)
         return nll
+
+    def _token_losses_by_block(self, states: Tensor, targets: Tensor) -> Tensor:
+        """The same, the vocabulary in blocks: a log-sum-exp of each block's, so that logits never leave the cache."""
+        weight: Tensor = self.head.weight  # type: ignore[assignment]
+        nll = torch.empty(len(states), dtype=torch.float32)
+        for start in range(0, len(states), BLOCK_POSITIONS):
+            piece = slice(start, start + BLOCK_POSITIONS)
+            x, y = states[piece], targets[piece]
+            own = torch.empty(len(x), dtype=torch.float32)
+            sums = []
+            for first in range(0, len(weight), BLOCK_WORDS):
+                block = slice(first, first + BLOCK_WORDS)
+                bias = None if self.head.bias is None else self.head.bias[block]  # type: ignore[index]
+                logits = self._adjust(F.linear(x, weight[block], bias)).float()
+                sums.append(logits.logsumexp(dim=1))
+                here = ((y >= first) & (y < first + BLOCK_WORDS)).nonzero()[:, 0]
+                own[here] = logits[here, y[here] - first]
+            nll[piece] = torch.stack(sums).logsumexp(dim=0) - own
+        return nll
+
+    @property
+    def _plain_head(self) -> bool:
+        """Whether the head is its weight and nothing else: not quantised, not offloaded, no adapter on it."""
+        return type(self.head) is nn.Linear and not hasattr(self.head, "_hf_hook")
 
     def _check_head(self) -> None:
         """Compare with the model's own forward once, so that an unknown scaling of logits cannot go unnoticed."""
