@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -79,7 +80,7 @@ def facts_of(folder: RunFolder, tables: Tables) -> Facts:
     files = [str(entry.get("path") or entry.get("id") or "?") for entry in encode.get("inputs", [])]
     return Facts(
         name=tables.name,
-        data=str(encode.get("description", "")),
+        data=_named(str(encode.get("description", "")), files),
         files=files,
         model=str(score.get("config", {}).get("model", {}).get("name", "")),
         device=str(score.get("device", "")),
@@ -94,6 +95,13 @@ def facts_of(folder: RunFolder, tables: Tables) -> Facts:
     )
 
 
+def _named(description: str, files: list[str]) -> str:
+    """The description with the files' names in place of their paths: reports are passed on, paths say where one works."""
+    for path in sorted(files, key=len, reverse=True):
+        description = description.replace(path, PurePath(path).name)
+    return description
+
+
 def _budget(tables: Tables) -> str:
     config = tables.stages.get("select", {}).get("config", {})
     if tables.selection is None:
@@ -101,7 +109,7 @@ def _budget(tables: Tables) -> str:
     if by_tokens(tables):
         return f"{config['keep_tokens']:,} response tokens"
     keep = config.get("keep")
-    return f"{keep:.4g} of the scored rows" if isinstance(keep, float) else f"{int(tables.kept.sum()):,} rows"
+    return f"{100 * keep:.4g}% of the scored rows" if isinstance(keep, float) else f"{int(tables.kept.sum()):,} rows"
 
 
 def counts_of(tables: Tables) -> Counts:

@@ -153,7 +153,7 @@ def box_of(page: Any) -> dict[str, float]:
 
 
 def drag(page: Any, points: list[tuple[float, float]]) -> None:
-    """Drag over the map along points given as shares of its width and height."""
+    """Filter by dragging over the map, along points given as shares of its width and height."""
     box = box_of(page)
     places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in points]
     page.mouse.move(*places[0])
@@ -161,6 +161,7 @@ def drag(page: Any, points: list[tuple[float, float]]) -> None:
     for x, y in places[1:]:
         page.mouse.move(x, y, steps=6)
     page.mouse.up()
+    page.locator(".chip", has_text="region of the map").wait_for()  # plotly answers a tenth of a second later
 
 
 def shares_of_map(folder: RunFolder) -> np.ndarray:

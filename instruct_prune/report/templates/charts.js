@@ -80,6 +80,7 @@ function startScore() {
     }));
     if (filters.size) traces.push(outline(edges, everything, 'all rows'));
     const { pools } = D.numbers;
+    const top = Math.max(1, ...everything) * (pools?.split ? 1.2 : 1.05); // room for the pools' names
     const shapes = pools ? [
       { type: 'rect', xref: 'x', yref: 'paper', x0: pools.low, x1: pools.high, y0: 0, y1: 1, fillcolor: css('--accent'), opacity: 0.1, line: { width: 0 } },
       { type: 'line', xref: 'x', yref: 'paper', x0: pools.median, x1: pools.median, y0: 0, y1: 1, line: { color: css('--accent'), width: 1, dash: 'dot' } },
@@ -89,7 +90,7 @@ function startScore() {
     Plotly.react(div, traces, layout({
       barmode: 'stack', bargap: 0.06, dragmode: 'select', selectdirection: 'h', shapes, annotations, selections: div.layout?.selections ?? [],
       newselection: { line: { color: css('--accent'), width: 1 } },
-      xaxis: { title: { text: `score (${D.numbers.facts.score})` } }, yaxis: { title: { text: 'rows' } },
+      xaxis: { title: { text: `score (${D.numbers.facts.score})` } }, yaxis: { title: { text: 'rows' }, range: [0, top] },
     }), CONFIG);
   };
   draw();
@@ -259,6 +260,7 @@ function startMmd() {
   const div = el('div', { class: 'chart' });
   $('shifts').append(el('figure', {}, el('figcaption', { textContent: 'distance to the full set in embedding space' }), div,
     el('p', { class: 'note', textContent: `Squared maximum mean discrepancy × 1000 (unbiased, up to ${whole(entries[0][1].rows)} rows of each side; near 0 or below: no difference seen). Dots: ${entries[0][1].random.length} random subsets of the same size.` })));
+  div.style.height = `${110 + 46 * entries.length}px`;
   const draw = () => {
     const traces = entries.flatMap(([name, mmd, colour], e) => [
       { type: 'scatter', mode: 'markers', name: 'random', showlegend: false, x: mmd.random.map(v => 1000 * v), y: mmd.random.map(() => e), marker: { color: css('--muted'), size: 9, opacity: 0.6 }, hovertemplate: 'random: %{x:.2f}<extra></extra>' },

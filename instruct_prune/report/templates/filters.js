@@ -86,13 +86,22 @@ function rangeOf(key, label, of, isWhole) {
   return { key, label, of, low, high, whole: isWhole };
 }
 
+// A view that is drawn anew keeps the keyboard where it was: on the button that does the same, else on the one in its place.
+function redrawn(box, draw) {
+  const place = [...box.querySelectorAll('button')].indexOf(document.activeElement), key = document.activeElement?.dataset.key;
+  draw();
+  if (place < 0) return;
+  const buttons = [...box.querySelectorAll('button')];
+  (buttons.find(button => key && button.dataset.key === key) ?? buttons[Math.min(place, buttons.length - 1)] ?? $('search')).focus({ preventScroll: true });
+}
+
 // ---- the bar: count, chips, search, reset, and a field for every filter ----
 
 function startFilters() {
   mask = new Uint8Array(D.n).fill(1);
   shown = D.n;
   describeRows();
-  $('reset').addEventListener('click', () => { filters.clear(); $('search').value = ''; refilter(); });
+  $('reset').addEventListener('click', () => { filters.clear(); $('search').value = ''; refilter(); $('filter-more').focus({ preventScroll: true }); });
   $('filter-more').addEventListener('click', () => {
     const fields = $('filter-fields');
     fields.hidden = !fields.hidden;
@@ -153,8 +162,8 @@ function buildFields() {
 function drawBar() {
   $('filter-count').textContent = filters.size ? `${whole(shown)} of ${whole(D.n)} rows` : `${whole(D.n)} rows`;
   $('reset').disabled = filters.size === 0;
-  $('chips').replaceChildren(...[...filters].map(([key, { label }]) => el('button', {
+  redrawn($('chips'), () => $('chips').replaceChildren(...[...filters].map(([key, { label }]) => el('button', {
     type: 'button', class: 'chip', title: 'Remove this filter', dir: 'auto',
     onclick: () => { if (key === 'search') $('search').value = ''; clearFilter(key); },
-  }, label, el('span', { 'aria-label': ' remove', textContent: ' ×' }))));
+  }, label, el('span', { 'aria-label': ' remove', textContent: ' ×' })))));
 }

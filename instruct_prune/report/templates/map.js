@@ -139,10 +139,10 @@ function drawLegend(mode) {
   const items = codes.slice(0, 12).map(code => {
     const dot = el('span', { class: 'dot' });
     dot.style.background = cssOf(MAP.palette[code]);
-    return el('button', { type: 'button', class: 'item', onclick: () => toggleField(mode.field, code) }, dot, el('span', { dir: 'auto', textContent: mode.field.values[code] }), el('small', { textContent: whole(counts[code]) }));
+    return el('button', { type: 'button', class: 'item', 'data-key': code, onclick: () => toggleField(mode.field, code) }, dot, el('span', { dir: 'auto', textContent: mode.field.values[code] }), el('small', { textContent: whole(counts[code]) }));
   });
   if (codes.length > 12) items.push(el('span', { textContent: `and ${codes.length - 12} more` }));
-  legend.replaceChildren(...items);
+  redrawn(legend, () => legend.replaceChildren(...items));
 }
 
 // ---- painting ----
@@ -187,51 +187,57 @@ function radius(zoom) {
   return Math.min(6, base * Math.max(1, zoom) ** 0.45);
 }
 
-// A disc with a soft edge, as [dx, dy, cover] for each pixel it touches.
-function disc(r) {
-  const pixels = [], reach = Math.ceil(r + 0.5);
+// A disc with a soft edge: for each pixel it touches, how far that lies from the middle one and how much of it is covered.
+function disc(r, stride) {
+  const steps = [], covers = [], reach = Math.ceil(r + 0.5);
   for (let dy = -reach; dy <= reach; dy++) {
     for (let dx = -reach; dx <= reach; dx++) {
       const cover = Math.min(1, Math.max(0, r + 0.5 - Math.hypot(dx, dy)));
-      if (cover > 0.05) pixels.push([dx, dy, cover]);
+      if (cover > 0.25) { steps.push(dy * stride + dx); covers.push(cover); }
     }
   }
-  return pixels;
+  return [Int32Array.from(steps), Float64Array.from(covers)];
 }
+
+const MARGIN = 16; // pixels around the picture, more than a disc's reach: so none at its edge needs a test of each pixel
+const OPAQUE = 0.99;
 
 function paint() {
   const canvas = $('map-canvas'), dense = Math.min(window.devicePixelRatio || 1, 2);
   const g = geometry();
   const width = Math.max(1, Math.round(g.width * dense)), height = Math.max(1, Math.round(g.height * dense));
   if (canvas.width !== width || canvas.height !== height) { canvas.width = width; canvas.height = height; }
-  const context = canvas.getContext('2d');
-  const image = context.createImageData(width, height);
-  const faded = [rgb(css('--faint'))];
-  const put = (test, colours, codes, r, strength) => {
-    const stamp = disc(r * dense), { data } = image;
-    for (let k = 0; k < D.n; k++) {
-      const i = MAP.order[k];
-      if (mask[i] !== test) continue;
-      const px = Math.round((g.ax + g.bx * g.x[i]) * dense), py = Math.round((g.ay + g.by * g.y[i]) * dense);
-      if (px < -9 || py < -9 || px > width + 9 || py > height + 9) continue;
-      const colour = colours[codes ? codes[i] : 0];
-      for (const [dx, dy, cover] of stamp) {
-        const x = px + dx, y = py + dy;
-        if (x < 0 || y < 0 || x >= width || y >= height) continue;
-        const at = 4 * (y * width + x), alpha = cover * strength, under = data[at + 3] / 255 * (1 - alpha), sum = alpha + under;
-        data[at] = (colour[0] * alpha + data[at] * under) / sum;
-        data[at + 1] = (colour[1] * alpha + data[at + 1] * under) / sum;
-        data[at + 2] = (colour[2] * alpha + data[at + 2] * under) / sum;
-        data[at + 3] = 255 * sum;
-      }
-    }
-  };
-  const r = radius(g.zoom);
-  if (shown < D.n) put(0, faded, null, r * 0.8, 0.5);
-  put(1, MAP.palette, MAP.codes, r, 0.85);
-  context.putImageData(image, 0, 0);
+  const context = canvas.getContext('2d'), stride = width + 2 * MARGIN;
+  const image = context.createImageData(stride, height + 2 * MARGIN);
+  const r = radius(g.zoom), drawn = { ...g, dense, stride, width, height, image };
+  if (shown < D.n) put(drawn, 0, [rgb(css('--faded'))], null, r * 0.8, 1);
+  put(drawn, 1, MAP.palette, MAP.codes, r, D.n > 10000 ? 1 : 0.85);
+  context.putImageData(image, -MARGIN, -MARGIN);
   if (clicked >= 0) ring(context, g, dense, r);
   $('map').dataset.painted = shown;
+}
+
+// Half a million times: covered pixels are written as one number, only the soft edges are mixed with what lies below.
+function put({ ax, bx, ay, by, x, y, dense, stride, width, height, image }, test, colours, codes, r, strength) {
+  const [steps, covers] = disc(r * dense, stride), { data } = image, whole = new Uint32Array(data.buffer), size = steps.length;
+  const packed = Uint32Array.from(colours, ([red, green, blue]) => (255 << 24 | blue << 16 | green << 8 | red) >>> 0); // little-endian
+  const { order } = MAP;
+  for (let k = 0; k < D.n; k++) {
+    const i = order[k];
+    if (mask[i] !== test) continue;
+    const px = Math.round((ax + bx * x[i]) * dense), py = Math.round((ay + by * y[i]) * dense);
+    if (px < 0 || py < 0 || px > width || py > height) continue;
+    const middle = (py + MARGIN) * stride + px + MARGIN, code = codes ? codes[i] : 0;
+    for (let s = 0; s < size; s++) {
+      const alpha = covers[s] * strength;
+      if (alpha > OPAQUE) { whole[middle + steps[s]] = packed[code]; continue; }
+      const at = 4 * (middle + steps[s]), colour = colours[code], under = data[at + 3] / 255 * (1 - alpha), sum = alpha + under;
+      data[at] = (colour[0] * alpha + data[at] * under) / sum;
+      data[at + 1] = (colour[1] * alpha + data[at + 1] * under) / sum;
+      data[at + 2] = (colour[2] * alpha + data[at + 2] * under) / sum;
+      data[at + 3] = 255 * sum;
+    }
+  }
 }
 
 function ring(context, g, dense, r) {

@@ -14,7 +14,7 @@ function textOf(at, limit) {
 function sortButton(label, key, state, redraw) {
   const active = state.key === key;
   return el('button', {
-    type: 'button', class: active ? 'sort active' : 'sort', title: `Sort by ${label.toLowerCase()}`,
+    type: 'button', class: active ? 'sort active' : 'sort', 'data-key': `sort ${key}`, title: `Sort by ${label.toLowerCase()}`,
     onclick: () => { state.down = active ? !state.down : state.first(key); state.key = key; redraw(); },
   }, label + (active ? (state.down ? ' ↓' : ' ↑') : ''));
 }
@@ -42,7 +42,8 @@ function startClusters() {
     const heads = [['Name', 'name'], ['Rows', 'size'], ...(filters.size ? [['In filter', 'here']] : []), ...(D.selected ? [['Kept', 'kept'], ['Kept share', 'share']] : []), ['Mean score', 'score']];
     const head = el('tr', {}, ...heads.map(([label, key]) => el('th', { scope: 'col', class: key === 'name' ? '' : 'num', 'aria-sort': ariaSort(state, key) }, sortButton(label, key, state, draw))),
       ...D.numbers.others.map(other => el('th', { scope: 'col', class: 'num', textContent: `Kept in ${other.name}` })), el('th', { scope: 'col', textContent: 'Typical samples' }));
-    $('clusters').replaceChildren(el('thead', {}, head), el('tbody', {}, ...order.map(g => clusterRow(groups[g], g, field, state))));
+    const rows = order.map(g => clusterRow(groups[g], g, field, state));
+    redrawn($('clusters'), () => $('clusters').replaceChildren(el('thead', {}, head), el('tbody', {}, ...rows)));
     $('clusters-note').textContent = `${whole(total)} ${total === 1 ? kind : kind === 'stratum' ? 'strata' : `${kind}s`}. Click a name to filter all views.`;
     const more = $('clusters-more');
     more.hidden = total <= state.limit;
@@ -55,7 +56,7 @@ function startClusters() {
 
 function clusterRow(group, g, field, state) {
   const chosen = filters.get('group')?.label === `${field.label}: ${group.name}`;
-  const name = el('button', { type: 'button', class: 'name', 'aria-pressed': chosen, 'data-group': g, dir: 'auto', textContent: group.name, onclick: () => toggleField(field, g) });
+  const name = el('button', { type: 'button', class: 'name', 'aria-pressed': chosen, 'data-group': g, 'data-key': `group ${g}`, dir: 'auto', textContent: group.name, onclick: () => toggleField(field, g) });
   const share = el('td', { class: 'num sharebar', textContent: percent(group.kept / (group.size || 1)) });
   share.style.setProperty('--share', group.kept / (group.size || 1));
   const typical = el('td', { class: 'typical' }, ...group.typical.map(row => sampleButton(positionOf(row), 110)));
@@ -76,7 +77,7 @@ const WHY = {
 
 function sampleButton(at, limit) {
   const text = el('span', { class: 'words', textContent: textOf(at, limit), dir: 'auto' });
-  return el('button', { type: 'button', class: 'sample', title: rowFacts(at), onclick: () => showDetail(at) }, ...pictureOf(at, 'thumb'), text);
+  return el('button', { type: 'button', class: 'sample', title: rowFacts(at), 'data-key': `row ${at}`, onclick: () => showDetail(at) }, ...pictureOf(at, 'thumb'), text);
 }
 
 function pictureOf(at, kind) {
@@ -97,6 +98,9 @@ function startSamples() {
     options.push([`only here, only in ${other.name}`, [`Kept in ${D.numbers.facts.name} only`, i => isKept(i) && !theirs(i)], [`Kept in ${other.name} only`, i => theirs(i) && !isKept(i)]]);
   });
   choice.append(...options.map(([name], o) => el('option', { value: o, textContent: name })));
+  if (D.selected && D.near) {
+    options.push(['near the boundary', ['Kept, near the boundary', i => isKept(i) && D.near[i]], ['Dropped, near the boundary', i => !isKept(i) && D.near[i]]]);
+  }
   $('sides-label').hidden = options.length < 2;
   const choose = () => {
     SAMPLES.sides = options[+choice.value || 0].slice(1).map(([title, test]) => ({ title, test, limit: PAGE }));
@@ -119,14 +123,15 @@ function drawSamples() {
   $('samples-note').textContent = inPage.length === shown
     ? `${whole(shown)} rows. Click a text to read it whole.`
     : `${whole(inPage.length)} of the ${whole(shown)} rows are in the page with their text (--samples N takes more). Click a text to read it whole.`;
-  $('sides-tables').replaceChildren(...SAMPLES.sides.map(side => sideTable(side, inPage.filter(side.test))));
+  const sides = SAMPLES.sides.map(side => sideTable(side, inPage.filter(side.test)));
+  redrawn($('sides-tables'), () => $('sides-tables').replaceChildren(...sides));
 }
 
 function sideTable(side, rows) {
   const redraw = () => drawSamples();
   const column = (label, key) => el('th', { scope: 'col', class: 'num', 'aria-sort': ariaSort(SAMPLES, key) }, sortButton(label, key, SAMPLES, redraw));
   const marks = [...(D.numbers.group_kind ? [sortButton(D.numbers.group_kind === 'cluster' ? 'Cluster' : 'Stratum', 'group', SAMPLES, redraw)] : []), ...(D.selected ? [sortButton('Reason', 'reason', SAMPLES, redraw)] : [])];
-  const head = el('tr', {}, column('Row', 'row'), column('Score', 'score'), column('Tokens', 'response'), el('th', { scope: 'col', 'aria-sort': ariaSort(SAMPLES, 'group', 'reason') }, el('span', { textContent: 'Sample ' }), ...marks));
+  const head = el('tr', {}, column('Row', 'row'), column('Score', 'score'), column('Tokens', 'response'), el('th', { scope: 'col', 'aria-sort': ariaSort(SAMPLES, 'group', 'reason') }, el('span', { textContent: 'Sample' }), ...(marks.length ? [el('small', { class: 'by', textContent: 'sort by' }), ...marks] : [])));
   const body = rows.slice(0, side.limit).map(at => el('tr', { class: at === clicked ? 'chosen' : '', 'data-row': D.row[at] },
     el('td', { class: 'num', textContent: D.row[at] }), el('td', { class: 'num', textContent: short(D.score[at]) }), el('td', { class: 'num', textContent: whole(D.response[at]) }),
     el('td', {}, sampleButton(at, 200), el('div', { class: 'marks' }, ...marksOf(at)))));
