@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from study_rows import FULL, Arm, Material, Study, make_arms, prepare, prepare_run, rows_of
 
 from instruct_prune import models
-from instruct_prune.datatypes import Encoded, Float32, Int64
+from instruct_prune.datatypes import Encoded, Float32, ScoreTable
 from instruct_prune.errors import InputError
 from instruct_prune.run_folder import atomic, digest, write_json
 from instruct_prune.score.aggregate import aggregate, spearman
@@ -43,24 +43,24 @@ class Rates:
     evaluation: float
 
 
-def measure(study: Study, material: Material, base: Any, dtype: str) -> Rates:
-    """Time one optimiser step and one evaluation, each after one to warm up."""
+def measure(study: Study, material: Material, base: Any, dtype: str) -> tuple[Rates, dict[str, list[float]]]:
+    """Time one optimiser step and one evaluation, each after one to warm up; with the untrained model's losses on every set."""
+    model = training.attach_lora(base, study)
+    training.response_losses(model, list(material.rows.values())[:4])
+    began = time.monotonic()  # a fresh adapter changes nothing: these are the base model's losses
+    untrained = {name: training.response_losses(model, rows).tolist() for name, rows in material.evaluations.items()}
+    evaluation = sum(tokens_of(rows) for rows in material.evaluations.values()) / (time.monotonic() - began)
     rows = list(material.rows.values())[: 2 * study.batch_size]
     sequences = [training.row_of(row) for row in rows]
-    model = training.attach_lora(base, study)
     took: list[float] = []
     options = dataclasses.replace(study, max_steps=2, log_steps=1000)
     trainer = training.make_trainer(model, sequences, options, Path(study.out) / "scratch", dtype, save=False)
-    trainer.add_callback(training.EveryStep([1, 2], lambda step: took.append(time.perf_counter())))
+    trainer.add_callback(training.EveryStep([1, 2], lambda step: took.append(time.monotonic())))
     trainer.train()
     step_rows = trainer.train_dataset.order[study.batch_size : 2 * study.batch_size]
     step_tokens = sum(len(sequences[i].ids) for i in step_rows)
-    training.response_losses(model, rows[:4])
-    began = time.perf_counter()
-    training.response_losses(model, rows)
-    evaluation = sum(len(row.input_ids) for row in rows) / (time.perf_counter() - began)
     model.unload()
-    return Rates(step_tokens / (took[1] - took[0]), evaluation)
+    return Rates(step_tokens / (took[1] - took[0]), evaluation), untrained
 
 
 def tokens_of(rows: Sequence[Encoded]) -> int:
@@ -78,13 +78,15 @@ def seconds_for(study: Study, material: Material, arm: Arm, rates: Rates) -> flo
     return seconds
 
 
-def plan(study: Study, arms: Sequence[Arm], seconds: Sequence[float], done: Sequence[bool]) -> list[bool]:
-    """Which arms fit into the budget, taken in order; finished ones cost nothing.
+def plan(
+    study: Study, arms: Sequence[Arm], seconds: Sequence[float], done: Sequence[bool], spent: float = 0.0
+) -> list[bool]:
+    """Which arms fit into what is left of the budget after ``spent`` seconds, taken in order; finished ones cost nothing.
 
     Raises:
         InputError: not even one method and random fit.
     """
-    left = study.budget_minutes * 60 or float("inf")
+    left = study.budget_minutes * 60 - spent if study.budget_minutes else float("inf")
     planned = []
     for arm_seconds, is_done in zip(seconds, done, strict=True):
         fits = is_done or arm_seconds <= left
@@ -95,7 +97,8 @@ def plan(study: Study, arms: Sequence[Arm], seconds: Sequence[float], done: Sequ
         need = sum(sorted(seconds)[:2]) / 60
         raise InputError(
             f"--budget-minutes {study.budget_minutes:g}: not even random and one other arm fit (the two cheapest take {need:.1f} "
-            "minutes). Give more time, fewer --held-out-rows or --eval-rows, or smaller --keep."
+            f"minutes, after {spent / 60:.1f} for scoring and measuring, which is kept). Give more time, fewer --held-out-rows or "
+            "--eval-rows, or smaller --keep."
         )
     return planned
 
@@ -120,16 +123,9 @@ def quarters(n_rows: int, study: Study) -> list[int]:
     return sorted({max(1, round(steps * (i + 1) / count)) for i in range(count)})
 
 
-def difficulty_table(material: Material, row_ids: Int64, losses: NDArray[np.floating[Any]]) -> dict[str, float]:
-    """Spearman rank correlation of every saved score with the loss averaged over training.
-
-    Args:
-        material: the scores.
-        row_ids: int64 [n], the rows that were followed.
-        losses: float [checkpoints, n].
-    """
-    difficulty = losses.mean(axis=0)
-    table = rows_of(material.table, row_ids)
+def saved_scores(table: ScoreTable) -> dict[str, Float32]:
+    """{name: float32 [n]}: all that was known of the rows before training. "dlc" and "lc" are over all that was scored;
+    "dlc to X" is over the ladder of densities that ends at X."""
     columns = {spec: table.losses[:, j] for j, spec in enumerate(table.subnets)}
     scores: dict[str, Float32] = {}
     for name in ("dlc", "lc", "loss", "ifd"):
@@ -137,10 +133,37 @@ def difficulty_table(material: Material, row_ids: Int64, losses: NDArray[np.floa
             scores[name] = aggregate(columns, name)
         except InputError:  # a subnet that it needs was not scored
             continue
+    whole = [spec for spec in columns if spec.kind == "dense"]
+    sparse = [spec for spec in columns if spec.kind == "magnitude" and spec.scope == "layerwise"]
+    sparse.sort(key=lambda spec: -spec.value)
+    for i, last in enumerate(sparse if whole else (), start=1):
+        scores[f"dlc to {last.name}"] = aggregate(columns, "dlc", [*whole, *sparse[:i]])
     scores |= {f"loss_{spec.name}": column for spec, column in columns.items()}
     scores["response length"] = table.n_response.astype(np.float32)
     scores["prompt length"] = table.n_prompt.astype(np.float32)
-    return {name: spearman(values, difficulty) for name, values in scores.items() if np.isfinite(values).all()}
+    return scores
+
+
+def difficulty_table(table: ScoreTable, losses: NDArray[np.floating[Any]], seed: int) -> dict[str, list[float]]:
+    """Spearman rank correlation of every saved score with the loss averaged over training, and its 95% bootstrap interval.
+
+    Args:
+        table: the rows that were followed.
+        losses: float [checkpoints, n], theirs.
+        seed: of the drawing; the same rows are drawn for every score.
+
+    Returns:
+        {score: [rho, low, high]}.
+    """
+    difficulty = losses.mean(axis=0)
+    drawn = np.random.default_rng(seed).integers(len(difficulty), size=(500, len(difficulty)))
+    found = {}
+    for name, values in saved_scores(table).items():
+        rho = spearman(values, difficulty)
+        if np.isfinite(values).all() and np.isfinite(rho):  # a constant score has no ranks
+            again = [spearman(values[rows], difficulty[rows]) for rows in drawn]
+            found[name] = [rho, *np.nanquantile(again, [0.025, 0.975]).tolist()]
+    return found
 
 
 # ---- one arm ----
@@ -225,6 +248,7 @@ def run_study(study: Study) -> dict[str, Any]:
         InputError: something given is wrong.
     """
     check(study)
+    began = time.monotonic()
     folder = prepare_run(study)
     material = prepare(study, folder)
     arms = make_arms(study, material)
@@ -243,9 +267,16 @@ def run_study(study: Study) -> dict[str, Any]:
     keys = [arm_key(study, shared, arm) for arm in arms]
     found = [finished(results / f"{arm.file}.json", key) for arm, key in zip(arms, keys, strict=True)]
     base = training.load_base(source, dtype, study.quantize)
-    rates = measure(study, material, base, dtype)
+    before = results / "untrained.json"
+    baseline = finished(before, digest(shared))
+    if baseline is None or None in found:
+        rates, untrained = measure(study, material, base, dtype)
+        baseline = {"losses": untrained, "rates": dataclasses.asdict(rates)}
+        write_json(before, {"key": digest(shared), **baseline})
+    rates = Rates(**baseline["rates"])
     seconds = [seconds_for(study, material, arm, rates) for arm in arms]
-    planned = plan(study, arms, seconds, [result is not None for result in found])
+    spent = time.monotonic() - began
+    planned = plan(study, arms, seconds, [result is not None for result in found], spent)
     training.say(plan_text(study, material, arms, seconds, planned, found, rates))
     tokenizer = models.load_tokenizer(source)
     for i, (arm, key) in enumerate(zip(arms, keys, strict=True)):
@@ -254,11 +285,10 @@ def run_study(study: Study) -> dict[str, Any]:
             result = run_arm(study, material, arm, base, dtype, tokenizer)
             write_json(results / f"{arm.file}.json", {"key": key, **result})
             found[i] = result
-    untrained = {name: training.response_losses(base, rows).tolist() for name, rows in material.evaluations.items()}
     done = [(arm, result) for arm, result in zip(arms, found, strict=True) if result is not None]
-    summary = summarise(study, material, done, untrained)
+    summary = summarise(study, material, done, baseline["losses"])
     summary["left_out"] = [arm.file for arm, fits in zip(arms, planned, strict=True) if not fits]
-    summary["rates"] = dataclasses.asdict(rates)
+    summary["rates"] = baseline["rates"]
     write_json(Path(study.out) / "study.json", summary)
     for name, text in (("study.md", study_report.markdown(summary)), ("study.svg", study_report.svg(summary))):
         with atomic(Path(study.out) / name, "w") as file:
@@ -370,7 +400,7 @@ def summarise(
             summary["difficulty"] = {
                 "rows": len(ids),
                 "checkpoints": len(losses),
-                "rho": difficulty_table(material, ids, losses),
+                "rho": difficulty_table(rows_of(material.table, ids), losses, study.seed),
             }
     return summary
 

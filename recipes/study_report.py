@@ -144,13 +144,15 @@ def difficulty_table(summary: Mapping[str, Any]) -> str:
         "## what predicts difficulty while training",
         "",
         f"Loss of {found['rows']} rows of the pool, averaged over {found['checkpoints']} looks at the full arm in training, one each "
-        "quarter of an epoch. Spearman rank correlation of each score, computed before training, with it:",
+        "quarter of an epoch. Spearman rank correlation of each score, computed before training, with it (95% interval: bootstrap "
+        "over rows). dlc and lc are over all subnets that were scored, dlc to X over the densities down to X:",
         "",
-        "| score | rho |",
-        "|---|---:|",
+        "| score | rho | 95% interval |",
+        "|---|---:|---|",
     ]
-    ordered = sorted(found["rho"].items(), key=lambda item: -item[1])
-    return "\n".join([*rows, *(f"| {name} | {rho:+.3f} |" for name, rho in ordered)])
+    ordered = sorted(found["rho"].items(), key=lambda item: -item[1][0])
+    rows += [f"| {name} | {rho:+.3f} | {low:+.3f} to {high:+.3f} |" for name, (rho, low, high) in ordered]
+    return "\n".join(rows)
 
 
 # ---- plot ----

@@ -59,6 +59,8 @@ class Study(training.Training):
     """Selection methods; full trains on the whole pool."""
     selection: tuple[str, ...] = ()
     """Selections made elsewhere, as NAME=selection.parquet of the same run; rows held out are taken out of them."""
+    micro_batch: int = 4
+    """Rows in a forward pass: one row alone leaves a CPU waiting for the weights."""
     seeds: int = 3
     """Runs of each arm: the seed draws random subsets, initialises adapters and shuffles."""
     equal: Literal["epochs", "steps"] = "epochs"

@@ -21,7 +21,7 @@ from instruct_prune import models
 from instruct_prune.config import load_yaml
 from instruct_prune.datatypes import Encoded, Float32, Int64, SubnetSpec, Tokens
 from instruct_prune.encode.batching import plan_batches, shared_prefixes
-from instruct_prune.errors import InputError
+from instruct_prune.errors import IncompleteRunError, InputError
 from instruct_prune.score.causal_lm import CausalLM
 
 IGNORED = -100
@@ -405,9 +405,12 @@ def parse(kind: type[Options], words: Sequence[str], description: str) -> Option
 
 
 def run_script(name: str, action: Callable[[], object]) -> int:
-    """Exit code: 0 done, 2 wrong input (told in a sentence, once), 130 interrupted."""
+    """Exit code: 0 done, 1 incomplete, 2 wrong input (told in a sentence, once), 130 interrupted."""
     try:
         action()
+    except IncompleteRunError as error:
+        print(f"{name}: incomplete: {error}", file=sys.stderr, flush=True)
+        return 1
     except InputError as error:
         if is_main():
             print(f"{name}: error: {error}", file=sys.stderr, flush=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -146,3 +148,31 @@ def test_push_errors_are_in_our_words(data: Path, job_of: Callable[..., ExportJo
 
     with pytest.raises(InputError, match=r"could not be pushed: no network.*hf auth login"):
         hub.hub(job_of(data, hub_repo="me/pruned"), Offline())
+
+
+def test_push_without_a_token(data: Path, job_of: Callable[..., ExportJob], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Hub's own client, against a server that answers as the Hub does when nobody is logged in."""
+    from huggingface_hub import HfApi, constants
+
+    class Refusing(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            assert "Authorization" not in self.headers
+            self.send_response(401)
+            self.send_header("X-Error-Message", "Invalid username or password.")
+            self.end_headers()
+
+        def log_message(self, *ignored: Any) -> None:
+            pass
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    server = HTTPServer(("127.0.0.1", 0), Refusing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        api = HfApi(endpoint=f"http://127.0.0.1:{server.server_port}", token=False)
+        with pytest.raises(InputError, match=r"could not be pushed: .*401.*hf auth login") as refused:
+            hub.hub(job_of(data, hub_repo="me/pruned"), api)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert "What would have been pushed lies in" in str(refused.value)
+    assert (job_of(data).folder / "hub" / hub.DATA_FILE).exists()

@@ -92,13 +92,19 @@ def test_what_predicts_difficulty(tiny_run: Path, done: Path) -> None:
     assert found["rows"] == 20
     assert found["checkpoints"] == 8  # two epochs, every quarter
     names = {"dlc", "lc", "loss", "ifd", "loss_dense", "loss_magnitude_0800", "loss_magnitude_0640", "loss_alone"}
-    assert set(found["rho"]) == names | {"response length", "prompt length"}
+    names |= {"dlc to magnitude_0800", "dlc to magnitude_0640", "response length", "prompt length"}
+    assert set(found["rho"]) == names
     result = json.loads((done / "arms" / "full-1-s0.json").read_text())
     table = RunFolder(tiny_run).read_scores()
     rows = np.asarray(result["followed_rows"])
     difficulty = np.asarray(result["followed_losses"]).mean(axis=0)
-    assert found["rho"]["loss_dense"] == pytest.approx(spearman(table.losses[rows, 0], difficulty))
+    assert found["rho"]["loss_dense"][0] == pytest.approx(spearman(table.losses[rows, 0], difficulty))
     assert found["rho"]["loss"] == found["rho"]["loss_dense"]
+    ladder = table.losses[rows][:, [spec.name != "alone" for spec in table.subnets]]
+    assert found["rho"]["dlc to magnitude_0640"][0] == pytest.approx(spearman(ladder.mean(axis=1), difficulty))
+    assert found["rho"]["dlc to magnitude_0800"][0] == pytest.approx(spearman(ladder[:, :2].mean(axis=1), difficulty))
+    for rho, low, high in found["rho"].values():
+        assert -1 <= low <= rho <= high <= 1
     assert "followed_losses" not in json.loads((done / "arms" / "full-1-s1.json").read_text())
 
 
@@ -130,6 +136,9 @@ def test_finished_arms_are_not_trained_again(
     before = json.loads((done / "study.json").read_text())["arms"]
     (done / "arms" / "ifd-0.5-s1.json").write_text('{"torn')
     more = ["--eval", f"other={other_set}", "--eval-rows", "10", "--seeds", "2", "--difficulty-rows", "20"]
+    assert study.main(words(tiny_run, done, *more)) == 0
+    assert trained == ["ifd-0.5-s1"]
+    monkeypatch.setattr(study, "measure", None)  # nothing to train: nothing is measured again either
     assert study.main(words(tiny_run, done, *more)) == 0
     assert trained == ["ifd-0.5-s1"]
     after = json.loads((done / "study.json").read_text())["arms"]
@@ -211,6 +220,14 @@ def test_budget_takes_arms_in_order_and_skips_what_does_not_fit() -> None:
     fits = study.plan(options, arms, [20.0, 20.0, 100.0, 15.0, 10.0], [False] * 5)
     assert fits == [True, True, False, True, False]
     assert study.plan(options, arms, [20.0, 20.0, 100.0, 15.0, 10.0], [True, True, True, False, False]) == [True] * 5
+    # Time gone on scoring counts.
+    assert study.plan(options, arms, [20.0, 20.0, 100.0, 15.0, 10.0], [False] * 5, 15.0) == [
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
     with pytest.raises(InputError, match=r"not even random and one other arm.*take 1\.2 minutes"):
         study.plan(options, arms_of("random", "ifd"), [50.0, 20.0], [False] * 2)
 
