@@ -7,6 +7,7 @@ tokens that a whole group of rows begins with (a template's preamble) are comput
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +31,7 @@ class TextBatch:
     """Right-padded rows.
 
     Attributes:
-        input_ids: int64 [b, t], without the shared prefix.
+        input_ids: int64 [b, t], without the shared prefix and without what comes after the last but one target.
         rows, positions: int64 [m], where the states that predict the m targets lie.
         targets: int64 [m].
         counts: int64 [b], targets of each row.
@@ -57,6 +58,9 @@ class CausalLM:
         self.head = output_head(model)
         self.decoder = decoder_of(model)
         self._adjust = logit_adjustment(model.config)
+        # transformers 5.23 renamed the argument, and warns of the old name.
+        names = inspect.signature(self.decoder.forward).parameters
+        self._cache_argument = "cache" if "cache" in names else "past_key_values"
         self._prefixes: tuple[Tensor, ...] = ()
         self._caches: dict[int, list[tuple[Tensor, Tensor]]] = {}
         self._depths: tuple[int, ...] = ()
@@ -83,16 +87,15 @@ class CausalLM:
 
     def collate(self, items: Sequence[Tokens], prefix: int) -> TextBatch:
         skip = len(self._prefixes[prefix]) if prefix >= 0 else 0
-        width = max(len(item.ids) for item in items) - skip
-        ids = torch.zeros(len(items), width, dtype=torch.int64)
-        rows, positions, targets = [], [], []
+        inputs, rows, positions, targets = [], [], [], []
         for i, item in enumerate(items):
             own = torch.from_numpy(item.ids[skip:].astype("int64"))
-            ids[i, : len(own)] = own
             at = torch.from_numpy(item.response_mask[skip + 1 :].nonzero()[0])  # state at p predicts token p + 1
+            inputs.append(own[: int(at[-1]) + 1])  # nothing comes of the states from the last target on
             rows.append(torch.full_like(at, i))
             positions.append(at)
             targets.append(own[at + 1])
+        ids = nn.utils.rnn.pad_sequence(inputs, batch_first=True)
         counts = torch.as_tensor([len(p) for p in positions])
         device = self.device
         return TextBatch(
@@ -122,7 +125,7 @@ class CausalLM:
             cache, length = self._prefix_cache(batch.prefix, len(batch.input_ids))
             width = batch.input_ids.shape[1]
             positions = torch.arange(length, length + width, device=batch.input_ids.device)
-            inputs |= {"past_key_values": cache, "use_cache": True, "position_ids": positions[None]}
+            inputs |= {self._cache_argument: cache, "use_cache": True, "position_ids": positions[None]}
         if not self._depths:
             return (self.decoder(**inputs).last_hidden_state,)
         states = self.decoder(**inputs, output_hidden_states=True).hidden_states
@@ -135,7 +138,8 @@ class CausalLM:
         prefix = self._prefixes[index]
         if index not in self._caches:
             cache = DynamicCache()
-            self.decoder(input_ids=prefix[None].to(self.device), past_key_values=cache, use_cache=True)
+            ids = prefix[None].to(self.device)
+            self.decoder(**{"input_ids": ids, self._cache_argument: cache, "use_cache": True})
             self._caches[index] = [(layer.keys, layer.values) for layer in cache.layers]
         cache = DynamicCache()
         for i, (keys, values) in enumerate(self._caches[index]):

@@ -13,6 +13,7 @@ from families import families
 from instruct_prune.datatypes import SubnetSpec, Tokens
 from instruct_prune.encode.batching import plan_batches, shared_prefixes
 from instruct_prune.errors import InputError
+from instruct_prune.score import causal_lm
 from instruct_prune.score.causal_lm import CausalLM
 from instruct_prune.score.passes import Pass
 from instruct_prune.score.subnets import SubnetSwitch, block_outputs, inject_dropout, subnet
@@ -83,6 +84,24 @@ def test_every_family_agrees_with_the_plain_loss(name: str, share: bool) -> None
     expected = [plain_loss(model, row) for row in data]
     assert np.std(expected) > 0.05
     np.testing.assert_allclose(fast_losses(model, data, 300, share)[:, 0], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_vocabulary_in_blocks_agrees_with_the_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(causal_lm, "BLOCK_WORDS", 7)
+    monkeypatch.setattr(causal_lm, "BLOCK_POSITIONS", 5)
+    model = families()[name]()
+    data = rows(8)
+    states, targets = torch.randn(23, model.config.hidden_size), torch.arange(23) % model.config.vocab_size
+    backbone = CausalLM(model)
+    assert backbone._plain_head  # the fast path is what runs
+    with torch.inference_mode():
+        blocks = backbone._token_losses(states, targets)
+        monkeypatch.setattr(CausalLM, "_plain_head", property(lambda self: False))
+        np.testing.assert_allclose(blocks, backbone._token_losses(states, targets), atol=1e-5)
+        monkeypatch.undo()
+    expected = [plain_loss(model, row) for row in data]
+    np.testing.assert_allclose(fast_losses(model, data, 300, True)[:, 0], expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda s: s.name)
