@@ -71,29 +71,34 @@ def browser() -> Iterator[Any]:
         browser.close()
 
 
-@pytest.fixture(scope="module")
+def open_page(browser: Any, path: Path, script: str = "", **options: Any) -> Opened:
+    context = browser.new_context(viewport={"width": 1400, "height": 900}, **options)
+    context.set_default_timeout(120_000)  # two busy cores can be slow
+    if script:
+        context.add_init_script(script)
+    found = Opened(context.new_page())
+    found.page.on("console", lambda m: found.errors.append(m.text) if m.type in ("error", "warning") else None)
+    found.page.on("pageerror", lambda e: found.errors.append(str(e)))
+    found.page.on("request", lambda r: found.requests.append(r.url))
+    found.page.on("dialog", lambda d: (found.errors.append(d.message), d.dismiss()))
+    found.page.goto(path.as_uri())
+    found.page.wait_for_selector("html[data-ready=yes]", state="attached")
+    found.page.wait_for_selector("#map[data-painted]")
+    return found
+
+
+@pytest.fixture
 def opened(browser: Any) -> Iterator[Open]:
-    contexts = []
+    """Opens pages that close with the test."""
+    pages: list[Opened] = []
 
-    def open_page(path: Path, width: int = 1400, script: str = "", **options: Any) -> Opened:
-        context = browser.new_context(viewport={"width": width, "height": 900}, **options)
-        contexts.append(context)
-        if script:
-            context.add_init_script(script)
-        context.set_default_timeout(120_000)  # two busy cores can be slow
-        found = Opened(context.new_page())
-        found.page.on("console", lambda m: found.errors.append(m.text) if m.type in ("error", "warning") else None)
-        found.page.on("pageerror", lambda e: found.errors.append(str(e)))
-        found.page.on("request", lambda r: found.requests.append(r.url))
-        found.page.on("dialog", lambda d: (found.errors.append(d.message), d.dismiss()))
-        found.page.goto(path.as_uri())
-        found.page.wait_for_selector("html[data-ready=yes]", state="attached")
-        found.page.wait_for_selector("#map[data-painted]")
-        return found
+    def opener(path: Path, **options: Any) -> Opened:
+        pages.append(open_page(browser, path, **options))
+        return pages[-1]
 
-    yield open_page
-    for context in contexts:
-        context.close()
+    yield opener
+    for opened in pages:
+        opened.page.context.close()
 
 
 @pytest.fixture(scope="module")
@@ -110,8 +115,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 
 @pytest.fixture(scope="module")
-def demo_page(demo: RunFolder, opened: Open) -> Opened:
-    return opened(demo / "report.html")
+def demo_page(demo: RunFolder, browser: Any) -> Opened:
+    return open_page(browser, demo / "report.html")
 
 
 @pytest.fixture
@@ -318,6 +323,54 @@ def test_a_row_is_read_whole_by_keyboard(demo: RunFolder, one: Opened) -> None:
     assert one.errors == []
 
 
+def test_keyboard_stays_where_it_was(one: Opened) -> None:
+    page = one.page
+    focused = lambda: page.evaluate("document.activeElement.dataset.key ?? document.activeElement.id")  # noqa: E731
+    page.locator("#clusters button.name").nth(2).focus()
+    before = focused()
+    page.keyboard.press("Enter")
+    one.count()
+    assert page.locator("#clusters button.name[aria-pressed=true]").count() == 1
+    assert focused() == before  # though the table was drawn anew
+    page.keyboard.press("Enter")
+    one.count()
+    assert focused() == before
+    page.locator("#samples button.sort", has_text="Row").first.focus()
+    page.keyboard.press("Enter")
+    assert focused() == "sort row"
+    page.locator("#samples button.sort", has_text="Score").first.click()
+    page.locator("#clusters button.name").first.click()
+    page.locator("#reset").focus()
+    page.keyboard.press("Enter")
+    one.count()
+    assert focused() == "filter-more"
+
+
+def test_every_button_and_field_is_reached_by_tab(one: Opened) -> None:
+    page = one.page
+    page.locator("#filter-more").click()
+    controls = page.locator(":is(button, select, input, a[href], summary):visible:not(:disabled)")
+    assert controls.count() > 60
+    assert controls.evaluate_all("all => all.filter(e => e.tabIndex < 0).length") == 0
+    named = controls.evaluate_all(
+        "all => all.filter(e => !(e.innerText || e.ariaLabel || e.labels?.length || e.title).toString().trim()).length"
+    )
+    assert named == 0  # none without a name
+    assert page.locator("#map").evaluate("map => map.tabIndex") == 0
+
+
+def test_rows_near_the_boundary(demo: RunFolder, one: Opened) -> None:
+    page = one.page
+    page.locator("#sides").select_option(label="near the boundary")
+    near = sum(one.sides())
+    page.locator("#filter-more").click()
+    page.get_by_label("near the boundary of the pools").check()
+    assert one.rows() == near
+    assert 0 < near < len(shares_of_map(demo)) / 4
+    page.locator("#sides").select_option(index=0)
+    assert sum(one.sides()) == near
+
+
 def test_hover_and_click_on_the_map(demo: RunFolder, one: Opened) -> None:
     page = one.page
     x, y = shares_of_map(demo)[7].tolist()
@@ -413,6 +466,28 @@ def test_two_runs_on_one_page(tmp_path: Path, opened: Open) -> None:
     page.locator("#map-legend button", has_text="both keep it").click()
     assert one.rows() == len(a & b)
     assert one.errors == []
+
+
+def test_policy_stops_foreign_script_and_network(demo: RunFolder, opened: Open) -> None:
+    one = opened(demo / "report.html")
+    done = one.page.evaluate(
+        """async () => {
+            const script = document.createElement('script');
+            script.textContent = 'window.__ran = 1';
+            document.body.append(script);
+            const holder = document.createElement('div');
+            holder.innerHTML = '<img src=x onerror="window.__ran = 2"><a id=foreign href="javascript:window.__ran = 3">x</a>';
+            document.body.append(holder);
+            document.getElementById('foreign').click();
+            try { (0, eval)('window.__ran = 4'); } catch {}
+            const fetched = await fetch('https://example.invalid/').then(() => 'fetched', error => error.name);
+            await new Promise(resolve => setTimeout(resolve, 300));
+            return [window.__ran ?? null, fetched];
+        }"""
+    )
+    assert done == [None, "TypeError"]
+    assert not any("example.invalid" in address for address in one.requests)
+    assert any("Content Security Policy" in text for text in one.errors)
 
 
 @pytest.mark.parametrize(

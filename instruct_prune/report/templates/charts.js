@@ -232,14 +232,14 @@ function startCategories(div, shift) {
     if (code < listed) return code;
     return code === none ? shift.categories.length - 1 : listed;
   };
-  div.style.height = `${Math.max(150, 34 * names.length + 70)}px`;
+  div.style.height = `${Math.max(150, (12 + 9 * series().length) * names.length + 80)}px`;
   const draw = () => {
     const traces = series().map(([name, colour, test]) => ({
       type: 'bar', orientation: 'h', name, y: rows, x: shares(countCodes(codeOf, names.length, test)), marker: { color: css(colour) },
       hovertemplate: '%{x:.1%}',
     }));
     Plotly.react(div, traces, layout({
-      barmode: 'group', bargap: 0.25, dragmode: false, hovermode: 'y unified', xaxis: { tickformat: '.0%', rangemode: 'tozero' },
+      barmode: 'group', bargap: 0.25, dragmode: false, hovermode: 'y unified', xaxis: { tickformat: '.0%', rangemode: 'tozero', nticks: 4, tickangle: 0 },
       yaxis: { autorange: 'reversed', tickmode: 'array', tickvals: rows, ticktext: names.map(plain) },
     }), CONFIG);
   };
@@ -258,7 +258,7 @@ const plain = text => text.replaceAll('&', '&amp;').replaceAll('<', '&lt;').repl
 function startMmd() {
   const entries = [[D.numbers.facts.name, D.numbers.mmd, '--kept'], ...D.numbers.others.map((o, i) => [o.name, o.mmd, i ? '--easy' : '--accent'])].filter(e => e[1]);
   const div = el('div', { class: 'chart' });
-  $('shifts').append(el('figure', {}, el('figcaption', { textContent: 'distance to the full set in embedding space' }), div,
+  $('shifts').append(el('figure', {}, el('figcaption', { textContent: 'embeddings: distance to the full set' }), div,
     el('p', { class: 'note', textContent: `Squared maximum mean discrepancy × 1000 (unbiased, up to ${whole(entries[0][1].rows)} rows of each side; near 0 or below: no difference seen). Dots: ${entries[0][1].random.length} random subsets of the same size.` })));
   div.style.height = `${110 + 46 * entries.length}px`;
   const draw = () => {
