@@ -83,6 +83,8 @@ class ScoreConfig:
     """auto: bfloat16 where the hardware multiplies it natively, else float32."""
     batch_tokens: int | None = None
     """Padded tokens in a forward pass; 4096 on a CPU, 32768 on a GPU when not given."""
+    image_size: int | None = None
+    """Pixels a side that the embedded image backbone sees; fitted to the pictures (96 to 224) when not given."""
     device_map: Literal["none", "auto"] = "none"
     """auto: spread one model over all devices (one process only)."""
     share_prefix: bool = True

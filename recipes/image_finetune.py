@@ -26,7 +26,7 @@ from instruct_prune.errors import InputError
 from instruct_prune.load.images import Picture, open_images
 from instruct_prune.load.pixels import decode
 from instruct_prune.load.rows import RowError
-from instruct_prune.score.image_models import find_image_model, load_image_model
+from instruct_prune.score.image_models import find_image_model, load_image_model, size_for
 from instruct_prune.score.vision import ImageModel, pooled, unit_rows
 
 RIDGE = (1e-3, 1e-2, 1e-1, 1.0)
@@ -55,7 +55,7 @@ def labels_of(pictures: Sequence[LabelledImage]) -> Int64:
     return np.asarray([picture.label for picture in pictures], dtype=np.int64)
 
 
-def features_of(image_model: ImageModel, pictures: Sequence[LabelledImage], batch: int = 8) -> Float32:
+def features_of(image_model: ImageModel, pictures: Sequence[LabelledImage], batch: int = 64) -> Float32:
     """float32 [n, d]: pooled features, L2-normalised."""
     found = [
         image_model.features(image_model.pixels(pictures[i : i + batch])).cpu().numpy()
@@ -165,6 +165,9 @@ def main(words: Sequence[str] | None = None) -> float:
     parser.add_argument("--test", required=True, help="a tree, a listing or a dataset with the same classes")
     parser.add_argument("--test-split", help="of a tree or dataset with splits")
     parser.add_argument("--model", default="efficientnet-lite0")
+    parser.add_argument(
+        "--image-size", type=int, help="of the embedded backbone; fitted to the pictures when not given"
+    )
     parser.add_argument("--mode", choices=("probe", "full"), default="probe")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--rate", type=float, default=1e-4)
@@ -177,7 +180,9 @@ def main(words: Sequence[str] | None = None) -> float:
         )
     test = [LabelledImage(names.index(test_names[picture.label]), picture.open) for picture in test]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    image_model = load_image_model(find_image_model(given.model), "float32", device)
+    source = find_image_model(given.model)
+    short = float(np.median([min(picture.open().size) for picture in train]))
+    image_model = load_image_model(source, "float32", device, size_for(source, short, given.image_size))
     began = time.monotonic()
     if given.mode == "probe":
         features, test_features = features_of(image_model, train), features_of(image_model, test)

@@ -29,7 +29,8 @@ from instruct_prune.load.image_index import ImageIndex
 from instruct_prune.load.images import Picture, open_images
 from instruct_prune.run_folder import RunFolder, atomic, write_json
 from instruct_prune.score.aggregate import spearman
-from instruct_prune.score.image_models import find_image_model, load_image_model
+from instruct_prune.score.image_models import find_image_model, load_image_model, size_for
+from instruct_prune.score.vision import ImageModel
 from instruct_prune.select import build_pool, select_rows
 from instruct_prune.stages.images import score_images
 
@@ -37,6 +38,7 @@ METHODS = ("random", "flexrand", "easiest", "hardest", "easy_diverse", "herding"
 KEEP = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 T95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}  # Student's t, two-sided
 PROBE_EPOCHS = 20
+TURNS = 4  # of scoring and training, for their times
 
 
 def listed(data: str, split: str | None, per_class: int | None, target: Path) -> str:
@@ -57,9 +59,10 @@ def listed(data: str, split: str | None, per_class: int | None, target: Path) ->
     return str(target)
 
 
-def scored(out: Path, data: str, model: str, subnets: Sequence[str]) -> tuple[RunFolder, ScoreTable]:
+def scored(out: Path, data: str, subnets: Sequence[str], given: Any) -> tuple[RunFolder, ScoreTable]:
     folder = RunFolder(out)
-    table = score_images(folder, DataConfig((data,)), ScoreConfig(model=model, subnets=tuple(subnets)))
+    config = ScoreConfig(model=given.model, subnets=tuple(subnets), image_size=given.image_size)
+    table = score_images(folder, DataConfig((data,)), config)
     assert table is not None
     return folder, table
 
@@ -122,15 +125,28 @@ def accuracies(
     return found
 
 
-def training_seconds(
-    model: str, pictures: Sequence[LabelledImage], n_classes: int, epochs: int, sample: int = 32
-) -> float:
-    """What ``epochs`` of full fine-tuning would take here, from one epoch over ``sample`` pictures."""
-    chosen = [pictures[i] for i in np.linspace(0, len(pictures) - 1, min(sample, len(pictures))).astype(int)]
-    classifier = Classifier(load_image_model(find_image_model(model), "float32"), n_classes)
-    began = time.monotonic()
-    train_full(classifier, chosen, 1, batch=16)
-    return (time.monotonic() - began) / len(chosen) * len(pictures) * epochs
+def spread(pictures: Sequence[LabelledImage], n: int) -> list[int]:
+    """At most ``n`` positions, evenly spread: of a sorted tree, the same share of every class."""
+    return [int(i) for i in np.linspace(0, len(pictures) - 1, min(n, len(pictures))).round()]
+
+
+def seconds_a_picture(
+    image_model: ImageModel, pictures: Sequence[LabelledImage], n_classes: int
+) -> tuple[float, float]:
+    """CPU seconds that one picture costs in a scoring pass and in an epoch of full fine-tuning, in turns on the same pictures.
+
+    CPU seconds of this process, not those of the clock: what else the machine does shall not count.
+    """
+    classifier = Classifier(image_model, n_classes)
+    scoring, training = [], []
+    for _ in range(TURNS):
+        began = time.process_time()
+        features_of(image_model, pictures)
+        turned = time.process_time()
+        train_full(classifier, pictures, 1)
+        scoring.append((turned - began) / len(pictures))
+        training.append((time.process_time() - turned) / len(pictures))
+    return float(np.median(scoring[1:])), float(np.median(training[1:]))  # the first turn warms caches
 
 
 def table_of(found: dict[str, dict[float, list[float]]]) -> str:
@@ -196,6 +212,11 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--probe-dims", type=int, default=256, help="principal components that the probe sees")
     parser.add_argument(
+        "--image-size", type=int, help="of the embedded backbone; fitted to the pictures when not given"
+    )
+    parser.add_argument("--train-rows", type=int, default=1000, help="pictures that the backbone is really trained on")
+    parser.add_argument("--train-epochs", type=int, default=3, help="of that training")
+    parser.add_argument(
         "--epochs", type=int, default=10, help="of the training that training-based scores need, for its time"
     )
     parser.add_argument("--out", required=True)
@@ -206,16 +227,18 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     train = listed(given.train, given.train_split, given.train_per_class, out / "train.csv")
     test = listed(given.test, given.test_split, given.test_per_class, out / "test.csv")
-    folder, dlc = scored(out / "dlc", train, given.model, given.subnets)
+    folder, dlc = scored(out / "dlc", train, given.subnets, given)
     tables = {"dlc": dlc}
     if any(m.startswith("knn_lc") for m in given.methods):
-        tables["knn"] = scored(out / "knn", train, given.model, ["knn_lc"])[1]
+        tables["knn"] = scored(out / "knn", train, ["knn_lc"], given)[1]
     index = ImageIndex.open(folder / "images")
     names = list(index.classes)
     test_pictures, test_names = pictures_of(test)
+    source = find_image_model(given.model)
+    size = size_for(source, index.typical_short_side, given.image_size)
     cached = out / "test_features.npy"
     if not cached.exists():
-        image_model = load_image_model(find_image_model(given.model), "float32")
+        image_model = load_image_model(source, "float32", size=size)
         with atomic(cached) as file:
             np.save(file, features_of(image_model, test_pictures), allow_pickle=False)
     test_y = np.asarray([names.index(test_names[i]) for i in labels_of(test_pictures)], dtype=np.int64)
@@ -228,23 +251,45 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
     rows = np.flatnonzero(index.scorable)
     trained = probe_training_losses(vectors, index.labels[rows].astype(np.int64), len(names))
     dense = dlc.losses[dlc.scored][:, [s.kind for s in dlc.subnets].index("dense")]
+    pictures = [index[int(i)] for i in rows]
+    chosen = spread(pictures, given.train_rows)
+    cached = out / "training_losses.npy"
+    if not cached.exists():
+        classifier = Classifier(load_image_model(source, "float32", size=size), len(names))
+        with atomic(cached) as file:
+            np.save(
+                file,
+                train_full(classifier, [pictures[i] for i in chosen], given.train_epochs, seed=0),
+                allow_pickle=False,
+            )
+    met = np.load(cached, allow_pickle=False).mean(axis=0)
+    few = [pictures[i] for i in spread(pictures, 64)]
+    a_pass, an_epoch = seconds_a_picture(load_image_model(source, "float32", size=size), few, len(names))
+    passes = len({s.name for s in dlc.subnets} | {"dense"})
     stage = folder.stage("score")
     summary = {
         "training pictures": int(dlc.scored.sum()),
         "test pictures": len(test_y),
         "model": given.model,
+        "image size": size,
         "subnets": [s.name for s in dlc.subnets],
         "accuracy": {m: {str(k): v for k, v in values.items()} for m, values in found.items()},
         "rho(dlc, mean loss over probe training)": spearman(scores, trained),
         "rho(dense loss, mean loss over probe training)": spearman(dense, trained),
-        "seconds to score": stage["seconds"],
-        f"seconds to train for {given.epochs} epochs (estimated)": training_seconds(
-            given.model, [index[int(i)] for i in rows], len(names), given.epochs
-        ),
+        "pictures that the backbone was trained on": len(chosen),
+        "epochs of that training": len(np.load(cached, allow_pickle=False)),
+        "rho(dlc, mean loss over backbone training)": spearman(scores[chosen], met),
+        "rho(dense loss, mean loss over backbone training)": spearman(dense[chosen], met),
+        "seconds of the clock to score": stage["seconds"],
+        "CPU seconds of a scoring pass, all pictures": a_pass * len(pictures),
+        f"CPU seconds of DLC, {passes} passes": a_pass * len(pictures) * passes,
+        f"CPU seconds of full fine-tuning, {given.epochs} epochs": an_epoch * len(pictures) * given.epochs,
+        "training over scoring": an_epoch * given.epochs / (a_pass * passes),
     }
     if "knn" in tables:
         knn = tables["knn"]
         summary["rho(knn_lc, mean loss over probe training)"] = spearman(knn.score[knn.scored], trained)
+        summary["rho(knn_lc, mean loss over backbone training)"] = spearman(knn.score[knn.scored][chosen], met)
     write_json(out / "study.json", summary)
     facts = "\n".join(f"- {k}: {json.dumps(v)}" for k, v in summary.items() if k != "accuracy")
     with atomic(out / "study.md", "w") as file:

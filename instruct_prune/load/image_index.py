@@ -37,6 +37,7 @@ class ImageIndex:
         labels: int32 [n], an index into ``classes``.
         classes: class names, sorted.
         paths: pyarrow strings [n].
+        short: int64 [n], the shorter side in pixels; 0 where the picture cannot be used.
         offset, size: int64 [n], where the bytes are in ``pictures.bin``; size 0 for files.
     """
 
@@ -46,6 +47,7 @@ class ImageIndex:
     labels: Int32
     classes: tuple[str, ...]
     paths: Any = field(repr=False)
+    short: Int64 = field(repr=False)
     offset: Int64 = field(repr=False)
     size: Int64 = field(repr=False)
     content: NDArray[np.uint8] = field(repr=False)
@@ -54,7 +56,8 @@ class ImageIndex:
     def open(cls, folder: Path) -> ImageIndex:
         import pyarrow.parquet as pq
 
-        table = pq.read_table(folder / "rows.parquet", columns=["row_id", "status", "label", "path", "offset", "size"])
+        columns = ["row_id", "status", "label", "path", "short", "offset", "size"]
+        table = pq.read_table(folder / "rows.parquet", columns=columns)
         status = np.asarray(table.column("status").to_pylist(), dtype=np.str_)
         names = table.column("label").to_pylist()
         usable = np.asarray([Status(s).scored for s in status.tolist()], dtype=bool)
@@ -69,6 +72,7 @@ class ImageIndex:
             labels=np.asarray([number[n] if ok else -1 for n, ok in zip(names, usable, strict=True)], dtype=np.int32),
             classes=classes,
             paths=table.column("path").combine_chunks(),
+            short=table.column("short").to_numpy(),
             offset=table.column("offset").to_numpy(),
             size=table.column("size").to_numpy(),
             content=np.zeros(0, np.uint8) if empty else np.memmap(blob, dtype=np.uint8, mode="r"),
@@ -106,6 +110,11 @@ class ImageIndex:
         return self.labels >= 0
 
     @property
+    def typical_short_side(self) -> float:
+        """Median over the pictures that could be decoded; 0 where there are none."""
+        return float(np.median(self.short[self.scorable])) if self.scorable.any() else 0.0
+
+    @property
     def lengths(self) -> Int32:
         return np.ones(len(self), dtype=np.int32)
 
@@ -135,7 +144,7 @@ def write_index(folder: Path, pictures: Iterable[Picture], advance: Any = lambda
     import pyarrow.parquet as pq
 
     text = ("status", "label", "path", "content_hash", "source", "reason")
-    numbers = ("row_id", "offset", "size", "line")
+    numbers = ("row_id", "short", "offset", "size", "line")
     schema = pa.schema([(n, pa.int64()) for n in numbers] + [(n, pa.string()) for n in text])
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / "rows.parquet"
@@ -144,10 +153,11 @@ def write_index(folder: Path, pictures: Iterable[Picture], advance: Any = lambda
     with open(folder / "pictures.bin", "wb") as blob, pq.ParquetWriter(temporary, schema) as writer:
         for group in _checked(pictures):
             lines: list[dict[str, Any]] = []
-            for picture, digest, reason in group:
+            for picture, digest, short, reason in group:
                 held = picture.data if picture.data is not None and not reason else b""
                 facts: dict[str, Any] = {
                     "row_id": picture.row_id,
+                    "short": short,
                     "offset": blob.tell(),
                     "size": len(held),
                     "line": picture.line,
@@ -164,25 +174,25 @@ def write_index(folder: Path, pictures: Iterable[Picture], advance: Any = lambda
     return ImageIndex.open(folder)
 
 
-def _checked(pictures: Iterable[Picture]) -> Iterator[list[tuple[Picture, str, str]]]:
-    """Groups of (picture, content hash, reason why it cannot be used or "")."""
+def _checked(pictures: Iterable[Picture]) -> Iterator[list[tuple[Picture, str, int, str]]]:
+    """Groups of (picture, content hash, shorter side, reason why it cannot be used or "")."""
     rows = iter(pictures)
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # Pillow decodes outside the GIL
         while group := list(islice(rows, ROWS_PER_GROUP)):
             yield list(pool.map(_check, group))
 
 
-def _check(picture: Picture) -> tuple[Picture, str, str]:
+def _check(picture: Picture) -> tuple[Picture, str, int, str]:
     try:
         data = picture.read()
         digest = hashlib.blake2b(data + b"\0" + picture.label.encode(), digest_size=16).hexdigest()
     except RowError as error:
-        return picture, "", _named(picture, error.reason)
+        return picture, "", 0, _named(picture, error.reason)
     try:
-        decode(data)
+        short = min(decode(data).size)
     except RowError as error:
-        return picture, digest, _named(picture, error.reason)
-    return picture, digest, ""
+        return picture, digest, 0, _named(picture, error.reason)
+    return picture, digest, short, ""
 
 
 def _named(picture: Picture, reason: str) -> str:

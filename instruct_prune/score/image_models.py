@@ -7,6 +7,7 @@ import importlib
 import os
 import re
 import sys
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,11 @@ from instruct_prune.errors import InputError
 from instruct_prune.score.vision import ImageModel, Transform
 
 DEFAULT = "efficientnet-lite0"
+SIZES = (96, 128, 160, 192, 224)
+"""Sides that the embedded backbone sees: its padding is that of 224 pixels and holds for multiples of 32."""
+ENLARGED = 3
+"""How far small pictures are enlarged: 32 pixels gain nothing above 96 (docs/images.md), and 224 cost seven times as much."""
+LONGEST = 16  # long side over short side; of longer pictures the middle is seen
 FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -32,8 +38,40 @@ def find_image_model(name: str, revision: str | None = None) -> models.ModelSour
     return models.find_model(name, revision)
 
 
-def load_image_model(source: models.ModelSource, dtype: str, device: torch.device | None = None) -> ImageModel:
+def size_for(source: models.ModelSource, short_side: float, asked: int | None = None) -> int | None:
+    """Pixels a side that the embedded backbone sees; None for models whose own transform says it.
+
+    Args:
+        source: of the model.
+        short_side: typical shorter side of the pictures.
+        asked: what the user wants.
+
+    Raises:
+        InputError: a size that is not possible, or of a model that has its own.
+    """
+    if source.name.lower() != DEFAULT:
+        if asked is not None:
+            raise InputError(
+                f"--image-size is for {DEFAULT}; {source.name} sees the size that its own transform makes."
+            )
+        return None
+    if asked is None:
+        return next((size for size in SIZES if size >= ENLARGED * short_side), SIZES[-1])
+    if asked < 32 or asked % 32:
+        raise InputError(f"--image-size {asked}: give a multiple of 32, such as {', '.join(map(str, SIZES))}.")
+    return asked
+
+
+def load_image_model(
+    source: models.ModelSource, dtype: str, device: torch.device | None = None, size: int | None = None
+) -> ImageModel:
     """The model on ``device``, in evaluation mode, with a fixed transform.
+
+    Args:
+        source: of the model.
+        dtype: of its weights.
+        device: where it shall be.
+        size: as `size_for` says; None for the size that the model was trained at.
 
     Raises:
         InputError: it cannot be loaded, or is no image model.
@@ -41,7 +79,7 @@ def load_image_model(source: models.ModelSource, dtype: str, device: torch.devic
     if FACTORY.fullmatch(source.name):
         model, transform = _from_factory(source.name)
     elif source.name.lower() == DEFAULT:
-        model, transform = efficientnet_lite0(source.location), lite_transform
+        model, transform = efficientnet_lite0(source.location), partial(lite_transform, size=size or SIZES[-1])
     else:
         model = models.load_vision_model(source, dtype)
         transform = _processor_transform(models.load_image_processor(source))
@@ -88,23 +126,35 @@ def efficientnet_lite0(weights: str) -> nn.Module:
     return model
 
 
-def lite_transform(image: Any) -> Tensor:
-    """224 pixels in the middle of the picture at 256, scaled as EfficientNet-Lite was trained: (x - 127) / 128."""
+def lite_transform(image: Any, size: int = SIZES[-1]) -> Tensor:
+    """The middle square of the picture (7/8 of its short side), scaled as EfficientNet-Lite was trained: (x - 127) / 128.
+
+    Cut and resized in one step: the whole of a picture of 20,000 x 1 pixels, enlarged, would not fit into memory.
+    """
     from PIL import Image
 
-    short = min(image.size)
-    size = [max(1, round(side * 256 / short)) for side in image.size]
-    box = tuple((side - 224) // 2 for side in size)
-    cut = image.resize(size, Image.Resampling.BICUBIC).crop((box[0], box[1], box[0] + 224, box[1] + 224))
+    side = min(image.size) * 224 / 256
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    cut = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
     return torch.from_numpy((np.asarray(cut, dtype=np.float32) - 127) / 128).permute(2, 0, 1)
 
 
 def _processor_transform(processor: Any) -> Transform:
     def transform(image: Any) -> Tensor:
-        pixels = processor(images=image, return_tensors="pt")["pixel_values"][0]
+        pixels = processor(images=_middle(image), return_tensors="pt")["pixel_values"][0]
         return pixels.float()  # type: ignore[no-any-return]
 
     return transform
+
+
+def _middle(image: Any) -> Any:
+    """The picture, its long side cut to LONGEST short sides: processors enlarge the whole before they cut."""
+    limit = LONGEST * min(image.size)
+    if max(image.size) <= limit:
+        return image
+    width, height = (min(side, limit) for side in image.size)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def _from_factory(name: str) -> tuple[nn.Module, Transform]:

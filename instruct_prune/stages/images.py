@@ -24,7 +24,7 @@ from instruct_prune.load.images import Picture
 from instruct_prune.load.pixels import thumbnail_of
 from instruct_prune.progress import Progress, say
 from instruct_prune.run_folder import PartStore, RunFolder, atomic, digest, row_ids_hash, sha256_of
-from instruct_prune.score.image_models import DEFAULT, find_image_model, identity_of, load_image_model
+from instruct_prune.score.image_models import DEFAULT, find_image_model, identity_of, load_image_model, size_for
 from instruct_prune.score.knn import KnnBackbone
 from instruct_prune.score.passes import parse_subnets, plan_passes, score_name_of
 from instruct_prune.score.probe import probe_speed
@@ -45,7 +45,7 @@ from instruct_prune.stages.merge import merge
 from instruct_prune.stages.score import finished, say_main, score_share
 from instruct_prune.stages.select import check_budget
 
-BATCH_IMAGES = {"cpu": 8, "other": 256}  # few on a CPU: activations stay in cache (8 are 1.7 times as fast as 32)
+BATCH_IMAGES = {"cpu": 64, "other": 256}  # decoded together; on a CPU each core takes eight at a time
 IMAGE_DLC = "magnitude-global:1.0,0.8,0.7"
 """The ladder of ``--subnets dlc``: one threshold over all weights, as released. Of EfficientNet-Lite0 on CIFAR-10, 0.9 still ranks
 pictures as the dense model does (rho 0.99) and 0.6 hardly so any more (0.23): docs/image_study.md."""
@@ -116,13 +116,15 @@ def score_images(
     index = ImageIndex.open(folder / "images")
     if select is not None:
         ranks.on_main(lambda: check_budget(select, int(index.scorable.sum())))
-    loaded = image_model or load_image_model(source, dtype, ranks.device)
+    size = size_for(source, index.typical_short_side, config.image_size)
+    loaded = image_model or load_image_model(source, dtype, ranks.device, size)
     ladder = parse_image_subnets(config, len(loaded.widths))
     made_here = image_model is not None or ":" in source.name
     identity = {
         "encode": digest(folder.stage("encode")["config"]),
         "model": identity_of(source, loaded if made_here else None),
         "dtype": dtype,
+        "image_size": size,
         "subnets": [spec.name for spec in ladder],
         "batch_images": config.batch_tokens or BATCH_IMAGES.get(ranks.device.type, BATCH_IMAGES["other"]),
     }
@@ -131,7 +133,8 @@ def score_images(
         ranks.close()
         return folder.read_scores() if ranks.is_main else None
     run = ImageRun(folder, index, loaded, ladder, identity, KNN in config.subnets)
-    say_main(ranks, f"scoring with {name} in {dtype}, {ranks.describe()}: {run.describe()}")
+    at = f" at {size} x {size} pixels" if size else ""
+    say_main(ranks, f"scoring with {name}{at} in {dtype}, {ranks.describe()}: {run.describe()}")
     if config.dry_run:
         if ranks.is_main:
             run.dry_run(ranks)

@@ -18,7 +18,14 @@ from instruct_prune.datatypes import LabelledImage, SubnetSpec
 from instruct_prune.encode.batching import plan_batches
 from instruct_prune.errors import InputError
 from instruct_prune.run_folder import PartStore
-from instruct_prune.score.image_models import find_image_model, identity_of, lite_transform, load_image_model
+from instruct_prune.score.image_models import (
+    SIZES,
+    find_image_model,
+    identity_of,
+    lite_transform,
+    load_image_model,
+    size_for,
+)
 from instruct_prune.score.knn import choose_k, confidence, neighbours
 from instruct_prune.score.passes import plan_passes
 from instruct_prune.score.scorer import Work, merge_parts, score_parts
@@ -141,7 +148,8 @@ def test_batches_change_no_loss_and_the_model_is_as_before(tmp_path: Path, pictu
     one, _ = run(tmp_path / "1", pictures, model, batch=1)
     many, _ = run(tmp_path / "5", pictures, model, batch=5)
     for spec in LADDER:
-        np.testing.assert_allclose(one[spec], many[spec], atol=1e-6)
+        # Kernels sum in another order for another batch: some 20 units in the last place, and one over a distance adds to it.
+        np.testing.assert_allclose(one[spec], many[spec], atol=1e-5, rtol=0)
     for name, value in model.state_dict().items():  # batch normalisation's statistics too
         assert torch.equal(value, before[name]), name
 
@@ -279,6 +287,45 @@ def test_lite_transform_is_the_middle_of_the_picture() -> None:
     np.testing.assert_allclose(pixels[:, 100, 100], [0, 1, 0])
     tall = lite_transform(Image.new("RGB", (30, 90)))
     assert tall.shape == (3, 224, 224)
+
+
+def test_very_long_pictures_are_cut_before_they_are_enlarged(tmp_path: Path) -> None:
+    assert lite_transform(Image.new("RGB", (60_000, 1))).shape == (3, 224, 224)
+    from transformers import CLIPImageProcessorPil
+
+    small_transformers()["clip"].save_pretrained(tmp_path)
+    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    made = load_image_model(find_image_model(str(tmp_path)), "float32")
+    seen: list[Any] = []
+    made.pixels(
+        [LabelledImage(0, lambda: seen.append(1) or Image.new("RGB", (1, 60_000), "red"))]
+    )  # 60,000 x 32 x 32 x 4 bytes
+    assert seen
+
+
+def test_small_pictures_are_seen_small() -> None:
+    source = models.ModelSource("efficientnet-lite0", "x", None, False)
+    assert [size_for(source, short) for short in (1, 32, 33, 64, 75, 500)] == [96, 96, 128, 192, 224, 224]
+    assert size_for(source, 32, 224) == SIZES[-1]
+    assert size_for(models.ModelSource("my:make", "my:make", None, False), 32) is None
+    with pytest.raises(InputError, match="multiple of 32"):
+        size_for(source, 32, 100)
+    with pytest.raises(InputError, match="its own transform"):
+        size_for(models.ModelSource("my:make", "my:make", None, False), 32, 96)
+
+
+def test_the_number_of_cores_changes_no_bit(pictures: Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for cores in (1, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda cores=cores: cores)
+        monkeypatch.setattr("instruct_prune.score.vision.PIECE", 3)
+        made = ImageModel(tiny_cnn(), transform)
+        pixels = made.pixels([pictures[i] for i in range(N)])
+        stages = made.stages(pixels)
+        assert torch.equal(stages[-1], made.features(pixels))
+        assert stages[0].shape == (N, 6)
+        found.append(stages)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_embedded_default() -> None:
