@@ -91,8 +91,9 @@ function redrawn(box, draw) {
   const place = [...box.querySelectorAll('button')].indexOf(document.activeElement), key = document.activeElement?.dataset.key;
   draw();
   if (place < 0) return;
-  const buttons = [...box.querySelectorAll('button')];
-  (buttons.find(button => key && button.dataset.key === key) ?? buttons[Math.min(place, buttons.length - 1)] ?? $('search')).focus({ preventScroll: true });
+  const buttons = [...box.querySelectorAll('button')], same = button => key && button?.dataset.key === key;
+  const next = same(buttons[place]) ? buttons[place] : buttons.find(same) ?? buttons[Math.min(place, buttons.length - 1)] ?? $('search');
+  next.focus({ preventScroll: true });
 }
 
 // ---- the bar: count, chips, search, reset, and a field for every filter ----
