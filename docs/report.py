@@ -5,12 +5,10 @@ RUN is what `make demo` leaves (`demo_run`). It needs playwright (extra `dev`) a
 
 from __future__ import annotations
 
-import io
 import shutil
 import sys
 from pathlib import Path
 
-from PIL import Image
 from playwright.sync_api import sync_playwright
 
 WIDTH, MOST_BYTES = 1400, 300_000
@@ -24,15 +22,13 @@ def main(run: str, picture: str) -> None:
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=browser_path, args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page(viewport={"width": WIDTH, "height": 1600}, color_scheme="light")
-        page.set_default_timeout(180_000)  # a busy machine can be slow
+        page.set_default_timeout(600_000)  # a busy machine can be slow
         page.goto((Path(run).resolve() / "report.html").as_uri())
         page.wait_for_selector("html[data-ready=yes]", state="attached")
         page.wait_for_selector("#map[data-painted]")
         height = page.evaluate("document.getElementById('map-panel').getBoundingClientRect().bottom + 20")
-        shot = page.screenshot(clip={"x": 0, "y": 0, "width": WIDTH, "height": height})
+        page.screenshot(path=picture, clip={"x": 0, "y": 0, "width": WIDTH, "height": height})
         browser.close()
-    # 128 colours are enough for flat panels and a third of the size.
-    Image.open(io.BytesIO(shot)).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(picture, optimize=True)
     size = Path(picture).stat().st_size
     print(f"{picture}: {size:,} bytes")
     if size > MOST_BYTES:
