@@ -88,7 +88,9 @@ def main() -> None:
         # A planted row is found when it and its original end in one group: one stands for the other, or a third for both.
         stands = np.where(twin >= 0, twin, row_id)
         hit = stands[len(rows) :] == stands[copied]
-        sizes = np.bincount(stands[: len(rows)], minlength=len(rows))  # groups among the rows that were there before
+        sizes = np.bincount(
+            stands[: len(rows)], minlength=len(everything)
+        )  # groups among the rows that were there before
         grouped = (sizes[stands] > 1) & other
         cells = "".join(f"{hit[[k == kind for k in kinds]].mean():>13.1%}" for kind in KINDS)
         print(f"{name:<24}{hit.mean():>9.1%}{cells}{grouped.sum() / other.sum():>19.2%}")
