@@ -14,7 +14,6 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
@@ -60,32 +59,6 @@ class Training:
     save_steps: int = 50
     """A checkpoint to go on from, every so many steps."""
     log_steps: int = 1
-
-
-def check_ranges(training: Training) -> None:
-    """Numbers that would fail far from here, or train without learning.
-
-    Raises:
-        InputError: one is out of range.
-    """
-
-    def flag(name: str) -> str:
-        return f"--{name.replace('_', '-')} {getattr(training, name)}"
-
-    for name in ("rank", "alpha", "batch_size", "micro_batch", "save_steps", "log_steps"):
-        if getattr(training, name) < 1:
-            raise InputError(f"{flag(name)}: it must be at least 1.")
-    for name in ("dropout", "warmup"):
-        if not 0 <= getattr(training, name) < 1:
-            raise InputError(f"{flag(name)}: give a share from 0 up to, not including, 1.")
-    for name in ("weight_decay", "max_steps", "seed"):
-        if not 0 <= getattr(training, name) < math.inf:
-            raise InputError(f"{flag(name)}: it must be at least 0.")
-    for name in ("learning_rate", "epochs"):
-        if not 0 < getattr(training, name) < math.inf:
-            raise InputError(f"{flag(name)}: it must be above 0.")
-    if not training.target_modules:
-        raise InputError("--target-modules: name modules, or all-linear.")
 
 
 # ---- rows ----
@@ -276,29 +249,11 @@ def attach_lora(model: Any, training: Training) -> Any:
 # ---- training ----
 
 
-def learning_rates(steps: int, warm: int) -> list[float]:
-    """Shares of the peak: a linear warm-up, then half a cosine.
-
-    Unlike the schedule of transformers it does not begin at 0, where the first step teaches nothing: one step in ten of a small arm.
-    """
-    up = [(step + 1) / (warm + 1) for step in range(min(warm, steps))]
-    return up + [(1 + math.cos(math.pi * i / (steps - warm))) / 2 for i in range(steps - warm)]
-
-
 class InOrder(Trainer):  # type: ignore[misc]
-    """The Trainer of transformers, taking rows in the order in which they are given, under `learning_rates`."""
-
-    lr_scheduler: Any
+    """The Trainer of transformers, taking rows in the order in which they are given."""
 
     def _get_train_sampler(self, *ignored: Any) -> Sampler[int]:
         return SequentialSampler(self.train_dataset)
-
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        if self.lr_scheduler is None:
-            warm = self.args.warmup_steps
-            rates = learning_rates(num_training_steps, warm)
-            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, lambda step: rates[min(step, len(rates) - 1)])
-        return self.lr_scheduler
 
 
 class Log(TrainerCallback):  # type: ignore[misc]
@@ -363,6 +318,7 @@ def make_trainer(
         per_device_train_batch_size=training.micro_batch,
         gradient_accumulation_steps=accumulation,
         learning_rate=training.learning_rate,
+        lr_scheduler_type="cosine",
         warmup_steps=math.ceil(training.warmup * steps),
         weight_decay=training.weight_decay,
         bf16=dtype == "bfloat16",
