@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +97,8 @@ def _command(name: str, words: list[str]) -> int:
     config = _parse(name, words)
     if config is None:
         return 0
+    # What is wrong with a picture is told in rejected.jsonl; a line of Pillow's source for each would bury that.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     return ACTIONS[name](config)
 
 

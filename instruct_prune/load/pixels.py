@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import struct
-import warnings
 import zlib
 from typing import Any
 
@@ -13,10 +12,6 @@ import numpy as np
 from instruct_prune.load.rows import RowError
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit for decompression bombs, at which it only warns
-
-# Damaged metadata, large pictures, odd palettes: what matters is rejected with a reason, and a line of Pillow's source for
-# each picture would bury it. Set once: catch_warnings is not safe where several threads decode.
-warnings.filterwarnings("ignore", module=r"PIL\.")
 
 # What Pillow's decoders raise on damaged data.
 BROKEN = (
