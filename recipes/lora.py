@@ -27,6 +27,7 @@ from training import (
     Row,
     Training,
     attach_lora,
+    check_ranges,
     device_type,
     held_out_losses,
     is_main,
@@ -318,11 +319,11 @@ def check(recipe: Recipe) -> None:
         )
     if not recipe.run_folder and not recipe.model:
         raise InputError("--model is missing: without --run-folder there is no scoring model to take in its place.")
-    for name in ("rank", "alpha", "batch_size", "micro_batch", "save_steps", "log_steps"):
-        if getattr(recipe, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} {getattr(recipe, name)}: it must be at least 1.")
-    if recipe.learning_rate <= 0 or (recipe.epochs <= 0 and not recipe.max_steps):
-        raise InputError("--learning-rate and --epochs must be above 0.")
+    check_ranges(recipe)
+    if recipe.eval_steps < 0:
+        raise InputError(f"--eval-steps {recipe.eval_steps}: it must be at least 0.")
+    if recipe.max_length is not None and recipe.max_length < 2:
+        raise InputError(f"--max-length {recipe.max_length}: a row needs at least 2 tokens.")
 
 
 def pruned_file(run: str) -> str:

@@ -318,8 +318,10 @@ def check(study: Study) -> None:
             raise InputError(
                 f"--keep {keep:g}: give shares of the pool between 0 and 1; the arm full is the whole pool."
             )
-    if study.seeds < 1:
-        raise InputError(f"--seeds {study.seeds}: at least 1.")
+    for name, least in (("seeds", 1), ("eval_rows", 1), ("held_out_rows", 1), ("pool_rows", 0), ("budget_minutes", 0)):
+        if not getattr(study, name) >= least:
+            raise InputError(f"--{name.replace('_', '-')} {getattr(study, name)}: at least {least}.")
+    training.check_ranges(study)
 
 
 def arm_key(study: Study, shared: dict[str, Any], arm: Arm) -> str:

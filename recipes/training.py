@@ -61,6 +61,32 @@ class Training:
     log_steps: int = 1
 
 
+def check_ranges(training: Training) -> None:
+    """Numbers that would fail far from here, or train without learning.
+
+    Raises:
+        InputError: one is out of range.
+    """
+
+    def flag(name: str) -> str:
+        return f"--{name.replace('_', '-')} {getattr(training, name)}"
+
+    for name in ("rank", "alpha", "batch_size", "micro_batch", "save_steps", "log_steps"):
+        if getattr(training, name) < 1:
+            raise InputError(f"{flag(name)}: it must be at least 1.")
+    for name in ("dropout", "warmup"):
+        if not 0 <= getattr(training, name) < 1:
+            raise InputError(f"{flag(name)}: give a share from 0 up to, not including, 1.")
+    for name in ("weight_decay", "max_steps", "seed"):
+        if not 0 <= getattr(training, name) < math.inf:
+            raise InputError(f"{flag(name)}: it must be at least 0.")
+    for name in ("learning_rate", "epochs"):
+        if not 0 < getattr(training, name) < math.inf:
+            raise InputError(f"{flag(name)}: it must be above 0.")
+    if not training.target_modules:
+        raise InputError("--target-modules: name modules, or all-linear.")
+
+
 # ---- rows ----
 
 

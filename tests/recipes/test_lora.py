@@ -287,7 +287,16 @@ def test_another_template_than_the_manifests(
         (["--eval-share", "1.5"], "give a share"),
         (["--eval-share", "0.99"], "leaves nothing to train on"),
         (["--target-modules", "no_such_proj"], "has none of these"),
+        (["--target-modules"], "name modules, or all-linear"),
         (["--rank", "0"], "at least 1"),
+        (["--dropout", "1.5"], "--dropout 1.5: give a share"),
+        (["--warmup", "-1"], "--warmup -1.0: give a share"),
+        (["--max-steps", "-1"], "at least 0"),
+        (["--seed", "-1"], "at least 0"),
+        (["--eval-steps", "-1"], "at least 0"),
+        (["--learning-rate", "nan"], "--learning-rate nan: it must be above 0"),
+        (["--epochs", "inf"], "above 0"),
+        (["--max-length", "0"], "at least 2 tokens"),
     ],
 )
 def test_options_out_of_range(

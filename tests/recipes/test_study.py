@@ -108,6 +108,17 @@ def test_what_predicts_difficulty(tiny_run: Path, done: Path) -> None:
     assert "followed_losses" not in json.loads((done / "arms" / "full-1-s1.json").read_text())
 
 
+def test_following_rows_does_not_change_what_is_learnt(tiny_run: Path, done: Path) -> None:
+    options = training.parse(study_rows.Study, words(tiny_run, done, "--difficulty-rows", "0"), "")
+    material = study_rows.prepare(options, RunFolder(tiny_run))
+    base = models.load_causal_lm(models.find_model(material.scored.model), "float32")
+    arm = study_rows.Arm("full", 1.0, 0, material.table.row_id)
+    found = study.run_arm(options, material, arm, base, "float32", None)
+    followed = json.loads((done / "arms" / "full-1-s0.json").read_text())
+    assert "followed_losses" not in found
+    np.testing.assert_allclose(found["losses"]["held-out"], followed["losses"]["held-out"], rtol=1e-5)
+
+
 def test_page_and_plot(done: Path) -> None:
     page = (done / "study.md").read_text()
     found = json.loads((done / "study.json").read_text())
@@ -254,6 +265,9 @@ def test_quarters_of_epochs() -> None:
         (["--selection", "mine=none.parquet"], "there is no file"),
         (["--seeds", "0"], "at least 1"),
         (["--packing"], "without packing"),
+        (["--rank", "0"], "at least 1"),
+        (["--eval-rows", "0"], "--eval-rows 0: at least 1"),
+        (["--budget-minutes", "-1"], "at least 0"),
     ],
 )
 def test_options(
