@@ -479,7 +479,8 @@ def test_policy_stops_foreign_script_and_network(demo: RunFolder, opened: Open) 
             holder.innerHTML = '<img src=x onerror="window.__ran = 2"><a id=foreign href="javascript:window.__ran = 3">x</a>';
             document.body.append(holder);
             document.getElementById('foreign').click();
-            try { (0, eval)('window.__ran = 4'); } catch {}
+            // Later: while the driver evaluates, it lifts the policy's ban on eval.
+            setTimeout(() => { try { (0, eval)('window.__ran = 4'); } catch {} }, 100);
             const fetched = await fetch('https://example.invalid/').then(() => 'fetched', error => error.name);
             await new Promise(resolve => setTimeout(resolve, 300));
             return [window.__ran ?? null, fetched];

@@ -97,10 +97,10 @@ function startSamples() {
     const theirs = i => D[`other${o}`][i] === 2;
     options.push([`only here, only in ${other.name}`, [`Kept in ${D.numbers.facts.name} only`, i => isKept(i) && !theirs(i)], [`Kept in ${other.name} only`, i => theirs(i) && !isKept(i)]]);
   });
-  choice.append(...options.map(([name], o) => el('option', { value: o, textContent: name })));
   if (D.selected && D.near) {
     options.push(['near the boundary', ['Kept, near the boundary', i => isKept(i) && D.near[i]], ['Dropped, near the boundary', i => !isKept(i) && D.near[i]]]);
   }
+  choice.append(...options.map(([name], o) => el('option', { value: o, textContent: name })));
   $('sides-label').hidden = options.length < 2;
   const choose = () => {
     SAMPLES.sides = options[+choice.value || 0].slice(1).map(([title, test]) => ({ title, test, limit: PAGE }));
