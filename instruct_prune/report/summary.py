@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from instruct_prune.progress import clock
@@ -64,7 +65,8 @@ def print_health(folder: RunFolder) -> None:
     for row in health["subnets"]:
         mark = "  collapsed" if row["collapsed"] else ""
         print(f"{row['name']:<24}{row['mean_loss']:>10.3f}{row['rho_dense']:>11.3f}{row['same_order']:>12.1%}{mark}")
-    print(f"{'(unigram guess)':<24}{health['unigram_loss']:>10.3f}")
+    if math.isfinite(health["unigram_loss"]):  # pictures have no such guess
+        print(f"{'(unigram guess)':<24}{health['unigram_loss']:>10.3f}")
     for line in stage["warnings"]:
         print(f"WARNING: {line}")
 

@@ -140,7 +140,7 @@ def score_share(
     # One broadcast before the loop, none inside it: every rank must see the same list of missing parts.
     missing: tuple[Todo, str] | None = (work.missing(), uuid.uuid4().hex[:8]) if ranks.is_main else None
     todo, nonce = ranks.broadcast(missing)
-    if len(todo) < work.n_parts:
+    if 0 < len(todo) < work.n_parts:
         say_main(ranks, f"resuming: {work.describe(todo)} to do")
     mine = share(todo, ranks.rank, ranks.world)
     beats = folder / "parts" / "alive" / nonce

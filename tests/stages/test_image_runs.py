@@ -17,6 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from instruct_prune.cli import main
+from instruct_prune.report.summary import print_health
+from instruct_prune.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 IMAGES = ROOT / "data_samples" / "images"
@@ -124,6 +126,16 @@ def test_report_has_thumbnails(finished: Path) -> None:
         gzip.decompress(base64.b64decode(text)) for text in re.findall(r">\s*(H4sI[A-Za-z0-9+/=]+)", page)
     )
     assert packed.count(b"data:image/jpeg;base64,") == 57
+
+
+def test_summary_and_report_name_no_guess_that_pictures_do_not_have(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_health(RunFolder(finished))
+    told = capsys.readouterr().out
+    assert "dense" in told
+    assert "nan" not in told
+    assert "guessing by frequency" not in (finished / "report.html").read_text(encoding="utf-8")
 
 
 def test_select_again_and_prune_the_pruned(finished: Path, tmp_path: Path) -> None:
