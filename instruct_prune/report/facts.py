@@ -17,11 +17,12 @@ TRAINING_COST = 3.0
 
 @dataclass(frozen=True)
 class Facts:
-    """What was run, in words."""
+    """What was run, in words. ``images``: pictures were scored, which have no tokens."""
 
     name: str
     data: str
     files: list[str]
+    images: bool
     model: str
     device: str
     score: str
@@ -82,6 +83,7 @@ def facts_of(folder: RunFolder, tables: Tables) -> Facts:
         name=tables.name,
         data=_named(str(encode.get("description", "")), files),
         files=files,
+        images=bool(encode.get("images")),
         model=str(score.get("config", {}).get("model", {}).get("name", "")),
         device=str(score.get("device", "")),
         score=tables.score_name,

@@ -58,7 +58,8 @@ def write_report(
     boundary = boundary_of(tables)
     picks = pick_rows(tables, boundary, first.groups, first.duplicates, samples)
     limit = min(MOST_BYTES, max(LEAST_BYTES, TEXT_BYTES // max(len(picks), 1)))
-    facts = read_rows(rows, tables.row_id, picks, limit, thumbnail)
+    typical = [row for group in first.groups for row in group.typical]
+    facts = read_rows(rows, tables.row_id, picks, limit, thumbnail, typical)
     numbers = dataclasses.replace(first, shifts=shifts_of(tables, facts.columns, compared))
     write_json(folder / "report.json", numbers.to_json())
     page = _render(numbers, page_data(tables, numbers, boundary, picks, facts, compared))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,7 +21,7 @@ MOST_VALUES = 60
 """A column with more different values than this is not a category."""
 LONGEST_VALUE = 120
 IMAGE_BYTES = 5_000_000
-"""Bytes of all thumbnails together; rows after that go without."""
+"""Characters of all thumbnails together; other rows go without."""
 BATCH = 4096
 
 Thumbnail = Callable[[Sample], bytes | None]
@@ -81,7 +81,12 @@ class RowFacts:
 
 
 def read_rows(
-    rows: Iterable[Sample | Reject], row_id: Int64, wanted: Int64, max_bytes: int, thumbnail: Thumbnail | None = None
+    rows: Iterable[Sample | Reject],
+    row_id: Int64,
+    wanted: Int64,
+    max_bytes: int,
+    thumbnail: Thumbnail | None = None,
+    foremost: Iterable[int] = (),
 ) -> RowFacts:
     """Read the data once.
 
@@ -91,6 +96,7 @@ def read_rows(
         wanted: positions in ``row_id`` whose text is to be kept.
         max_bytes: UTF-8 bytes of a row's text that are kept.
         thumbnail: gives a row's picture.
+        foremost: row ids whose pictures are not to be left out for want of room.
 
     Raises:
         InputError: a scored row is not in the data.
@@ -100,7 +106,8 @@ def read_rows(
     keep = set(wanted.tolist())
     texts: dict[int, Text] = {}
     columns = _Columns(len(row_id))
-    seen, room = 0, IMAGE_BYTES
+    pictures: dict[int, str] = {}
+    seen = 0
     for row in rows:
         if row.row_id >= len(position):
             break
@@ -110,12 +117,24 @@ def read_rows(
         seen += 1
         columns.add(at, row)
         if at in keep:
-            image = image_address(thumbnail(row), room) if thumbnail is not None else ""
-            room -= len(image)
-            texts[at] = replace(shown(row, max_bytes), image=image)
+            texts[at] = shown(row, max_bytes)
+            if thumbnail is not None:
+                pictures[at] = image_address(thumbnail(row))
     if seen != len(row_id):
         raise InputError(f"the data has {seen} of the {len(row_id)} scored rows: it has changed since it was scored.")
+    for at in _with_room(pictures, [int(position[i]) for i in foremost]):
+        texts[at] = replace(texts[at], image=pictures[at])
     return RowFacts(texts, columns.found())
+
+
+def _with_room(pictures: Mapping[int, str], foremost: Iterable[int]) -> Iterator[int]:
+    """The rows whose pictures fit: the foremost ones, then others at random (classes often lie one behind the other)."""
+    room = IMAGE_BYTES
+    for at in dict.fromkeys([*foremost, *np.random.default_rng(0).permutation(sorted(pictures)).tolist()]):
+        size = len(pictures.get(at, ""))
+        if 0 < size <= room:
+            room -= size
+            yield at
 
 
 def shown(sample: Sample, max_bytes: int) -> Text:
@@ -131,11 +150,11 @@ def shown(sample: Sample, max_bytes: int) -> Text:
     return Text(visible(sample.source), sample.line, tuple(turns))
 
 
-def image_address(data: bytes | None, room: int) -> str:
-    """A ``data:`` address of a PNG, JPEG, GIF or WebP picture; empty for anything else, or where there is no room for it."""
+def image_address(data: bytes | None) -> str:
+    """A ``data:`` address of a PNG, JPEG, GIF or WebP picture; empty for anything else."""
     kinds = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg", b"GIF8": "gif", b"RIFF": "webp"}
     kind = next((name for magic, name in kinds.items() if data and data.startswith(magic)), None)
-    if data is None or kind is None or len(data) > room:
+    if data is None or kind is None:
         return ""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
 

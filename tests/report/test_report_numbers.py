@@ -313,12 +313,22 @@ def test_long_texts_are_cut_at_whole_characters() -> None:
 
 def test_pictures_are_pictures() -> None:
     png = b"\x89PNG\r\n\x1a\n123"
-    assert image_address(png, 100).startswith("data:image/png;base64,iVBOR")
-    assert image_address(b"<svg onload=alert(1)>", 100) == ""
-    assert image_address(png, 5) == ""
-    assert image_address(None, 100) == ""
+    assert image_address(png).startswith("data:image/png;base64,iVBOR")
+    assert image_address(b"<svg onload=alert(1)>") == ""
+    assert image_address(None) == ""
     facts = read_rows([sample(0, "q", "a")], np.array([0]), np.array([0]), 100, lambda row: png)
-    assert facts.texts[0].image == image_address(png, 100)
+    assert facts.texts[0].image == image_address(png)
+
+
+def test_pictures_without_room_are_not_those_of_the_last_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    png = b"\x89PNG\r\n\x1a\n123"
+    monkeypatch.setattr("instruct_prune.report.rows.IMAGE_BYTES", 50 * len(image_address(png)))
+    rows, ids = [sample(i, "q", "a") for i in range(200)], np.arange(200)
+    facts = read_rows(rows, ids, ids, 100, lambda row: png, foremost=[198, 199])
+    shown = [at for at, text in facts.texts.items() if text.image]
+    assert len(shown) == 50
+    assert {198, 199} <= set(shown)
+    assert all(sum(low <= at < low + 50 for at in shown) >= 5 for low in range(0, 200, 50))
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,7 @@ function drawCurves() {
     });
   }
   Plotly.react($('curves-chart'), traces, layout({
-    dragmode: false, xaxis: { type: 'category', title: { text: what } }, yaxis: { title: { text: 'loss (nats per token)' } },
+    dragmode: false, xaxis: { type: 'category', title: { text: what } }, yaxis: { title: { text: D.numbers.facts.images ? 'loss (nats)' : 'loss (nats per token)' }, rangemode: 'normal' },
   }), CONFIG);
 }
 
