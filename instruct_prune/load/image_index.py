@@ -138,8 +138,14 @@ class ImageIndex:
         return np.empty(0, dtype=np.float32)
 
 
-def write_index(folder: Path, pictures: Iterable[Picture], advance: Any = lambda rows: None) -> ImageIndex:
-    """Decode every picture once, list it with its status, and open the result. ``rows.parquet`` comes into place last."""
+def write_index(
+    folder: Path, pictures: Iterable[Picture], advance: Any = lambda rows: None, strict: bool = False
+) -> ImageIndex:
+    """Decode every picture once, list it with its status, and open the result. ``rows.parquet`` comes into place last.
+
+    Raises:
+        InputError: ``strict``, and a picture cannot be used.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -154,6 +160,10 @@ def write_index(folder: Path, pictures: Iterable[Picture], advance: Any = lambda
         for group in _checked(pictures):
             lines: list[dict[str, Any]] = []
             for picture, digest, short, reason in group:
+                if strict and reason:
+                    raise InputError(
+                        f"{picture.source}, line {picture.line}: {reason}. Mend it, or run without --strict."
+                    )
                 held = picture.data if picture.data is not None and not reason else b""
                 facts: dict[str, Any] = {
                     "row_id": picture.row_id,

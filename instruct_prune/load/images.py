@@ -121,8 +121,13 @@ class ImageTree:
     def files(self) -> list[Path]:
         """All pictures, sorted by path, so that the order is that of no file system."""
         found: list[Path] = []
+        above = {str(self.root): {os.path.realpath(self.root)}}  # real folders on the way to each
         for folder, folders, names in os.walk(self.root, followlinks=True):
             folders[:] = sorted(f for f in folders if not f.startswith("."))
+            # A link to a folder that it lies in would be followed until the path is too long.
+            real = {name: os.path.realpath(Path(folder, name)) for name in folders}
+            folders[:] = [name for name in folders if real[name] not in above[folder]]
+            above |= {os.path.join(folder, name): above[folder] | {real[name]} for name in folders}
             found += [Path(folder, n) for n in names if not n.startswith(".") and Path(n).suffix.lower() in SUFFIXES]
         return sorted(found, key=lambda path: path.relative_to(self.root).parts)
 

@@ -85,6 +85,8 @@ def to_rgb(image: Any) -> Any:
 
     if image.mode[0] in "IF":  # 16- and 32-bit gray: convert("RGB") would clip at 255
         values = np.asarray(image, dtype=np.float64)
+        if not np.isfinite(values).all():
+            raise RowError("the image has pixels that are no numbers")
         top = 255.0 if values.max() <= 255 else 65535.0 if values.max() <= 65535 else float(values.max())
         gray = np.clip(values * (255.0 / top), 0, 255).astype(np.uint8)
         return Image.fromarray(gray).convert("RGB")

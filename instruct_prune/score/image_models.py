@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import inspect
 import os
 import re
 import sys
@@ -162,7 +163,7 @@ def _from_factory(name: str) -> tuple[nn.Module, Transform]:
     """Call ``factory()`` of a module on the import path or in the working folder.
 
     Raises:
-        InputError: no such module or function, or it returns no (module, transform).
+        InputError: no such module or function, it has parameters, or it returns no (module, transform).
     """
     module_name, _, function = name.partition(":")
     here = os.getcwd()
@@ -170,9 +171,12 @@ def _from_factory(name: str) -> tuple[nn.Module, Transform]:
     if added:
         sys.path.insert(0, here)
     try:
-        made = getattr(importlib.import_module(module_name), function)()
-    except (ImportError, AttributeError) as error:
+        factory = getattr(importlib.import_module(module_name), function)
+        inspect.signature(factory).bind()  # TypeError: it has parameters
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise InputError(f"--model {name}: {error}. Write module:factory, a function without parameters.") from error
+    else:
+        made = factory()
     finally:
         if added:
             sys.path.remove(here)

@@ -92,6 +92,8 @@ class ImageModel:
         self._cores = ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,))
         from PIL import Image
 
+        if not any(True for _ in self.model.parameters()):
+            raise InputError(f"{type(model).__name__} has no weights, so it has no subnets.")
         try:
             self.widths = [z.shape[1] for z in self.stages(transform(Image.new("RGB", (64, 64), "gray"))[None])]
         except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:

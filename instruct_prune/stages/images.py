@@ -231,7 +231,7 @@ def index_images(folder: RunFolder, data: DataConfig, config: ScoreConfig) -> No
                 counts["rejected"] += 1
                 listed.write(json.dumps(reject_line(row)) + "\n")
 
-        index = write_index(folder / "images", pictures(), lambda n: progress.advance(n, n))
+        index = write_index(folder / "images", pictures(), lambda n: progress.advance(n, n), data.strict)
     list_rejected(folder, index, index.status_names)
     if not index.scorable.any():
         raise InputError(

@@ -128,6 +128,14 @@ def test_faults_have_reasons(data: bytes, reason: str) -> None:
     assert reason in error.value.reason
 
 
+def test_pixels_that_are_no_numbers() -> None:
+    gray = np.ones((4, 4), dtype=np.float32)
+    gray[1, 1] = np.nan
+    with pytest.raises(RowError) as error:
+        decode(encoded(Image.fromarray(gray), "TIFF"))
+    assert "no numbers" in error.value.reason
+
+
 def test_thumbnail_is_a_small_jpeg_or_none() -> None:
     small = thumbnail_of(encoded(NOISE.resize((500, 300)), "PNG"))
     assert small is not None
@@ -147,6 +155,14 @@ def test_tree_order_classes_and_what_is_passed_over(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert labels_of(opened(root)) == ["a", "b", "b"]
     assert "no class folder" in rows[3].reason  # type: ignore[union-attr]
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    root = tree(tmp_path / "tree", ["a/0"])
+    elsewhere = tree(tmp_path / "elsewhere", ["b/1"])
+    (root / "b").symlink_to(elsewhere / "b")
+    (root / "a" / "circle").symlink_to(root)
+    assert [p.relative_to(root).as_posix() for p in opened(root)._inputs[0].reader.files()] == ["a/0.png", "b/1.png"]
 
 
 def test_relative_trees_and_listings_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,12 @@ def make():
 
     model.register_forward_hook(count)
     return model, transform
+
+def with_argument(size):
+    return make()
+
+def without_weights():
+    return nn.Flatten(), transform
 """
 LADDER = ["--subnets", "magnitude-global:1.0,0.8,0.6", "--batch-tokens", "4"]
 
@@ -186,6 +192,9 @@ def test_second_run_is_skipped_and_another_model_refused(finished: Path, capsys:
         (["--subnets", "knn_lc", "dense"], "stands alone"),
         (["--device-map", "auto"], "fits on one device"),
         (["--keep", "58"], "57"),
+        (["--strict"], "Mend it, or run without --strict"),
+        (["--model", "tiny_cnn:with_argument"], "a function without parameters"),
+        (["--model", "tiny_cnn:without_weights"], "Flatten has no weights"),
     ],
 )
 def test_what_images_do_not_have_is_told(
