@@ -83,7 +83,7 @@ def test_adapters_land_on_every_linear_layer_of_the_family(path: Path) -> None:
 
 FAKE_ACCELERATE = '#!/bin/bash\necho "$SLURM_NODEID: $*" >> "$SEEN"\n'
 FAKE_SRUN = '#!/bin/bash\nshift\nfor node in 0 1; do SLURM_NODEID=$node "$@"; done\n'
-FAKE_SCONTROL = "#!/bin/bash\nprintf 'node-a\\nnode-b\\n'\n"
+FAKE_SCONTROL = "#!/bin/bash\nset -e\necho node-a\nsleep 0.2\nfor i in {1..20000}; do echo node-b; done\n"  # more names than a pipe holds
 
 
 @pytest.mark.parametrize("name", ["score", "train"])
