@@ -20,6 +20,7 @@ from transformers import DynamicCache
 from instruct_prune.datatypes import SubnetSpec, Tokens
 from instruct_prune.encode.batching import Plan
 from instruct_prune.errors import InputError
+from instruct_prune.score.linear import OneDnnLinear
 
 HEAD_POSITIONS = {"cpu": 256, "other": 4096}  # positions whose logits exist at a time when the vocabulary is whole
 BLOCK_POSITIONS, BLOCK_WORDS = 1024, 2048  # and when it is not: 8 MB of float32 logits, which a CPU keeps in cache
@@ -109,9 +110,11 @@ class CausalLM:
 
     @torch.inference_mode()
     def losses(self, batch: TextBatch) -> Tensor:
+        with OneDnnLinear():
+            states = self._states(batch)
+            losses = [self._token_losses(hidden[batch.rows, batch.positions], batch.targets) for hidden in states]
         columns = []
-        for hidden in self._states(batch):
-            nll = self._token_losses(hidden[batch.rows, batch.positions], batch.targets)
+        for nll in losses:
             # Back on the padded grid and summed by row: a scatter-add would not be deterministic on a GPU.
             grid = nll.new_zeros(batch.input_ids.shape)
             grid[batch.rows, batch.positions] = nll
