@@ -6,6 +6,7 @@ import argparse
 import inspect
 import math
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -432,6 +433,8 @@ def parse(kind: type[Options], words: Sequence[str], description: str) -> Option
 
 def run_script(name: str, action: Callable[[], object]) -> int:
     """Exit code: 0 done, 1 incomplete, 2 wrong input (told in a sentence, once), 130 interrupted."""
+    # peft asks transformers 5 for an attribute by its old name; users can do nothing about it.
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
     try:
         action()
     except IncompleteRunError as error:
