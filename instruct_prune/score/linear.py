@@ -10,15 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-MIN_POSITIONS = 32  # below, preparing the weight costs more than the product gains
-
 
 class OneDnnLinear(TorchFunctionMode):
     """Within it, ``F.linear`` of float32 on a CPU runs oneDNN's kernel: the same sums, 10% to 35% sooner.
 
     PyTorch's eager mode hands these products to MKL; its compiler hands them to oneDNN, through the operator used
     here. Everything else (other dtypes, devices, quantised or offloaded weights) goes its usual way, and all does where
-    PyTorch was built without oneDNN. No module is changed, so hooks, adapters and masks of weights work as ever.
+    PyTorch was built without oneDNN. No module is changed, so hooks, adapters and masks of weights work as ever. A mode
+    sees every function that is called, so enter it only where it can help.
     """
 
     def __init__(self) -> None:
@@ -36,12 +35,11 @@ class OneDnnLinear(TorchFunctionMode):
 
 
 def suits(x: Any, weight: Any, bias: Any = None) -> bool:
-    """Whether this is a plain product of float32 on a CPU with enough rows, of which no gradient is asked."""
+    """Whether this is a plain product of float32 on a CPU, of which no gradient is asked (the operator has none)."""
     return (
         type(x) is Tensor
         and type(weight) in (Tensor, nn.Parameter)  # a quantised weight is a subclass that calls itself float32
         and x.dtype == weight.dtype == torch.float32
         and x.device.type == weight.device.type == "cpu"
-        and x.numel() >= MIN_POSITIONS * x.shape[-1]
         and not torch.is_grad_enabled()
     )

@@ -2,7 +2,7 @@
 
     python recipes/benchmarks/scoring.py --data alpaca.json --rows 120 --repeats 3
 
-The same rows, token ids, model, precision and number of threads for all; methods take turns (A B C D, A B C D, ...), each
+The same rows, token ids, model, number of threads and, but for ours-bf16, precision for all; methods take turns (A B C D, A B C D, ...), each
 in a process of its own, so that peak memory can be told apart; medians are printed. One pass of the dense model is timed;
 the last lines time a whole ladder of subnets. lm-evaluation-harness is left out where it is not installed (`pip install lm-eval`).
 """
@@ -47,7 +47,7 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-# ---- the four methods: (options, rows) -> losses [n], tokens computed ----
+# ---- the methods: (options, rows) -> losses [n], tokens computed ----
 
 
 def paper_loop(options: argparse.Namespace, bench: Bench) -> tuple[np.ndarray, int]:
