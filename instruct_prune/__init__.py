@@ -15,15 +15,15 @@ _PUBLIC: dict[str, str] = {
     "Run": "instruct_prune.api:Run",
     "ScoreConfig": "instruct_prune.config:ScoreConfig",
     "SelectConfig": "instruct_prune.config:SelectConfig",
-    "load_data": "instruct_prune.load:open_data",
+    "load_data": "instruct_prune.rows:open_data",
     "select_rows": "instruct_prune.select:select_rows",
-    "subnet": "instruct_prune.score.subnets:subnet",
+    "subnet": "instruct_prune.measure.subnets:subnet",
     "InputError": "instruct_prune.errors:InputError",
-    "Sample": "instruct_prune.datatypes:Sample",
-    "Message": "instruct_prune.datatypes:Message",
-    "ScoreTable": "instruct_prune.datatypes:ScoreTable",
-    "Selection": "instruct_prune.datatypes:Selection",
-    "SubnetSpec": "instruct_prune.datatypes:SubnetSpec",
+    "Row": "instruct_prune.rows.row:Row",
+    "Message": "instruct_prune.rows.row:Message",
+    "ScoreTable": "instruct_prune.score.table:ScoreTable",
+    "Selection": "instruct_prune.select.data:Selection",
+    "SubnetSpec": "instruct_prune.measure.subnet:SubnetSpec",
 }
 
 __all__ = sorted(_PUBLIC)

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from instruct_prune.config import DataConfig, EmbedConfig, EncodeConfig, ExportConfig, ScoreConfig, SelectConfig
-from instruct_prune.datatypes import Reject, Sample, ScoreTable, Selection
 from instruct_prune.errors import InputError
-from instruct_prune.run_folder import RunFolder
+from instruct_prune.rows.row import Reject, Row
+from instruct_prune.run.folder import RunFolder
+from instruct_prune.score.table import ScoreTable
+from instruct_prune.select.data import Selection
 
 if TYPE_CHECKING:
     import datasets
@@ -43,31 +45,31 @@ class Run:
         Raises:
             IncompleteRunError: parts are missing; call again to complete.
         """
-        from instruct_prune.stages.score import score as stage
+        from instruct_prune.run.score import score as stage
 
         return stage(self.folder, data, encode or EncodeConfig(), score or ScoreConfig())
 
     def embed(self, embed: EmbedConfig | None = None) -> None:
         """Write ``embeddings.npy``."""
-        from instruct_prune.stages.embed import embed as stage
+        from instruct_prune.run.embed import embed as stage
 
         stage(self.folder, embed or EmbedConfig())
 
     def select(self, select: SelectConfig) -> Selection:
         """Draw an exact budget; needs no model, may be called many times."""
-        from instruct_prune.stages.select import select as stage
+        from instruct_prune.run.select import select as stage
 
         return stage(self.folder, select)
 
     def export(self, export: ExportConfig | None = None) -> Path:
         """Write ``pruned.jsonl`` and return its path."""
-        from instruct_prune.stages.export import export as stage
+        from instruct_prune.run.export import export as stage
 
         return stage(self.folder, export or ExportConfig())
 
-    def samples(self) -> Iterator[Sample]:
+    def samples(self) -> Iterator[Row]:
         """The rows of the data that could be read, in input order."""
-        from instruct_prune.stages.encode import source_of
+        from instruct_prune.run.encode import source_of
 
         return (row for row in source_of(self.folder) if not isinstance(row, Reject))
 

@@ -13,7 +13,7 @@ from instruct_prune import __version__
 from instruct_prune.errors import IncompleteRunError, InputError
 
 if TYPE_CHECKING:
-    from instruct_prune.run_folder import RunFolder
+    from instruct_prune.run.folder import RunFolder
 
 COMMANDS: dict[str, tuple[str, str]] = {
     # name: (configuration class, one line)
@@ -147,8 +147,8 @@ def _take_value(words: list[str], option: str) -> tuple[list[str], str | None]:
 
 
 def _run(config: Any) -> int:
-    from instruct_prune import pipeline
     from instruct_prune.report.summary import print_summary
+    from instruct_prune.run import pipeline
 
     if pipeline.run(config) is not None:
         print_summary(pipeline.open_run(config.run.out))
@@ -156,8 +156,8 @@ def _run(config: Any) -> int:
 
 
 def _score(config: Any) -> int:
-    from instruct_prune import pipeline
     from instruct_prune.report.summary import print_score_summary
+    from instruct_prune.run import pipeline
 
     folder = pipeline.open_run(config.run.out)
     if pipeline.score(folder, config.data, config.encode, config.score) is not None:
@@ -166,7 +166,7 @@ def _score(config: Any) -> int:
 
 
 def _embed(config: Any) -> int:
-    from instruct_prune import pipeline
+    from instruct_prune.run import pipeline
 
     folder = _existing(config.run.out)
     pipeline.embed(folder, config.embed, config.restart)
@@ -175,8 +175,8 @@ def _embed(config: Any) -> int:
 
 
 def _select(config: Any) -> int:
-    from instruct_prune import pipeline
     from instruct_prune.report.summary import print_selection
+    from instruct_prune.run import pipeline
 
     folder = _existing(config.run.out)
     pipeline.select(folder, config.select)
@@ -186,7 +186,7 @@ def _select(config: Any) -> int:
 
 
 def _export(config: Any) -> int:
-    from instruct_prune import pipeline
+    from instruct_prune.run import pipeline
 
     folder = _existing(config.run.out)
     pipeline.export(folder, config.export)
@@ -199,15 +199,15 @@ def _export(config: Any) -> int:
 def _inspect(config: Any) -> int:
     from rich.console import Console
 
-    from instruct_prune import pipeline
+    from instruct_prune.run import pipeline
 
     pipeline.inspect(config).print(Console())
     return 0
 
 
 def _compare(config: Any) -> int:
-    from instruct_prune import pipeline
     from instruct_prune.report.compare import comparison_tables
+    from instruct_prune.run import pipeline
 
     _print_tables(comparison_tables(pipeline.compare(_run_folders(config.runs), config.seed)))
     return 0
@@ -224,7 +224,7 @@ def _correlate(config: Any) -> int:
 
 
 def _report(config: Any) -> int:
-    from instruct_prune import pipeline
+    from instruct_prune.run import pipeline
 
     folders = _run_folders(((config.out,) if config.out else ()) + config.runs)
     print(f"report: {pipeline.report(folders[0], folders[1:], config.samples)}")
@@ -232,8 +232,8 @@ def _report(config: Any) -> int:
 
 
 def _show(config: Any) -> int:
-    from instruct_prune import pipeline
     from instruct_prune.report.show import show
+    from instruct_prune.run import pipeline
 
     for folder in _run_folders(config.runs):
         show(folder, pipeline.source_of(folder))
@@ -255,7 +255,7 @@ def _run_folders(paths: Sequence[str]) -> list[RunFolder]:
 
 
 def _existing(path: str) -> RunFolder:
-    from instruct_prune import pipeline
+    from instruct_prune.run import pipeline
 
     folder = pipeline.open_run(path)
     if not folder.manifest:

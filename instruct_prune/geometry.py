@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from instruct_prune.datatypes import Float32, Int64
+from instruct_prune.arrays import Float32, Int64
 
 BLOCK = 4096
 """Rows that are multiplied at once."""
@@ -27,7 +27,7 @@ def median_distance(x: Float32) -> float:
 def mmd_squared(x: Float32, y: Float32, width: float, shared: int = 0) -> float:
     """Unbiased estimate of the squared maximum mean discrepancy of two samples; it may fall below zero.
 
-    Kernel exp(-||a - b||^2 / (2 width^2)). Source: Gretton et al., "A Kernel Two-Sample Test", JMLR 2012, lemma 6.
+    Kernel exp(-||a - b||^2 / (2 width^2)). Source: Gretton et al., "A Kernel Two-Row Test", JMLR 2012, lemma 6.
 
     Args:
         x: float32 [m, d], m >= 2.

@@ -21,13 +21,14 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
-from instruct_prune.datatypes import Float32, Int64, LabelledImage
+from instruct_prune.arrays import Float32, Int64
+from instruct_prune.encode.item import LabelledImage
 from instruct_prune.errors import InputError
-from instruct_prune.load.images import Picture, open_images
-from instruct_prune.load.pixels import decode
-from instruct_prune.load.rows import RowError
-from instruct_prune.score.image_models import find_image_model, load_image_model, size_for
-from instruct_prune.score.vision import ImageModel, pooled, unit_rows
+from instruct_prune.models.image_encoder import ImageModel, pooled, unit_rows
+from instruct_prune.models.image_names import find_image_model, load_image_model, size_for
+from instruct_prune.rows.images import Picture, open_images
+from instruct_prune.rows.pixels import decode
+from instruct_prune.rows.reader import RowError
 
 RIDGE = (1e-3, 1e-2, 1e-1, 1.0)
 

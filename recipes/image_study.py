@@ -22,17 +22,21 @@ import numpy as np
 import torch
 from image_finetune import Classifier, features_of, labels_of, pictures_of, principal, probe_accuracy, train_full
 
+from instruct_prune.arrays import Float32, Int64
 from instruct_prune.config import DataConfig, ScoreConfig
-from instruct_prune.datatypes import Budget, Float32, Int64, LabelledImage, ScoreTable
+from instruct_prune.encode.item import LabelledImage
+from instruct_prune.encode.pictures import ImageIndex
 from instruct_prune.errors import InputError
-from instruct_prune.load.image_index import ImageIndex
-from instruct_prune.load.images import Picture, open_images
-from instruct_prune.run_folder import RunFolder, atomic, write_json
+from instruct_prune.models.image_encoder import ImageModel
+from instruct_prune.models.image_names import find_image_model, load_image_model, size_for
+from instruct_prune.rows.images import Picture, open_images
+from instruct_prune.run.folder import RunFolder
+from instruct_prune.run.images import score_images
 from instruct_prune.score.aggregate import spearman
-from instruct_prune.score.image_models import find_image_model, load_image_model, size_for
-from instruct_prune.score.vision import ImageModel
+from instruct_prune.score.table import ScoreTable
 from instruct_prune.select import build_pool, select_rows
-from instruct_prune.stages.images import score_images
+from instruct_prune.select.data import Budget
+from instruct_prune.storage import atomic, write_json
 
 METHODS = ("random", "flexrand", "easiest", "hardest", "easy_diverse", "herding", "k_center", "knn_lc + flexrand")
 KEEP = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)

@@ -43,12 +43,14 @@ from training import (
     world_size,
 )
 
-from instruct_prune import models
-from instruct_prune.datatypes import Encoded, Reject
+from instruct_prune.encode.item import Encoded
 from instruct_prune.encode.tokenize import Encoder
 from instruct_prune.errors import InputError
-from instruct_prune.load import open_data
-from instruct_prune.run_folder import RunFolder, digest, write_json
+from instruct_prune.models import names as models
+from instruct_prune.rows import open_data
+from instruct_prune.rows.row import Reject
+from instruct_prune.run.folder import RunFolder
+from instruct_prune.storage import digest, write_json
 
 
 @dataclass(frozen=True)

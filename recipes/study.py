@@ -26,11 +26,13 @@ import training
 from numpy.typing import NDArray
 from study_rows import FULL, Arm, Material, Study, make_arms, prepare, prepare_run, rows_of
 
-from instruct_prune import models
-from instruct_prune.datatypes import Encoded, Float32, ScoreTable
+from instruct_prune.arrays import Float32
+from instruct_prune.encode.item import Encoded
 from instruct_prune.errors import InputError
-from instruct_prune.run_folder import atomic, digest, write_json
+from instruct_prune.models import names as models
 from instruct_prune.score.aggregate import aggregate, spearman
+from instruct_prune.score.table import ScoreTable
+from instruct_prune.storage import atomic, digest, write_json
 
 # ---- cost ----
 

@@ -12,18 +12,22 @@ import lora
 import numpy as np
 import training
 
-from instruct_prune import models
 from instruct_prune.api import Run
+from instruct_prune.arrays import Int64
 from instruct_prune.config import DataConfig, EmbedConfig, EncodeConfig, ScoreConfig
-from instruct_prune.datatypes import Embeddings, Encoded, Int64, Sample, ScoreTable, Status
-from instruct_prune.embed.clusters import cluster
+from instruct_prune.encode.item import Encoded, Status
 from instruct_prune.encode.store import TokenStore
 from instruct_prune.errors import InputError
 from instruct_prune.export.rows import write_pruned
-from instruct_prune.load import open_data, read_raw
+from instruct_prune.models import names as models
 from instruct_prune.registry import suggestion
-from instruct_prune.run_folder import RunFolder
+from instruct_prune.rows import open_data, read_raw
+from instruct_prune.rows.row import Row
+from instruct_prune.run.folder import RunFolder
+from instruct_prune.score.table import ScoreTable
 from instruct_prune.select import CLUSTERED, NEEDS_EMBEDDINGS, SELECTORS, build_pool, resolve_budget, select_rows
+from instruct_prune.select.clusters import cluster
+from instruct_prune.select.data import Embeddings
 
 FULL = "full"
 
@@ -125,7 +129,7 @@ def prepare_run(study: Study) -> RunFolder:
     sample = Path(study.out) / "rows.jsonl"
     if not sample.exists():
         source = open_data(list(study.data))
-        ids = np.asarray([row.row_id for row in source if isinstance(row, Sample)], dtype=np.int64)
+        ids = np.asarray([row.row_id for row in source if isinstance(row, Row)], dtype=np.int64)
         wanted = study.pool_rows + study.held_out_rows if study.pool_rows else len(ids)
         drawn = np.sort(np.random.default_rng(study.seed).permutation(ids)[:wanted])
         write_pruned(read_raw(source, drawn.tolist()), sample)

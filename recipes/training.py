@@ -18,12 +18,14 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from instruct_prune import models
+from instruct_prune.arrays import Float32, Int64
 from instruct_prune.config import load_yaml
-from instruct_prune.datatypes import Encoded, Float32, Int64, SubnetSpec, Tokens
 from instruct_prune.encode.batching import plan_batches, shared_prefixes
+from instruct_prune.encode.item import Encoded, Tokens
 from instruct_prune.errors import IncompleteRunError, InputError
-from instruct_prune.score.causal_lm import CausalLM
+from instruct_prune.measure.subnet import SubnetSpec
+from instruct_prune.models import names as models
+from instruct_prune.models.causal_lm import CausalLM
 
 IGNORED = -100
 

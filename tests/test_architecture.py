@@ -12,8 +12,8 @@ import pytest
 import instruct_prune
 
 ROOT = Path(instruct_prune.__file__).parent
-ROOMS = {"load", "encode", "score", "embed", "select", "export", "report"}
-GROUND = {"datatypes", "registry", "errors", "terminal", "progress", "geometry"}  # may be imported by all
+ROOMS = {"rows", "encode", "models", "measure", "score", "select", "train", "export", "report"}
+GROUND = {"arrays", "registry", "errors", "terminal", "progress", "geometry", "storage"}  # may be imported by all
 FIRST_FLOOR = {"config", "run_folder", "models"}
 UPSTAIRS = {"stages", "pipeline", "api"}
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from instruct_prune.datatypes import Int32, Int64
+from instruct_prune.arrays import Int32, Int64
 
 KEY_TOKENS = 16  # rows whose first KEY_TOKENS ids agree may share a prefix
 MIN_SHARED = 8  # a prefix shorter than this, or shared by fewer rows, is not worth a cache

@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from instruct_prune.datatypes import Sample
 from instruct_prune.encode.rendering import Pieces, Rendered, RenderError, Span, with_context
 from instruct_prune.errors import InputError
+from instruct_prune.rows.row import Row
 
 # Letters and digits only, so that no template's JSON or HTML escaping changes them; no data contain them.
 _OPEN, _CLOSE = "Zq7mOPEN", "Zq7mCLOSE"
@@ -112,7 +112,7 @@ class ChatTemplate:
             raise RenderError(f"the chat template refuses this conversation: {error}") from None
         return texts
 
-    def render(self, sample: Sample, turns: Sequence[int]) -> Rendered:
+    def render(self, sample: Row, turns: Sequence[int]) -> Rendered:
         messages, positions = self._messages(sample)
         marked = list(messages)
         for i in turns:
@@ -155,7 +155,7 @@ class ChatTemplate:
             end = stop + len(self._stop)
         return Span(start, end, full[said[0] : said[1]])
 
-    def _messages(self, sample: Sample) -> tuple[list[dict[str, Any]], list[int]]:
+    def _messages(self, sample: Row) -> tuple[list[dict[str, Any]], list[int]]:
         """The turns as the template takes them, and where each message of the sample went."""
         messages: list[dict[str, Any]] = []
         positions: list[int] = []

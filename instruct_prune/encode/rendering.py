@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from instruct_prune.datatypes import Message, Sample
+from instruct_prune.rows.row import Message, Row
 
 
 class RenderError(ValueError):
@@ -54,7 +54,7 @@ class Template(Protocol):
     @property
     def notes(self) -> tuple[str, ...]: ...
 
-    def render(self, sample: Sample, turns: Sequence[int]) -> Rendered:
+    def render(self, sample: Row, turns: Sequence[int]) -> Rendered:
         """Write a sample; ``turns`` are the positions of the messages that count.
 
         Raises:
@@ -65,7 +65,7 @@ class Template(Protocol):
 
 def with_context(message: Message) -> str:
     """A turn's text with Alpaca's ``input`` after it, for templates that have no place of their own for it."""
-    return f"{message.content}\n{message.context}" if message.context.strip() else message.content
+    return f"{message.text}\n{message.context}" if message.context.strip() else message.text
 
 
 class Pieces:

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from instruct_prune.datatypes import Bool, Encoded, Int32, Int64, Status, Tokens
+from instruct_prune.arrays import Bool, Int32, Int64
+from instruct_prune.encode.item import Encoded, Status, Tokens
 
 ROWS_PER_GROUP = 8192
 STATUSES = tuple(status.value for status in Status)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from instruct_prune.datatypes import Sample
 from instruct_prune.encode.chat import ChatTemplate
 from instruct_prune.encode.rendering import Pieces, Rendered, RenderError, Template, with_context
 from instruct_prune.errors import InputError
+from instruct_prune.rows.row import Row
 
 # Stanford Alpaca, train.py (PROMPT_DICT): https://github.com/tatsu-lab/stanford_alpaca
 ALPACA_HEADER = (
@@ -38,11 +38,11 @@ class AlpacaTemplate:
     writes_specials: bool = False
     notes: tuple[str, ...] = ()
 
-    def render(self, sample: Sample, turns: Sequence[int]) -> Rendered:
+    def render(self, sample: Row, turns: Sequence[int]) -> Rendered:
         messages, pieces = sample.messages, Pieces()
         body = messages
         if messages[0].role == "system":
-            pieces.add(messages[0].content + "\n\n")
+            pieces.add(messages[0].text + "\n\n")
             body = messages[1:]
         elif messages[0].role != "text":
             pieces.add(ALPACA_HEADER_INPUT if messages[0].context.strip() else ALPACA_HEADER)
@@ -52,9 +52,9 @@ class AlpacaTemplate:
                 pieces.add("\n\n")
             if message.role == "user":
                 turn = ALPACA_TURN_INPUT if message.context.strip() else ALPACA_TURN
-                pieces.add(turn.format(instruction=message.content, input=message.context))
+                pieces.add(turn.format(instruction=message.text, input=message.context))
             elif message.role in ("assistant", "text") and not message.tool_calls:
-                pieces.add_response(message.content, self.eos if i + 1 < len(messages) else "", i in turns)
+                pieces.add_response(message.text, self.eos if i + 1 < len(messages) else "", i in turns)
             else:
                 what = "a tool call" if message.tool_calls else f"a {message.role} turn in the middle"
                 raise RenderError(f"the alpaca template has no place for {what}; use --template chat")
@@ -71,7 +71,7 @@ class PlainTemplate:
     writes_specials: bool = False
     notes: tuple[str, ...] = ()
 
-    def render(self, sample: Sample, turns: Sequence[int]) -> Rendered:
+    def render(self, sample: Row, turns: Sequence[int]) -> Rendered:
         pieces = Pieces()
         for i, message in enumerate(sample.messages):
             if message.tool_calls:
@@ -79,7 +79,7 @@ class PlainTemplate:
             if i:
                 pieces.add("\n")
             if message.role in ("assistant", "text"):
-                pieces.add_response(message.content, self.eos if i + 1 < len(sample.messages) else "", i in turns)
+                pieces.add_response(message.text, self.eos if i + 1 < len(sample.messages) else "", i in turns)
             else:
                 pieces.add(with_context(message))
         return pieces.rendered()

@@ -9,10 +9,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from instruct_prune.datatypes import Bool, Encoded, Int32, Sample, Status
+from instruct_prune.arrays import Bool, Int32
+from instruct_prune.encode.item import Encoded, Status
 from instruct_prune.encode.rendering import Rendered, RenderError, Span
 from instruct_prune.encode.templates import choose_template
 from instruct_prune.errors import InputError
+from instruct_prune.rows.row import Row
 
 _NO_IDS = np.zeros(0, dtype=np.int32)
 
@@ -93,7 +95,7 @@ class Encoder:
             "overlong": self._overlong,
         }
 
-    def encode(self, batch: Sequence[Sample]) -> list[Encoded]:
+    def encode(self, batch: Sequence[Row]) -> list[Encoded]:
         """Tokenize rows in one call; a row that cannot be encoded gets a status and a reason, never an exception."""
         prepared = [self._prepare(sample) for sample in batch]
         rows = [row for row in prepared if isinstance(row, Rendered)]
@@ -111,7 +113,7 @@ class Encoder:
                 encoded.append(row)
         return encoded
 
-    def render(self, sample: Sample) -> list[tuple[str, bool]]:
+    def render(self, sample: Row) -> list[tuple[str, bool]]:
         """The row's text in pieces, (text, is it response), the end-of-sequence token included.
 
         Raises:
@@ -131,7 +133,7 @@ class Encoder:
         pieces += [(row.text[position:], False), (self._eos_text, scored)]
         return [(text, response) for text, response in pieces if text]
 
-    def _prepare(self, sample: Sample) -> Rendered | Encoded:
+    def _prepare(self, sample: Row) -> Rendered | Encoded:
         turns = _trained(sample, self._turns)
         if not turns:
             if any(message.trained for message in sample.messages):
@@ -194,12 +196,12 @@ class Encoder:
         return False
 
 
-def _trained(sample: Sample, turns: str) -> list[int]:
+def _trained(sample: Row, turns: str) -> list[int]:
     """Positions of the messages that count; blank ones say nothing and do not."""
     found = [
         i
         for i, message in enumerate(sample.messages)
-        if message.trained and (message.content.strip() or message.tool_calls)
+        if message.trained and (message.text.strip() or message.tool_calls)
     ]
     return found[-1:] if turns == "last" else found
 

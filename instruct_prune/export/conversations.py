@@ -6,16 +6,16 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from instruct_prune.datatypes import Message, Sample
 from instruct_prune.export.job import CannotExpressError
+from instruct_prune.rows.row import Message, Row
 
 
 def said(message: Message) -> str:
     """A turn's text with Alpaca's ``input`` after it, as chat templates see it when scoring."""
-    return f"{message.content}\n{message.context}" if message.context.strip() else message.content
+    return f"{message.text}\n{message.context}" if message.context.strip() else message.text
 
 
-def alpaca_row(sample: Sample, *, system: bool = True, history: bool = True) -> dict[str, Any]:
+def alpaca_row(sample: Row, *, system: bool = True, history: bool = True) -> dict[str, Any]:
     """instruction, input, output; with ``system`` and ``history`` also those keys, empty where the row has none.
 
     Raises:
@@ -28,22 +28,22 @@ def alpaca_row(sample: Sample, *, system: bool = True, history: bool = True) -> 
     pairs = list(zip(turns[::2], turns[1::2], strict=True))
     question, answer = pairs[-1]
     row: dict[str, Any] = {
-        "instruction": question.content,
+        "instruction": question.text,
         "input": question.context if question.context.strip() else "",
-        "output": answer.content,
+        "output": answer.text,
     }
     if system:
         row["system"] = opening
     elif opening:
         raise CannotExpressError("the row has a system message")
     if history:
-        row["history"] = [[said(asked), given.content] for asked, given in pairs[:-1]]
+        row["history"] = [[said(asked), given.text] for asked, given in pairs[:-1]]
     elif pairs[:-1]:
         raise CannotExpressError("the row has several turns")
     return row
 
 
-def messages_row(sample: Sample, trained: set[int], *, weights: bool = False, tools: bool = False) -> dict[str, Any]:
+def messages_row(sample: Row, trained: set[int], *, weights: bool = False, tools: bool = False) -> dict[str, Any]:
     """OpenAI's ``messages``.
 
     Args:
@@ -74,7 +74,7 @@ def messages_row(sample: Sample, trained: set[int], *, weights: bool = False, to
     return row
 
 
-def prompt_completion_row(sample: Sample, *, tools: bool = False) -> dict[str, Any]:
+def prompt_completion_row(sample: Row, *, tools: bool = False) -> dict[str, Any]:
     """TRL's conversational prompt and completion: the last turn is what is learnt, under any chat template."""
     row = messages_row(sample, set(), tools=tools)
     turns = row.pop("messages")
@@ -84,7 +84,7 @@ def prompt_completion_row(sample: Sample, *, tools: bool = False) -> dict[str, A
 SHAREGPT_TAGS = {"user": "human", "assistant": "gpt", "tool": "observation"}
 
 
-def sharegpt_row(sample: Sample, *, tools: bool = True) -> dict[str, Any]:
+def sharegpt_row(sample: Row, *, tools: bool = True) -> dict[str, Any]:
     """ShareGPT turns as LLaMA-Factory reads them: a question (human, observation), then an answer (gpt, function_call).
 
     Raises:
@@ -109,7 +109,7 @@ def sharegpt_row(sample: Sample, *, tools: bool = True) -> dict[str, Any]:
     return row
 
 
-def text_row(sample: Sample) -> dict[str, Any]:
+def text_row(sample: Row) -> dict[str, Any]:
     """Plain text.
 
     Raises:
@@ -117,10 +117,10 @@ def text_row(sample: Sample) -> dict[str, Any]:
     """
     if len(sample.messages) != 1 or sample.messages[0].role != "text":
         raise CannotExpressError("the row is a conversation among rows of plain text")
-    return {"text": sample.messages[0].content}
+    return {"text": sample.messages[0].text}
 
 
-def _turns(sample: Sample) -> Sequence[Message]:
+def _turns(sample: Row) -> Sequence[Message]:
     if any(message.role == "text" for message in sample.messages):
         raise CannotExpressError("the row is plain text without turns")
     return sample.messages
@@ -129,7 +129,7 @@ def _turns(sample: Sample) -> Sequence[Message]:
 def _opened(messages: Sequence[Message]) -> tuple[str, Sequence[Message]]:
     """The system message ("" where there is none) and the turns after it."""
     if messages and messages[0].role == "system":
-        return messages[0].content, messages[1:]
+        return messages[0].text, messages[1:]
     return "", messages
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from instruct_prune.errors import InputError
 from instruct_prune.export.job import Exported, ExportJob
 from instruct_prune.export.tables import table_of, write_parquet_table
-from instruct_prune.run_folder import atomic
+from instruct_prune.storage import atomic
 
 DATA_FILE = "data/train-00000-of-00001.parquet"
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from instruct_prune.datatypes import Int64, Reject, Sample
+from instruct_prune.arrays import Int64
 from instruct_prune.errors import InputError
-from instruct_prune.run_folder import atomic
+from instruct_prune.rows.row import Reject, Row
+from instruct_prune.storage import atomic
 
 
 class CannotExpressError(ValueError):
@@ -24,16 +25,16 @@ class KeptSamples:
     """The kept rows of a source as samples, in input order; iterate as often as needed.
 
     Attributes:
-        source: samples and rejects in input order (``instruct_prune.load.Source``), readable many times.
+        source: samples and rejects in input order (``instruct_prune.rows.Source``), readable many times.
         kept: int64 [k], the row ids that were kept.
     """
 
-    source: Iterable[Sample | Reject]
+    source: Iterable[Row | Reject]
     kept: Int64
 
-    def __iter__(self) -> Iterator[Sample]:
+    def __iter__(self) -> Iterator[Row]:
         wanted = set(self.kept.tolist())
-        return (row for row in self.source if isinstance(row, Sample) and row.row_id in wanted)
+        return (row for row in self.source if isinstance(row, Row) and row.row_id in wanted)
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class ExportJob:
         hub_private: whether a new repository is private.
     """
 
-    samples: Iterable[Sample]
+    samples: Iterable[Row]
     folder: Path
     name: str
     template: str
@@ -111,7 +112,7 @@ class ExportJob:
     max_length: int
     kind: str = "jsonl"
     turns: Literal["all", "last"] = "all"
-    render: Callable[[Sample], list[tuple[str, bool]]] | None = None
+    render: Callable[[Row], list[tuple[str, bool]]] | None = None
     bos: str = ""
     eos: str = ""
     split: str | None = None
@@ -134,7 +135,7 @@ class ExportJob:
     def survey(self) -> Survey:
         return Survey.of(self)
 
-    def trained(self, sample: Sample) -> set[int]:
+    def trained(self, sample: Row) -> set[int]:
         """Positions of the messages that are trained on."""
         found = [i for i, message in enumerate(sample.messages) if message.trained]
         return set(found[-1:] if self.turns == "last" else found)
@@ -161,7 +162,7 @@ class Exported:
 
 
 def write_json_rows(
-    job: ExportJob, to: str, target: Path, convert: Callable[[Sample], Mapping[str, Any]]
+    job: ExportJob, to: str, target: Path, convert: Callable[[Row], Mapping[str, Any]]
 ) -> tuple[int, int, Path | None]:
     """Write one JSON object a line; rows that raise CannotExpressError go to a list beside the file.
 

@@ -16,11 +16,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from instruct_prune.datatypes import Sample
 from instruct_prune.errors import InputError
 from instruct_prune.export.rows import line_of
 from instruct_prune.export.tables import kept_table, save_dataset, write_arrow, write_parquet_table
-from instruct_prune.run_folder import atomic
+from instruct_prune.rows.row import Row
+from instruct_prune.storage import atomic
 
 SUFFIXES = {
     "json": ".json",
@@ -42,7 +42,7 @@ class KeptOf:
 
 
 def write_own_format(
-    samples: Iterable[Sample], kind: str, folder: Path, *, split: str | None = None, subset: str | None = None
+    samples: Iterable[Row], kind: str, folder: Path, *, split: str | None = None, subset: str | None = None
 ) -> list[Path]:
     """Write ``pruned.json``, ``pruned.csv``, ``pruned.parquet``, ...; several inputs give one file each.
 
@@ -82,7 +82,7 @@ def write_own_format(
     return paths
 
 
-def kept_by_input(samples: Iterable[Sample]) -> list[KeptOf]:
+def kept_by_input(samples: Iterable[Row]) -> list[KeptOf]:
     """Which rows of each input are kept, in input order; an input that is given twice may count as two."""
     inputs: list[KeptOf] = []
     for sample in samples:
@@ -114,7 +114,7 @@ def _delimiter(source: str) -> str:
     return ";" if first.count(b";") > first.count(b",") else ","
 
 
-def _write_array(samples: Iterator[Sample], target: Path) -> None:
+def _write_array(samples: Iterator[Row], target: Path) -> None:
     """A JSON list of the elements as they were written, number by number."""
     with atomic(target) as file:
         for i, sample in enumerate(samples):
@@ -122,7 +122,7 @@ def _write_array(samples: Iterator[Sample], target: Path) -> None:
         file.write(b"\n]\n")
 
 
-def _write_delimited(samples: Iterator[Sample], delimiter: str, target: Path) -> None:
+def _write_delimited(samples: Iterator[Row], delimiter: str, target: Path) -> None:
     with atomic(target) as file:
         # RFC 4180: lines end with CRLF, so that a lone \r or \n in a field is quoted and comes back as it was.
         text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from instruct_prune.datatypes import Sample
 from instruct_prune.errors import InputError
 from instruct_prune.export.job import Exported, ExportJob
-from instruct_prune.run_folder import atomic, sha256_of
+from instruct_prune.rows.row import Row
+from instruct_prune.storage import atomic, sha256_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -151,7 +151,7 @@ def table_of(job: ExportJob) -> KeptTable:
 # ---- JSON rows: types are found in one pass and applied in the next ----
 
 
-def _inferred(samples: Iterable[Sample]) -> KeptTable:
+def _inferred(samples: Iterable[Row]) -> KeptTable:
     import datasets
 
     features: dict[str, Any] = {}
@@ -169,7 +169,7 @@ def _inferred(samples: Iterable[Sample]) -> KeptTable:
     return KeptTable(whole.arrow_schema, chunks)
 
 
-def _batches(samples: Iterable[Sample]) -> Iterator[list[Mapping[str, Any]]]:
+def _batches(samples: Iterable[Row]) -> Iterator[list[Mapping[str, Any]]]:
     rows = (json.loads(s.raw) if isinstance(s.raw, bytes) else s.raw for s in samples)
     while batch := list(islice(rows, BATCH_ROWS)):
         yield batch

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from instruct_prune.datatypes import Sample
 from instruct_prune.errors import InputError
 from instruct_prune.export.conversations import (
     alpaca_row,
@@ -21,9 +20,10 @@ from instruct_prune.export.conversations import (
     text_row,
 )
 from instruct_prune.export.job import CannotExpressError, Exported, ExportJob, write_json_rows
-from instruct_prune.run_folder import atomic, write_json
+from instruct_prune.rows.row import Row
+from instruct_prune.storage import atomic, write_json
 
-Convert = Callable[[Sample], Mapping[str, Any]]
+Convert = Callable[[Row], Mapping[str, Any]]
 
 
 def alpaca(job: ExportJob) -> Exported:
@@ -31,7 +31,7 @@ def alpaca(job: ExportJob) -> Exported:
     found = job.survey
     target = job.folder / "alpaca.jsonl"
 
-    def convert(sample: Sample) -> dict[str, Any]:
+    def convert(sample: Row) -> dict[str, Any]:
         _check_masks(job, sample)
         return alpaca_row(sample, system=found.systems > 0, history=found.many_turns > 0)
 
@@ -43,7 +43,7 @@ def messages(job: ExportJob) -> Exported:
     found = job.survey
     target = job.folder / "messages.jsonl"
 
-    def convert(sample: Sample) -> dict[str, Any]:
+    def convert(sample: Row) -> dict[str, Any]:
         return messages_row(sample, job.trained(sample), weights=found.untrained > 0, tools=found.tools > 0)
 
     notes = (
@@ -73,14 +73,14 @@ def llamafactory(job: ExportJob) -> Exported:
         tags |= {"observation_tag": "observation", "function_tag": "function_call", "system_tag": "system"}
         info |= {"formatting": "sharegpt", "columns": columns, "tags": tags}
 
-        def convert(sample: Sample) -> dict[str, Any]:
+        def convert(sample: Row) -> dict[str, Any]:
             _check_masks(job, sample)
             return sharegpt_row(sample, tools=found.tools > 0)
     else:
         columns = {"prompt": "instruction", "query": "input", "response": "output"}
         info |= {"formatting": "alpaca", "columns": columns | ({"system": "system"} if found.systems else {})}
 
-        def convert(sample: Sample) -> dict[str, Any]:
+        def convert(sample: Row) -> dict[str, Any]:
             return alpaca_row(sample, system=found.systems > 0, history=False)
 
     notes = [f"in the training file: dataset: {job.slug}, dataset_dir: {folder}", *_mask_notes(job)]
@@ -108,7 +108,7 @@ def axolotl(job: ExportJob) -> Exported:
     elif job.template == "alpaca" and not (found.systems or found.many_turns or found.calls or found.text):
         source["type"] = "alpaca"
 
-        def convert(sample: Sample) -> dict[str, Any]:
+        def convert(sample: Row) -> dict[str, Any]:
             return alpaca_row(sample, system=False, history=False)
     elif _is_chat(job):
         source |= {"type": "chat_template", "field_messages": "messages", "roles_to_train": ["assistant"]}
@@ -118,12 +118,12 @@ def axolotl(job: ExportJob) -> Exported:
         if found.untrained:
             source["message_field_training"] = "weight"
 
-        def convert(sample: Sample) -> dict[str, Any]:
+        def convert(sample: Row) -> dict[str, Any]:
             return messages_row(sample, job.trained(sample), weights=found.untrained > 0, tools=found.tools > 0)
     else:
         source["type"] = "input_output"
 
-        def convert(sample: Sample) -> dict[str, Any]:
+        def convert(sample: Row) -> dict[str, Any]:
             opening = [{"label": False, "text": job.bos}] if job.bos else []
             return {"segments": opening + [{"label": said, "text": text} for text, said in _rendered(job, sample)]}
 
@@ -163,7 +163,7 @@ def trl(job: ExportJob) -> Exported:
             )
         options["completion_only_loss"] = True
 
-        def convert(sample: Sample) -> dict[str, Any]:
+        def convert(sample: Row) -> dict[str, Any]:
             return _prompt_and_completion(job, sample)
 
     stanza = {
@@ -192,7 +192,7 @@ def _trl_chat(job: ExportJob, options: dict[str, Any]) -> Convert:
     # TRL swaps in a template with {% generation %} marks for the families it knows, and refuses others.
     options["assistant_only_loss"] = True
 
-    def convert(sample: Sample) -> dict[str, Any]:
+    def convert(sample: Row) -> dict[str, Any]:
         answers = {i for i, m in enumerate(sample.messages) if m.role == "assistant"}
         if answers - job.trained(sample):
             raise CannotExpressError("TRL trains every assistant turn, and one of this row was not scored")
@@ -201,7 +201,7 @@ def _trl_chat(job: ExportJob, options: dict[str, Any]) -> Convert:
     return convert
 
 
-def _prompt_and_completion(job: ExportJob, sample: Sample) -> dict[str, str]:
+def _prompt_and_completion(job: ExportJob, sample: Row) -> dict[str, str]:
     pieces = _rendered(job, sample)
     n_prompt = sum(not said for _, said in pieces)
     if any(said for _, said in pieces[:n_prompt]):
@@ -212,7 +212,7 @@ def _prompt_and_completion(job: ExportJob, sample: Sample) -> dict[str, str]:
     return {"prompt": prompt, "completion": completion.removesuffix(job.eos)}  # TRL appends the end token itself
 
 
-def _rendered(job: ExportJob, sample: Sample) -> list[tuple[str, bool]]:
+def _rendered(job: ExportJob, sample: Row) -> list[tuple[str, bool]]:
     if job.render is None:
         raise TypeError(f"the template {job.template!r} needs ExportJob.render (Encoder.render)")
     return job.render(sample)
@@ -229,7 +229,7 @@ def _jinja(job: ExportJob, name_key: str | None, path_key: str) -> dict[str, Any
     return ({name_key: "jinja"} if name_key else {}) | {path_key: job.template}
 
 
-def _check_masks(job: ExportJob, sample: Sample) -> None:
+def _check_masks(job: ExportJob, sample: Row) -> None:
     """Refuse a row whose untrained turns would be trained, unless all rows train their last turn only."""
     answers = {i for i, m in enumerate(sample.messages) if m.role == "assistant"}
     if job.survey.earlier_trained and answers - job.trained(sample):

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from instruct_prune.datatypes import Bool, Float32, Int32, Int64, Pool, ScoreTable
+from instruct_prune.arrays import Bool, Float32, Int32, Int64
 from instruct_prune.errors import InputError
 from instruct_prune.geometry import WholeSet, nearest_similarity
+from instruct_prune.score.table import ScoreTable
+from instruct_prune.select.data import Pool
 from instruct_prune.terminal import safe
 
 if TYPE_CHECKING:

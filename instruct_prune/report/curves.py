@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from instruct_prune.datatypes import Int64, SubnetSpec
+from instruct_prune.arrays import Int64
+from instruct_prune.measure.subnet import SubnetSpec
 from instruct_prune.report.tables import Tables
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from instruct_prune.report.tables import Tables
-from instruct_prune.run_folder import RunFolder
+from instruct_prune.run.folder import RunFolder
 
 TRAINING_COST = 3.0
 """Forward passes that a training step costs: the backward pass is about two (Kaplan et al., arXiv 2001.08361, section 2.1)."""

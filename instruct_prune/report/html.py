@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from instruct_prune.datatypes import Reject, Sample
 from instruct_prune.errors import InputError
 from instruct_prune.report.numbers import Numbers, boundary_of, compute, shifts_of
 from instruct_prune.report.others import Other, read_other
@@ -18,7 +17,9 @@ from instruct_prune.report.page import page_data
 from instruct_prune.report.pick import pick_rows
 from instruct_prune.report.rows import Thumbnail, read_rows, visible
 from instruct_prune.report.tables import Tables, read_tables
-from instruct_prune.run_folder import RunFolder, atomic, write_json
+from instruct_prune.rows.row import Reject, Row
+from instruct_prune.run.folder import RunFolder
+from instruct_prune.storage import atomic, write_json
 
 TEXT_BYTES = 10_000_000
 """UTF-8 bytes of all inlined texts together (they compress to a third); a row may have LEAST_BYTES to MOST_BYTES of them."""
@@ -29,7 +30,7 @@ SCRIPTS = ("data.js", "filters.js", "charts.js", "map.js", "tables.js", "detail.
 
 def write_report(
     folder: RunFolder,
-    rows: Iterable[Sample | Reject],
+    rows: Iterable[Row | Reject],
     *,
     samples: int = 5000,
     others: Sequence[RunFolder] = (),

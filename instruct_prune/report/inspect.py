@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from instruct_prune.datatypes import Encoded, Int32, Reject, Sample
+from instruct_prune.arrays import Int32
+from instruct_prune.encode.item import Encoded
+from instruct_prune.rows.row import Reject, Row
 from instruct_prune.terminal import one_line, safe
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ class Data(Protocol):
     def description(self) -> str: ...
     @property
     def files(self) -> tuple[str, ...]: ...
-    def __iter__(self) -> Iterator[Sample | Reject]: ...
+    def __iter__(self) -> Iterator[Row | Reject]: ...
 
 
 class Tokens(Protocol):
@@ -47,8 +49,8 @@ class Tokens(Protocol):
     def template_name(self) -> str: ...
     @property
     def notes(self) -> tuple[str, ...]: ...
-    def encode(self, batch: Sequence[Sample]) -> list[Encoded]: ...
-    def render(self, sample: Sample) -> list[tuple[str, bool]]: ...
+    def encode(self, batch: Sequence[Row]) -> list[Encoded]: ...
+    def render(self, sample: Row) -> list[tuple[str, bool]]: ...
 
 
 @dataclass(frozen=True)
@@ -218,7 +220,7 @@ def inspect_data(source: Data, encoder: Tokens, seed: int = 0) -> Inspection:
     first_rejects: list[Reject] = []
     n_prompt, n_response, hashes = array("i"), array("i"), array("Q")
     n_read = n_cut = 0
-    drawn: list[tuple[Sample, Encoded]] = []
+    drawn: list[tuple[Row, Encoded]] = []
     generator = np.random.default_rng(seed)
     rows = iter(source)
     while chunk := list(islice(rows, BATCH)):
@@ -227,11 +229,11 @@ def inspect_data(source: Data, encoder: Tokens, seed: int = 0) -> Inspection:
             _count(rejected, reject.reason)
             if len(first_rejects) < N_EXAMPLES:
                 first_rejects.append(reject)
-        samples = [row for row in chunk if isinstance(row, Sample)]
+        samples = [row for row in chunk if isinstance(row, Row)]
         for sample, row in zip(samples, encoder.encode(samples), strict=True):
             statuses[row.status.value] += 1
             columns.update(sample.columns.keys())
-            scripts[script_of(message.content for message in sample.messages)] += 1
+            scripts[script_of(message.text for message in sample.messages)] += 1
             n_cut += row.n_cut
             if not row.status.scored:
                 _count(unscored, f"{row.status.value}: {row.reason}")
@@ -286,7 +288,7 @@ def _count(counter: Counter[str], reason: str) -> None:
 
 
 def _draw(
-    drawn: list[tuple[Sample, Encoded]], row: tuple[Sample, Encoded], seen: int, generator: np.random.Generator
+    drawn: list[tuple[Row, Encoded]], row: tuple[Row, Encoded], seen: int, generator: np.random.Generator
 ) -> None:
     """Reservoir sampling: every scored row is as likely to stay (Vitter, "Random Sampling with a Reservoir", 1985)."""
     if len(drawn) < N_EXAMPLES:
@@ -295,7 +297,7 @@ def _draw(
         drawn[place] = row
 
 
-def _example(encoder: Tokens, sample: Sample, row: Encoded) -> Example:
+def _example(encoder: Tokens, sample: Row, row: Encoded) -> Example:
     scored = int(row.response_mask.sum())
     segments = tuple(encoder.render(sample))
     return Example(sample.row_id, sample.source, sample.line, segments, len(row.input_ids) - scored, scored)

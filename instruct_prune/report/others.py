@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from instruct_prune.datatypes import Bool
+from instruct_prune.arrays import Bool
 from instruct_prune.errors import InputError
 from instruct_prune.report.shift import Mmd
 from instruct_prune.report.tables import Tables
-from instruct_prune.run_folder import RunFolder
+from instruct_prune.run.folder import RunFolder
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from instruct_prune.datatypes import Int64
+from instruct_prune.arrays import Int64
 from instruct_prune.geometry import nearest_neighbors
 from instruct_prune.report.curves import thirds
 from instruct_prune.report.numbers import Numbers

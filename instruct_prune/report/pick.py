@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from instruct_prune.datatypes import Int64
+from instruct_prune.arrays import Int64
 from instruct_prune.report.numbers import DuplicateGroup, Group
 from instruct_prune.report.pools import Boundary
 from instruct_prune.report.tables import Tables

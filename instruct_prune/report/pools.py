@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from instruct_prune.datatypes import Bool, Float32, Int64, Selection
+from instruct_prune.arrays import Bool, Float32, Int64
+from instruct_prune.select.data import Selection
 
 EASY_HARD = "easy and hard pool"
 KEPT_DROPPED = "kept and dropped"

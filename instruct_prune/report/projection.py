@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from instruct_prune.datatypes import Float32, Int64
+from instruct_prune.arrays import Float32, Int64
 from instruct_prune.geometry import blocks
 from instruct_prune.progress import say
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from instruct_prune.datatypes import Float32, Int32, Int64, Reject, Sample
+from instruct_prune.arrays import Float32, Int32, Int64
 from instruct_prune.errors import InputError
 from instruct_prune.report.scripts import NAMES, scripts_of
+from instruct_prune.rows.row import Reject, Row
 
 MOST_COLUMNS = 24
 """Columns that are followed; data whose every row has other keys would otherwise have no end of them."""
@@ -24,7 +25,7 @@ IMAGE_BYTES = 5_000_000
 """Characters of all thumbnails together; other rows go without."""
 BATCH = 4096
 
-Thumbnail = Callable[[Sample], bytes | None]
+Thumbnail = Callable[[Row], bytes | None]
 """A small picture of a row (PNG, JPEG, GIF or WebP), or None where it has none."""
 
 # Controls, bidirectional marks, invisible characters and lone surrogates. Not the joiners U+200C and U+200D:
@@ -81,7 +82,7 @@ class RowFacts:
 
 
 def read_rows(
-    rows: Iterable[Sample | Reject],
+    rows: Iterable[Row | Reject],
     row_id: Int64,
     wanted: Int64,
     max_bytes: int,
@@ -137,13 +138,13 @@ def _with_room(pictures: Mapping[int, str], foremost: Iterable[int]) -> Iterator
             yield at
 
 
-def shown(sample: Sample, max_bytes: int) -> Text:
+def shown(sample: Row, max_bytes: int) -> Text:
     """A row as the page shows it."""
     turns: list[Turn] = []
     left = max_bytes
     for message in sample.messages:
         calls = "\n".join(json.dumps(call, ensure_ascii=False, default=str) for call in message.tool_calls)
-        whole = "\n".join(part for part in (message.content, message.context, calls) if part)
+        whole = "\n".join(part for part in (message.text, message.context, calls) if part)
         text, used = cut(whole, left)
         left -= used
         turns.append(Turn(visible(message.role[:40]), text, message.trained))
@@ -189,14 +190,14 @@ class _Columns:
         self.script = np.zeros(n, dtype=np.int32)
         self.waiting: list[tuple[int, str]] = []
 
-    def add(self, at: int, row: Sample) -> None:
+    def add(self, at: int, row: Row) -> None:
         for name, value in row.columns.items():
             if name not in self.collectors and len(self.collectors) < MOST_COLUMNS:
                 self.collectors[name] = _Collector(self.n)
             if name in self.collectors:
                 self.collectors[name].add(at, value)
         self.files.add(at, row.source)
-        answer = next((m.content for m in reversed(row.messages) if m.trained or m.role == "text"), "")
+        answer = next((m.text for m in reversed(row.messages) if m.trained or m.role == "text"), "")
         self.waiting.append((at, answer[:400]))
         if len(self.waiting) == BATCH:
             self._flush()

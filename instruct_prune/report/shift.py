@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from instruct_prune.datatypes import Bool, Float32, Int64
+from instruct_prune.arrays import Bool, Float32, Int64
 from instruct_prune.geometry import WholeSet
 from instruct_prune.report.rows import Column
 

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from instruct_prune.datatypes import Int64, Reject, Sample
+from instruct_prune.arrays import Int64
 from instruct_prune.report.facts import counts_of, facts_of, warnings_of
 from instruct_prune.report.numbers import groups_of
 from instruct_prune.report.rows import read_rows
 from instruct_prune.report.tables import Tables, read_tables
-from instruct_prune.run_folder import RunFolder
+from instruct_prune.rows.row import Reject, Row
+from instruct_prune.run.folder import RunFolder
 from instruct_prune.terminal import one_line, safe
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ EXAMPLES = 4
 GROUPS = 20
 
 
-def show(folder: RunFolder, rows: Iterable[Sample | Reject], console: Console | None = None) -> None:
+def show(folder: RunFolder, rows: Iterable[Row | Reject], console: Console | None = None) -> None:
     """Print a summary, the clusters, and kept and dropped rows.
 
     Args:

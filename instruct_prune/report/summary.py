@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from instruct_prune.progress import clock
-from instruct_prune.run_folder import RunFolder
+from instruct_prune.run.folder import RunFolder
 from instruct_prune.terminal import safe
 
 EPOCHS = 3  # as Stanford Alpaca was trained

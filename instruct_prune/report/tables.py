@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from instruct_prune.datatypes import Bool, Float32, Int32, Int64, Selection, SubnetSpec
+from instruct_prune.arrays import Bool, Float32, Int32, Int64
 from instruct_prune.errors import InputError
-from instruct_prune.run_folder import RunFolder
+from instruct_prune.measure.subnet import SubnetSpec
+from instruct_prune.run.folder import RunFolder
+from instruct_prune.select.data import Selection
 
 FATES = ("dropped", "kept: easy pool", "kept: hard pool", "kept", "scored")
 """What a row's bar is coloured by. "kept" is for methods without pools, "scored" for runs without a selection."""

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from instruct_prune.datatypes import Bool, Float32, SubnetSpec
+from instruct_prune.arrays import Bool, Float32
 from instruct_prune.errors import InputError
+from instruct_prune.measure.subnet import SubnetSpec
 from instruct_prune.registry import suggestion
 
 SCORES = ("dlc", "lc", "loss", "perplexity", "ifd")

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from instruct_prune.datatypes import Budget, Int64, Pool
+from instruct_prune.arrays import Int64
 from instruct_prune.errors import InputError
+from instruct_prune.select.data import Budget, Pool
 
 
 def resolve_budget(keep: int | float | None, keep_tokens: int | None, pool: Pool) -> Budget:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from instruct_prune.datatypes import Int64
+from instruct_prune.arrays import Int64
 from instruct_prune.errors import InputError
 from instruct_prune.select.budget import largest_remainder
 from instruct_prune.select.stratum import BUDGET, PICKED, TOO_HARD, Codes, Stratum, fitting

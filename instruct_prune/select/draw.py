@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from instruct_prune.datatypes import Bool, Budget, Float32, Int32, Int64, Picks, Pool
+from instruct_prune.arrays import Bool, Float32, Int32, Int64
 from instruct_prune.errors import InputError
 from instruct_prune.select.budget import largest_remainder
+from instruct_prune.select.data import Budget, Picks, Pool
 from instruct_prune.select.stratum import BUDGET, FIRST_KEPT, Codes, Method, Stratum
 
 

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from instruct_prune.datatypes import Int64, Pool
+from instruct_prune.arrays import Int64
 from instruct_prune.errors import InputError
 from instruct_prune.registry import suggestion
+from instruct_prune.select.data import Pool
 from instruct_prune.select.draw import forced_rows
 
 KEEP_RULES = ("hardest", "longest", "first")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from instruct_prune.datatypes import Float32, Int64
+from instruct_prune.arrays import Float32, Int64
 from instruct_prune.errors import InputError
 from instruct_prune.geometry import nearest_neighbors
 from instruct_prune.select.stratum import Codes, Stratum

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from instruct_prune.datatypes import Bool, Int64
+from instruct_prune.arrays import Bool, Int64
 from instruct_prune.errors import InputError
 from instruct_prune.select.stratum import EASY_POOL, HARD_POOL, Codes, Stratum, fitting
 

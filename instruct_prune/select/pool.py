@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from instruct_prune.datatypes import Clusters, Embeddings, Float32, Int32, Int64, Pool, ScoreTable
+from instruct_prune.arrays import Float32, Int32, Int64
 from instruct_prune.errors import InputError
+from instruct_prune.score.table import ScoreTable
+from instruct_prune.select.data import Clusters, Embeddings, Pool
 
 
 def build_pool(

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from instruct_prune.datatypes import Budget, Int64, Pool, Selection
+from instruct_prune.arrays import Int64
 from instruct_prune.errors import InputError
 from instruct_prune.registry import resolve, suggestion
+from instruct_prune.select.data import Budget, Pool, Selection
 from instruct_prune.select.draw import Draw, forced_rows, rank_rows
 from instruct_prune.select.flexrand import auto_split, check_split
 from instruct_prune.select.mmd_split import mmd_curve
@@ -73,7 +74,7 @@ def select_rows(
         min_per_stratum: least rows kept in each stratum (all of it where it is smaller).
         must_keep: row ids that are kept in any case; they count in the budget.
         duplicate_of: int64 [n], the row id that stands for the row, -1 where it stands for itself, in the order of the
-            pool (`instruct_prune.embed.duplicates.find_duplicates`).
+            pool (`instruct_prune.select.near_duplicates.find_duplicates`).
         params: keyword parameters of the method, by name.
 
     Returns:

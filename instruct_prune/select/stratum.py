@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from instruct_prune.datatypes import Bool, Float32, Int64, Picks, Pool
+from instruct_prune.arrays import Bool, Float32, Int64
 from instruct_prune.errors import InputError
+from instruct_prune.select.data import Picks, Pool
 
 REASONS = (
     "budget",  # dropped: others came first and the budget was full

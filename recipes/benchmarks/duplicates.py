@@ -17,12 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from instruct_prune import models
-from instruct_prune.datatypes import Message, Sample
-from instruct_prune.embed.duplicates import find_duplicates, text_keys
-from instruct_prune.embed.text import TextEncoder, embed_rows, embedding_text
-from instruct_prune.load import open_data
+from instruct_prune.models import names as models
+from instruct_prune.models.sentence_encoder import TextEncoder, embed_rows, embedding_text
 from instruct_prune.progress import Progress
+from instruct_prune.rows import open_data
+from instruct_prune.rows.row import Message, Row
+from instruct_prune.select.near_duplicates import find_duplicates, text_keys
 
 TEMPLATES = ("Please {}", "Your task: {}", "{} Thank you.", "I need your help with this: {}")
 KINDS: dict[str, Callable[[str, np.random.Generator], str]] = {
@@ -34,7 +34,7 @@ KINDS: dict[str, Callable[[str, np.random.Generator], str]] = {
 }
 
 
-def planted(sample: Sample, kind: str, row_id: int, rng: np.random.Generator) -> Sample:
+def planted(sample: Row, kind: str, row_id: int, rng: np.random.Generator) -> Row:
     """The row with its first user turn changed; case and punctuation change the answer too, every other time."""
     turns: list[Message] = []
     asked = False
@@ -42,7 +42,7 @@ def planted(sample: Sample, kind: str, row_id: int, rng: np.random.Generator) ->
     for turn in sample.messages:
         change = (turn.role == "user" and not asked) or (turn.role == "assistant" and both)
         asked |= turn.role == "user"
-        turns.append(dataclasses.replace(turn, content=KINDS[kind](turn.content, rng)) if change else turn)
+        turns.append(dataclasses.replace(turn, content=KINDS[kind](turn.text, rng)) if change else turn)
     return dataclasses.replace(sample, row_id=row_id, messages=tuple(turns))
 
 
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
 
-    rows = [row for row in open_data([options.data]) if isinstance(row, Sample)]
+    rows = [row for row in open_data([options.data]) if isinstance(row, Row)]
     rng = np.random.default_rng(options.seed)
     copied = rng.choice(len(rows), options.planted, replace=False)
     kinds = [list(KINDS)[i % len(KINDS)] for i in range(options.planted)]

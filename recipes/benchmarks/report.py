@@ -22,11 +22,14 @@ from pathlib import Path
 
 import numpy as np
 
-from instruct_prune.datatypes import Budget, Clusters, Pool, ScoreTable, SubnetSpec
-from instruct_prune.load import open_data
+from instruct_prune.measure.subnet import SubnetSpec
 from instruct_prune.report.html import write_report
-from instruct_prune.run_folder import RunFolder, row_ids_hash
+from instruct_prune.rows import open_data
+from instruct_prune.run.folder import RunFolder
+from instruct_prune.score.table import ScoreTable
 from instruct_prune.select import select_rows
+from instruct_prune.select.data import Budget, Clusters, Pool
+from instruct_prune.storage import row_ids_hash
 
 WIDTH, GROUPS, COPIES, KEEP = 384, 100, 0.05, 0.3
 SUBNETS = (SubnetSpec("dense"), *(SubnetSpec("magnitude", density) for density in (0.8, 0.64, 0.512, 0.4096)))

@@ -154,10 +154,10 @@ class Bench:
     def __init__(self, options: argparse.Namespace) -> None:
         import torch
 
-        from instruct_prune.datatypes import SubnetSpec
         from instruct_prune.encode.store import TokenStore
-        from instruct_prune.models import find_model, load_tokenizer
-        from instruct_prune.score.causal_lm import CausalLM
+        from instruct_prune.measure.subnet import SubnetSpec
+        from instruct_prune.models.causal_lm import CausalLM
+        from instruct_prune.models.names import find_model, load_tokenizer
 
         self.device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = load_model(options, self.device)
@@ -181,7 +181,7 @@ class Bench:
 def load_model(options: argparse.Namespace, device: Any) -> Any:
     import torch
 
-    from instruct_prune.models import find_model, load_causal_lm
+    from instruct_prune.models.names import find_model, load_causal_lm
 
     if options.shape is None:
         return load_causal_lm(find_model(options.model), precision(options, options.one)).to(device)
@@ -235,8 +235,8 @@ def measure(options: argparse.Namespace) -> None:
 
 def ladder(options: argparse.Namespace, bench: Bench) -> tuple[np.ndarray, int]:
     """All subnets, with masks and restoring."""
-    from instruct_prune.score.passes import parse_subnets, plan_passes
-    from instruct_prune.score.subnets import SubnetSwitch
+    from instruct_prune.measure.passes import parse_subnets, plan_passes
+    from instruct_prune.measure.subnets import SubnetSwitch
 
     passes = plan_passes(parse_subnets([options.subnets]))
     plan = bench.plan(options)
@@ -299,11 +299,11 @@ def matrix_rate(bench: Bench, tokens: int = 2048) -> float:
 
 def prepare(options: argparse.Namespace, folder: Path) -> None:
     """Tokenize once; write the store and the harness's (context, continuation) pairs."""
-    from instruct_prune.datatypes import Sample
     from instruct_prune.encode.store import write_store
     from instruct_prune.encode.tokenize import Encoder
-    from instruct_prune.load import open_data
-    from instruct_prune.models import context_length, find_model, load_tokenizer
+    from instruct_prune.models.names import context_length, find_model, load_tokenizer
+    from instruct_prune.rows import open_data
+    from instruct_prune.rows.row import Row
 
     model = find_model(options.model)
     tokenizer = load_tokenizer(model)
@@ -311,7 +311,7 @@ def prepare(options: argparse.Namespace, folder: Path) -> None:
     encoder = Encoder(tokenizer, "auto", max_length=context_length(model), data_format=source.format)
     chosen, pairs = [], []
     for sample in source:
-        if not isinstance(sample, Sample):
+        if not isinstance(sample, Row):
             continue
         row = encoder.encode([sample])[0]
         if not row.status.scored:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from instruct_prune.datatypes import Message, Sample
+from instruct_prune.rows.row import Message, Row
 
 TOOL = {
     "type": "function",
@@ -21,13 +21,13 @@ WRITTEN_TOOL = (
 )
 
 
-def conversation(*turns: Message | tuple[str, str], tools: tuple[Any, ...] = (), row_id: int = 0) -> Sample:
+def conversation(*turns: Message | tuple[str, str], tools: tuple[Any, ...] = (), row_id: int = 0) -> Row:
     """A sample of (role, content) pairs; assistant turns are trained."""
     messages = tuple(
         turn if isinstance(turn, Message) else Message(turn[0], turn[1], trained=turn[0] in ("assistant", "text"))
         for turn in turns
     )
-    return Sample(row_id, messages, "data.jsonl", row_id + 1, b"{}", tools=tools)
+    return Row(row_id, messages, "data.jsonl", row_id + 1, b"{}", tools=tools)
 
 
 def scored_pieces(tokenizer: Any, row: Any) -> list[str]:

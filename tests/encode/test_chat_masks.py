@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from chat_cases import CALL, TOOL, WRITTEN_TOOL, conversation, scored_pieces
 
-from instruct_prune.datatypes import Message, Sample, Status
+from instruct_prune.encode.item import Status
 from instruct_prune.encode.tokenize import Encoder
+from instruct_prune.rows.row import Message, Row
 
 SINGLE = conversation(("user", "What is 2+2?"), ("assistant", "4"))
 SYSTEM = conversation(("system", "Be terse."), ("user", "What is 2+2?"), ("assistant", "4"))
@@ -30,7 +31,7 @@ _LLAMA_HEAD = (
 _LLAMA_ASK = "<|start_header_id|>assistant<|end_header_id|>\n\n"
 _CHATML_CALL = '{"name": "weather", "arguments": {"city": "Paris"}}'
 
-GOLDEN: list[tuple[str, Sample, str, list[str]]] = [
+GOLDEN: list[tuple[str, Row, str, list[str]]] = [
     (
         "llama3",
         SINGLE,
@@ -211,9 +212,7 @@ def _encoder(tokenizer: Any, **options: Any) -> Encoder:
 
 
 @pytest.mark.parametrize(("family", "sample", "text", "pieces"), GOLDEN)
-def test_text_and_mask(
-    chat_tokenizers: dict[str, Any], family: str, sample: Sample, text: str, pieces: list[str]
-) -> None:
+def test_text_and_mask(chat_tokenizers: dict[str, Any], family: str, sample: Row, text: str, pieces: list[str]) -> None:
     tokenizer = chat_tokenizers[family]
     encoder = _encoder(tokenizer)
     assert "".join(part for part, _ in encoder.render(sample)) == text

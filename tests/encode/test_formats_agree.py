@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from instruct_prune.datatypes import Encoded, Sample
+from instruct_prune.encode.item import Encoded
 from instruct_prune.encode.tokenize import Encoder
-from instruct_prune.load import open_data
+from instruct_prune.rows import open_data
+from instruct_prune.rows.row import Row
 
 FOLDER = Path(__file__).parents[2] / "data_samples" / "formats"
 WITH_CONTEXT = ("alpaca.json", "alpaca.jsonl", "dolly.jsonl", "dolly_hhrlhf.jsonl", "gpteacher.jsonl", "question.csv")
@@ -26,7 +27,7 @@ WITHOUT_CONTEXT = (
 
 def _encode(tokenizer: Any, path: str, template: str) -> list[Encoded]:
     source = open_data([path])
-    rows = [row for row in source if isinstance(row, Sample)]
+    rows = [row for row in source if isinstance(row, Row)]
     assert len(rows) == 6
     encoded = Encoder(tokenizer, template, max_length=2000, data_format=source.format).encode(rows)
     assert [row.status for row in encoded] == ["ok"] * 6
@@ -82,7 +83,7 @@ def test_formats_with_an_input_agree_under_alpaca(chat_tokenizers: dict[str, Any
 
 def test_the_encoder_knows_the_loaders_formats() -> None:
     from instruct_prune.encode.templates import CONVERSATIONS
-    from instruct_prune.load import FORMATS
+    from instruct_prune.rows import FORMATS
 
     assert {name.removesuffix("-messages") for name in CONVERSATIONS} <= set(FORMATS)
     for name, template in (("messages", True), ("preference", False), ("prompt_completion_messages", True)):

@@ -12,9 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_backends import byte_level
 
-from instruct_prune.datatypes import Message, Sample, Status
+from instruct_prune.encode.item import Status
 from instruct_prune.encode.tokenize import Encoder
 from instruct_prune.errors import InputError
+from instruct_prune.rows.row import Message, Row
 
 WITHOUT_INPUT = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
@@ -27,7 +28,7 @@ WITH_INPUT = (
 )
 
 
-def asked(instruction: str, output: str, context: str = "", row_id: int = 0) -> Sample:
+def asked(instruction: str, output: str, context: str = "", row_id: int = 0) -> Row:
     return conversation(Message("user", instruction, context=context), ("assistant", output), row_id=row_id)
 
 
@@ -120,7 +121,7 @@ def test_auto(chat_tokenizers: dict[str, Any], data_format: str | None, template
 # ---- truncation ----
 
 
-def _lengths(tokenizer: Any) -> tuple[Sample, int, int, int]:
+def _lengths(tokenizer: Any) -> tuple[Row, int, int, int]:
     """A sample and its tokens of prompt (BOS apart), response and in all."""
     sample = asked("Hello there, how are you today?", "The answer is 4. It is sunny in Paris.")
     [row] = Encoder(tokenizer, "alpaca", max_length=2000).encode([sample])
@@ -266,7 +267,7 @@ def test_nasty_responses_are_masked_whole(chat_tokenizers: dict[str, Any], famil
     batch = [asked(before, after, row_id=i) for i, (before, after) in enumerate((a, b) for a in NASTY for b in NASTY)]
     for sample, row in zip(batch, encoder.encode(batch), strict=True):
         assert (row.status, row.reason) == (Status.OK, "")
-        said = sample.messages[1].content
+        said = sample.messages[1].text
         text, scored = "".join(t for t, _ in encoder.render(sample)), "".join(t for t, r in encoder.render(sample) if r)
         assert text.endswith(scored) or template == "chat"
         bare = tokenizer(text, add_special_tokens=False)["input_ids"]

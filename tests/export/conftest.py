@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from instruct_prune.export import ExportJob, KeptSamples
-from instruct_prune.load import open_data
+from instruct_prune.rows import open_data
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import pytest
 
 from instruct_prune.export import KeptSamples
 from instruct_prune.export.own_format import write_own_format
-from instruct_prune.load import open_data
+from instruct_prune.rows import open_data
 
 KEEP = [0, 2, 3]
 ROWS = [

@@ -17,11 +17,11 @@ import torch
 import training
 from sample_rows import write_jsonl
 
-from instruct_prune import models
-from instruct_prune.datatypes import Encoded, Status
+from instruct_prune.encode.item import Encoded, Status
 from instruct_prune.encode.store import TokenStore
 from instruct_prune.errors import InputError
-from instruct_prune.run_folder import RunFolder
+from instruct_prune.models import names as models
+from instruct_prune.run.folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 FAST = ["--rank", "4", "--batch-size", "4", "--micro-batch", "2", "--dtype", "float32", "--dropout", "0.0"]

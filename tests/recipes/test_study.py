@@ -17,9 +17,9 @@ import study_rows
 import training
 from sample_rows import alpaca_rows, write_jsonl
 
-from instruct_prune import models
 from instruct_prune.errors import InputError
-from instruct_prune.run_folder import RunFolder
+from instruct_prune.models import names as models
+from instruct_prune.run.folder import RunFolder
 from instruct_prune.score.aggregate import spearman
 
 SMALL = ["--rank", "4", "--batch-size", "4", "--micro-batch", "4", "--dtype", "float32", "--dropout", "0.0"]

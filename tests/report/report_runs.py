@@ -10,10 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from instruct_prune.datatypes import Budget, Embeddings, Message, Reject, Sample, ScoreTable, SubnetSpec
-from instruct_prune.embed.clusters import cluster
-from instruct_prune.run_folder import RunFolder, row_ids_hash
+from instruct_prune.measure.subnet import SubnetSpec
+from instruct_prune.rows.row import Message, Reject, Row
+from instruct_prune.run.folder import RunFolder
+from instruct_prune.score.table import ScoreTable
 from instruct_prune.select import build_pool, select_rows
+from instruct_prune.select.clusters import cluster
+from instruct_prune.select.data import Budget, Embeddings
+from instruct_prune.storage import row_ids_hash
 
 LADDER = (SubnetSpec("dense"), SubnetSpec("magnitude", 0.8), SubnetSpec("magnitude", 0.64))
 MIXED = (*LADDER, SubnetSpec("dropout", 0.02, 0), SubnetSpec("dropout", 0.05, 0))
@@ -32,13 +36,13 @@ HOSTILE = (
 )
 
 
-def sample(row_id: int, question: str, answer: str, **columns: Any) -> Sample:
+def sample(row_id: int, question: str, answer: str, **columns: Any) -> Row:
     messages = (Message("user", question), Message("assistant", answer, trained=True))
     raw = {"instruction": question, "output": answer, **columns}
-    return Sample(row_id, messages, columns.pop("file", "rows.jsonl"), row_id + 1, raw, columns)
+    return Row(row_id, messages, columns.pop("file", "rows.jsonl"), row_id + 1, raw, columns)
 
 
-def varied_samples(n: int, seed: int = 0) -> list[Sample]:
+def varied_samples(n: int, seed: int = 0) -> list[Row]:
     """n rows about six things, with a category, a number and a file each."""
     rng = np.random.default_rng(seed)
     topics = {
@@ -69,22 +73,20 @@ def varied_samples(n: int, seed: int = 0) -> list[Sample]:
     return rows
 
 
-def hostile_samples() -> list[Sample]:
+def hostile_samples() -> list[Row]:
     """Rows whose texts, roles, columns and file names try to get out of the page."""
     rows = varied_samples(40)
     for text in HOSTILE:
         i = len(rows)
         row = sample(i, text, f"answer {text}", category=text[:40], file=f"a{text[:60]}.jsonl")
         rows.append(row)
-        rows.append(
-            Sample(i + 1, (Message(text[:30], text, trained=True),), "b.jsonl", i, {}, {text[:50] or "x": text})
-        )
+        rows.append(Row(i + 1, (Message(text[:30], text, trained=True),), "b.jsonl", i, {}, {text[:50] or "x": text}))
     return rows
 
 
 def make_run(
     path: Path,
-    rows: Sequence[Sample | Reject],
+    rows: Sequence[Row | Reject],
     *,
     keep: float | None = 0.3,
     subnets: tuple[SubnetSpec, ...] = LADDER,
@@ -114,7 +116,7 @@ def make_run(
         warnings: of the score stage.
     """
     folder = RunFolder(path)
-    samples = [row for row in rows if isinstance(row, Sample)]
+    samples = [row for row in rows if isinstance(row, Row)]
     rejects = [row for row in rows if isinstance(row, Reject)]
     data = {"inputs": ["0" * 64], "limit": None}
     folder.begin("encode", data)
@@ -165,10 +167,10 @@ def make_run(
     return folder
 
 
-def _scores(samples: Sequence[Sample], subnets: tuple[SubnetSpec, ...], truncated: int, seed: int) -> ScoreTable:
+def _scores(samples: Sequence[Row], subnets: tuple[SubnetSpec, ...], truncated: int, seed: int) -> ScoreTable:
     n = len(samples)
     rng = np.random.default_rng(seed + 1)
-    length = np.array([max(1, len(s.messages[-1].content[:5000].split())) for s in samples], dtype=np.int32)
+    length = np.array([max(1, len(s.messages[-1].text[:5000].split())) for s in samples], dtype=np.int32)
     base = rng.gamma(4, 0.5, n) + 3 / np.sqrt(length)
     drop = np.array(
         [(1 - s.value if s.kind != "dropout" else 4 * s.value) if s.kind != "dense" else 0 for s in subnets]
@@ -179,7 +181,7 @@ def _scores(samples: Sequence[Sample], subnets: tuple[SubnetSpec, ...], truncate
         row_id=np.array([s.row_id for s in samples], dtype=np.int64),
         content_hash=np.array([f"{i:08x}" for i in range(n)]),
         status=status,
-        n_prompt=np.array([len(s.messages[0].content[:5000].split()) + 20 for s in samples], dtype=np.int32),
+        n_prompt=np.array([len(s.messages[0].text[:5000].split()) + 20 for s in samples], dtype=np.int32),
         n_response=length,
         n_cut=np.zeros(n, dtype=np.int32),
         losses=losses.astype(np.float32),
@@ -200,7 +202,7 @@ def _health(table: ScoreTable) -> dict[str, Any]:
     return {"unigram_loss": 6.5, "subnets": rows, "rho": rho.tolist()}
 
 
-def _vectors(samples: Sequence[Sample], dim: int) -> np.ndarray[Any, Any]:
+def _vectors(samples: Sequence[Row], dim: int) -> np.ndarray[Any, Any]:
     """Sums of random directions, one for each word."""
     known: dict[str, np.ndarray[Any, Any]] = {}
 
@@ -213,7 +215,7 @@ def _vectors(samples: Sequence[Sample], dim: int) -> np.ndarray[Any, Any]:
     vectors = np.zeros((len(samples), dim), dtype=np.float32)
     for i, row in enumerate(samples):
         for message in row.messages:
-            for word in message.content[:2000].split() or ["empty"]:
+            for word in message.text[:2000].split() or ["empty"]:
                 vectors[i] += direction(word)
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from instruct_prune.datatypes import Pool, ScoreTable, SubnetSpec
 from instruct_prune.errors import InputError
+from instruct_prune.measure.subnet import SubnetSpec
 from instruct_prune.report.compare import (
     compare,
     comparison_tables,
@@ -18,6 +18,8 @@ from instruct_prune.report.compare import (
     score_columns,
     split_table,
 )
+from instruct_prune.score.table import ScoreTable
+from instruct_prune.select.data import Pool
 
 
 def pool_of(n: int) -> Pool:

@@ -15,11 +15,11 @@ import pandas
 import pytest
 from report_runs import HOSTILE, MIXED, hostile_samples, make_run, varied_samples
 
-from instruct_prune.datatypes import Reject, Sample
-from instruct_prune.load import open_data
 from instruct_prune.report.html import write_report
 from instruct_prune.report.projection import principal_components
-from instruct_prune.run_folder import RunFolder
+from instruct_prune.rows import open_data
+from instruct_prune.rows.row import Reject, Row
+from instruct_prune.run.folder import RunFolder
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install playwright)")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -104,7 +104,7 @@ def opened(browser: Any) -> Iterator[Open]:
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """A run over the project's own sample data, with its report."""
-    rows = [row for row in open_data([str(DATA)]) if isinstance(row, Sample)]
+    rows = [row for row in open_data([str(DATA)]) if isinstance(row, Row)]
     last = len(rows)
     rejects = [Reject(last + i, "alpaca.jsonl", last + i, "the field output is empty", "output") for i in range(3)]
     folder = make_run(
@@ -253,8 +253,8 @@ def test_box_and_zoom(demo: RunFolder, one: Opened) -> None:
 
 
 def test_search_finds(demo: RunFolder, one: Opened) -> None:
-    rows = [row for row in open_data([str(DATA)]) if isinstance(row, Sample)]
-    expected = [row.row_id for row in rows if "prime" in " ".join(m.content for m in row.messages).lower()]
+    rows = [row for row in open_data([str(DATA)]) if isinstance(row, Row)]
+    expected = [row.row_id for row in rows if "prime" in " ".join(m.text for m in row.messages).lower()]
     assert expected
     one.page.keyboard.press("/")
     one.page.keyboard.type("Prime")
@@ -313,8 +313,8 @@ def test_a_row_is_read_whole_by_keyboard(demo: RunFolder, one: Opened) -> None:
     detail = page.locator("#detail")
     assert detail.is_visible()
     row = int(page.locator("#detail-title").inner_text().split()[1])
-    rows = {r.row_id: r for r in open_data([str(DATA)]) if isinstance(r, Sample)}
-    assert detail.locator("pre").last.inner_text().strip() == rows[row].messages[-1].content.strip()
+    rows = {r.row_id: r for r in open_data([str(DATA)]) if isinstance(r, Row)}
+    assert detail.locator("pre").last.inner_text().strip() == rows[row].messages[-1].text.strip()
     assert detail.locator(".plainlist").last.locator("li").count() == 4  # its nearest neighbours
     assert page.locator("#curves-chart .legendtext", has_text=f"row {row}").count() == 1
     page.keyboard.press("Escape")

@@ -10,8 +10,8 @@ import pandas
 import pytest
 from report_runs import LADDER, MIXED, make_run, sample, varied_samples
 
-from instruct_prune.datatypes import Message, Pool, Reject, Sample, Selection, SubnetSpec
 from instruct_prune.errors import InputError
+from instruct_prune.measure.subnet import SubnetSpec
 from instruct_prune.report.compare import compare
 from instruct_prune.report.curves import families_of
 from instruct_prune.report.numbers import boundary_of, compute, shifts_of
@@ -23,6 +23,8 @@ from instruct_prune.report.rows import cut, image_address, read_rows, visible
 from instruct_prune.report.scripts import NAMES, scripts_of
 from instruct_prune.report.shift import bin_of, edges_of, histogram
 from instruct_prune.report.tables import read_tables
+from instruct_prune.rows.row import Message, Reject, Row
+from instruct_prune.select.data import Pool, Selection
 
 
 def test_counts_are_those_of_the_files(tmp_path: Path) -> None:
@@ -280,9 +282,7 @@ def test_columns_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_endless_columns_and_huge_numbers() -> None:
-    rows = [
-        Sample(i, (Message("text", "t", trained=True),), "f", i, {}, {f"key{i}": i, "n": 10**400}) for i in range(90)
-    ]
+    rows = [Row(i, (Message("text", "t", trained=True),), "f", i, {}, {f"key{i}": i, "n": 10**400}) for i in range(90)]
     assert read_rows(rows, np.arange(90), np.arange(2), 100).columns == ()
 
 

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from report_runs import HOSTILE, hostile_samples, make_run, varied_samples
 
-from instruct_prune.datatypes import Reject
 from instruct_prune.errors import InputError
 from instruct_prune.report.html import took, write_report
 from instruct_prune.report.numbers import compute, shifts_of
 from instruct_prune.report.pack import pack, small_codes, spread
 from instruct_prune.report.rows import read_rows
 from instruct_prune.report.tables import read_tables
+from instruct_prune.rows.row import Reject
 
 
 def block(page: str, name: str) -> bytes:
@@ -91,7 +91,7 @@ def test_page_and_json_say_what_was_counted(tmp_path: Path) -> None:
         selection.reasons[code] for code in selection.reason
     ]
     np.testing.assert_array_equal(arrays["fate"] > 0, selection.selected)
-    assert [text[2][0][1] for text in header["texts"]] == [row.messages[0].content for row in rows]
+    assert [text[2][0][1] for text in header["texts"]] == [row.messages[0].text for row in rows]
 
 
 def test_same_run_same_bytes(tmp_path: Path) -> None:

@@ -10,12 +10,12 @@ import pandas
 from report_runs import HOSTILE, make_run, sample, varied_samples
 from rich.console import Console
 
-from instruct_prune.datatypes import Sample
 from instruct_prune.report.show import show
-from instruct_prune.run_folder import RunFolder
+from instruct_prune.rows.row import Row
+from instruct_prune.run.folder import RunFolder
 
 
-def shown(folder: RunFolder, rows: list[Sample]) -> str:
+def shown(folder: RunFolder, rows: list[Row]) -> str:
     console = Console(file=io.StringIO(), width=140, force_terminal=False)
     show(folder, rows, console)
     text = console.file.getvalue()  # type: ignore[attr-defined]

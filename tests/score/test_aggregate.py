@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import rankdata, spearmanr
 
-from instruct_prune.datatypes import SubnetSpec
 from instruct_prune.errors import InputError
+from instruct_prune.measure.subnet import SubnetSpec
 from instruct_prune.score.aggregate import aggregate, by_seed, left_out_of, rank_spread, ranks, spearman, subnet_health
 
 DENSE, HALF, ALONE = SubnetSpec("dense"), SubnetSpec("magnitude", 0.5), SubnetSpec("alone")

@@ -5,9 +5,9 @@ import itertools
 import numpy as np
 import pytest
 
-from instruct_prune.datatypes import Budget, Pool
 from instruct_prune.errors import InputError
 from instruct_prune.select import select_rows
+from instruct_prune.select.data import Budget, Pool
 
 
 def pool_of(score, vectors=None, n_response=None, losses=None) -> Pool:

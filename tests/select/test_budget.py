@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instruct_prune.datatypes import Budget, Pool
 from instruct_prune.errors import InputError
 from instruct_prune.select import largest_remainder, resolve_budget
+from instruct_prune.select.data import Budget, Pool
 
 
 def pool_of(n: int, tokens: int = 10) -> Pool:

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instruct_prune.datatypes import Budget, Pool
 from instruct_prune.errors import InputError
 from instruct_prune.select import select_rows
+from instruct_prune.select.data import Budget, Pool
 from instruct_prune.select.flexrand import auto_split, pool_shares
 
 

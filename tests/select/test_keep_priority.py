@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from instruct_prune.datatypes import Pool
 from instruct_prune.errors import InputError
 from instruct_prune.select import keep_priority
+from instruct_prune.select.data import Pool
 
 
 @pytest.fixture

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from instruct_prune.datatypes import Budget, Pool
 from instruct_prune.errors import InputError
 from instruct_prune.geometry import WholeSet
 from instruct_prune.select import select_rows
+from instruct_prune.select.data import Budget, Pool
 from instruct_prune.select.mmd_split import SPLITS
 
 

@@ -5,9 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from instruct_prune.datatypes import Clusters, Embeddings, ScoreTable, SubnetSpec
 from instruct_prune.errors import InputError
+from instruct_prune.measure.subnet import SubnetSpec
+from instruct_prune.score.table import ScoreTable
 from instruct_prune.select import build_pool, strata_from_values
+from instruct_prune.select.data import Clusters, Embeddings
 
 IDS = np.array([1, 2, 4, 7])
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from instruct_prune.datatypes import Budget, Pool
 from instruct_prune.errors import InputError
 from instruct_prune.select import CLUSTERED, NEEDS_EMBEDDINGS, SELECTORS, largest_remainder, select_rows
+from instruct_prune.select.data import Budget, Pool
 from instruct_prune.select.draw import easiest_first
 from instruct_prune.select.stratum import fitting
 

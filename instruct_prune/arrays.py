@@ -1,0 +1,41 @@
+"""Names for the arrays that flow through the house; each use says its shape."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from instruct_prune.errors import InputError
+
+Int32 = NDArray[np.int32]
+
+
+Int64 = NDArray[np.int64]
+
+
+Float32 = NDArray[np.float32]
+
+
+Bool = NDArray[np.bool_]
+
+
+def positions_of(wanted: Int64, row_id: Int64, what: str) -> Int64:
+    """int64 [m]: where each wanted row stands in a table: the one way in which two tables are put side by side.
+
+    Args:
+        wanted: int64 [m], row ids.
+        row_id: int64 [n], the table's own row ids, ascending.
+        what: the table, for the message.
+
+    Raises:
+        InputError: the table lacks one of the rows.
+    """
+    at = np.searchsorted(row_id, wanted)
+    found = at < len(row_id)
+    found[found] = row_id[at[found]] == wanted[found]
+    if not found.all():
+        raise InputError(
+            f"{what} lacks row {int(wanted[~found][0])} (and {int((~found).sum()) - 1} more): it was made from other rows. "
+            "Make it again."
+        )
+    return at.astype(np.int64)

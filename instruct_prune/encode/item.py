@@ -1,0 +1,76 @@
+"""What a model is given of one row, and what became of the row on the way there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from instruct_prune.arrays import Bool, Int32
+
+
+class Status(StrEnum):
+    """What became of a row in encoding and scoring. Only OK and TRUNCATED carry a score."""
+
+    OK = "ok"
+    TRUNCATED = "truncated"
+    EMPTY_RESPONSE = "empty_response"
+    ALL_MASKED = "all_masked"
+    NONFINITE = "nonfinite"
+    TOO_LONG = "too_long"
+    FAILED = "failed"
+
+    @property
+    def scored(self) -> bool:
+        return self in (Status.OK, Status.TRUNCATED)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One tokenized row.
+
+    Attributes:
+        row_id: as in Row.
+        input_ids: int32 [T].
+        response_mask: bool [T]; True where the token is a target of the loss.
+        status: what encoding found.
+        n_cut: response tokens that truncation removed.
+        reason: why, when the status is not OK.
+        content_hash: hexadecimal digest of token ids and mask.
+    """
+
+    row_id: int
+    input_ids: Int32
+    response_mask: Bool
+    status: Status
+    n_cut: int = 0
+    reason: str = ""
+    content_hash: str = ""
+
+    def __post_init__(self) -> None:
+        if self.input_ids.shape != self.response_mask.shape or self.input_ids.ndim != 1:
+            raise ValueError(
+                f"row {self.row_id}: ids {self.input_ids.shape} and mask {self.response_mask.shape} differ"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What a text backbone needs of one row: ids int32 [T] and response_mask bool [T]."""
+
+    ids: Int32
+    response_mask: Bool
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledImage:
+    """What an image backbone needs of one row: its class, and its pixels when asked.
+
+    Attributes:
+        label: index of the class.
+        open: decodes the picture: PIL.Image.Image in mode RGB.
+    """
+
+    label: int
+    open: Callable[[], Any]

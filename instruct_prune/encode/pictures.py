@@ -1,0 +1,210 @@
+"""The pictures of a run, decoded once to know that they can be: an index on disk, read by every stage and process.
+
+A folder with ``rows.parquet`` (one line a picture) and ``pictures.bin`` (encoded bytes of pictures that came inside a
+table; files stay where they are).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from instruct_prune.arrays import Bool, Float32, Int32, Int64
+from instruct_prune.encode.item import LabelledImage, Status
+from instruct_prune.errors import InputError
+from instruct_prune.rows.images import Picture
+from instruct_prune.rows.pixels import decode
+from instruct_prune.rows.reader import RowError
+
+ROWS_PER_GROUP = 2048
+
+
+@dataclass(frozen=True)
+class ImageIndex:
+    """Read-only view; ``index[i]`` is picture i, not decoded yet. What `merge` asks of a token store, it has too.
+
+    Attributes:
+        row_id: int64 [n].
+        status_names: str [n].
+        labels: int32 [n], an index into ``classes``.
+        classes: class names, sorted.
+        paths: pyarrow strings [n].
+        short: int64 [n], the shorter side in pixels; 0 where the picture cannot be used.
+        offset, size: int64 [n], where the bytes are in ``pictures.bin``; size 0 for files.
+    """
+
+    folder: Path
+    row_id: Int64
+    status_names: NDArray[np.str_]
+    labels: Int32
+    classes: tuple[str, ...]
+    paths: Any = field(repr=False)
+    short: Int64 = field(repr=False)
+    offset: Int64 = field(repr=False)
+    size: Int64 = field(repr=False)
+    content: NDArray[np.uint8] = field(repr=False)
+
+    @classmethod
+    def open(cls, folder: Path) -> ImageIndex:
+        import pyarrow.parquet as pq
+
+        columns = ["row_id", "status", "label", "path", "short", "offset", "size"]
+        table = pq.read_table(folder / "rows.parquet", columns=columns)
+        status = np.asarray(table.column("status").to_pylist(), dtype=np.str_)
+        names = table.column("label").to_pylist()
+        usable = np.asarray([Status(s).scored for s in status.tolist()], dtype=bool)
+        classes = tuple(sorted({name for name, ok in zip(names, usable, strict=True) if ok}))
+        number = {name: i for i, name in enumerate(classes)}
+        blob = folder / "pictures.bin"
+        empty = not blob.exists() or not blob.stat().st_size
+        return cls(
+            folder=folder,
+            row_id=table.column("row_id").to_numpy(),
+            status_names=status,
+            labels=np.asarray([number[n] if ok else -1 for n, ok in zip(names, usable, strict=True)], dtype=np.int32),
+            classes=classes,
+            paths=table.column("path").combine_chunks(),
+            short=table.column("short").to_numpy(),
+            offset=table.column("offset").to_numpy(),
+            size=table.column("size").to_numpy(),
+            content=np.zeros(0, np.uint8) if empty else np.memmap(blob, dtype=np.uint8, mode="r"),
+        )
+
+    def __len__(self) -> int:
+        return len(self.row_id)
+
+    def __getitem__(self, i: int) -> LabelledImage:
+        return LabelledImage(int(self.labels[i]), lambda: self._image(i))
+
+    def encoded(self, i: int) -> bytes:
+        """The picture's bytes, as they came.
+
+        Raises:
+            InputError: its file is gone or cannot be read.
+        """
+        if self.size[i]:
+            return self.content[self.offset[i] : self.offset[i] + self.size[i]].tobytes()
+        path = Path(self.paths[i].as_py())
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise InputError(f"{path} could be read when the run began and cannot now ({error.strerror}).") from None
+
+    def _image(self, i: int) -> Any:
+        try:
+            return decode(self.encoded(i))
+        except RowError as error:
+            raise InputError(f"{self.paths[i]} was an image when the run began; now {error.reason}.") from None
+
+    @property
+    def scorable(self) -> Bool:
+        """bool [n]: the pictures that could be decoded."""
+        return self.labels >= 0
+
+    @property
+    def typical_short_side(self) -> float:
+        """Median over the pictures that could be decoded; 0 where there are none."""
+        return float(np.median(self.short[self.scorable])) if self.scorable.any() else 0.0
+
+    @property
+    def lengths(self) -> Int32:
+        return np.ones(len(self), dtype=np.int32)
+
+    @property
+    def n_response(self) -> Int32:
+        return np.ones(len(self), dtype=np.int32)
+
+    @property
+    def n_cut(self) -> Int32:
+        return np.zeros(len(self), dtype=np.int32)
+
+    def text_columns(self, *names: str) -> tuple[list[str], ...]:
+        """Columns that are only needed at the end: "content_hash", "source", "line", "reason", "path", "label"."""
+        import pyarrow.parquet as pq
+
+        table = pq.read_table(self.folder / "rows.parquet", columns=list(names))
+        return tuple(table.column(name).to_pylist() for name in names)
+
+    def unigram_losses(self, rows: Int64) -> Float32:
+        """Empty: a softmax of inverse distances has no scale, so no loss of guessing says that a subnet has collapsed."""
+        return np.empty(0, dtype=np.float32)
+
+
+def write_index(
+    folder: Path, pictures: Iterable[Picture], advance: Any = lambda rows: None, strict: bool = False
+) -> ImageIndex:
+    """Decode every picture once, list it with its status, and open the result. ``rows.parquet`` comes into place last.
+
+    Raises:
+        InputError: ``strict``, and a picture cannot be used.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    text = ("status", "label", "path", "content_hash", "source", "reason")
+    numbers = ("row_id", "short", "offset", "size", "line")
+    schema = pa.schema([(n, pa.int64()) for n in numbers] + [(n, pa.string()) for n in text])
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / "rows.parquet"
+    target.unlink(missing_ok=True)
+    temporary = target.with_suffix(".tmp")
+    with open(folder / "pictures.bin", "wb") as blob, pq.ParquetWriter(temporary, schema) as writer:
+        for group in _checked(pictures):
+            lines: list[dict[str, Any]] = []
+            for picture, digest, short, reason in group:
+                if strict and reason:
+                    raise InputError(
+                        f"{picture.source}, line {picture.line}: {reason}. Mend it, or run without --strict."
+                    )
+                held = picture.data if picture.data is not None and not reason else b""
+                facts: dict[str, Any] = {
+                    "row_id": picture.row_id,
+                    "short": short,
+                    "offset": blob.tell(),
+                    "size": len(held),
+                    "line": picture.line,
+                }
+                status = Status.FAILED if reason else Status.OK
+                facts |= {"status": status.value, "label": picture.label, "path": picture.path}
+                lines.append(facts | {"content_hash": digest, "source": picture.source, "reason": reason})
+                blob.write(held)
+            writer.write_table(pa.Table.from_pylist(lines, schema=schema))
+            advance(len(lines))
+        blob.flush()
+        os.fsync(blob.fileno())
+    os.replace(temporary, target)
+    return ImageIndex.open(folder)
+
+
+def _checked(pictures: Iterable[Picture]) -> Iterator[list[tuple[Picture, str, int, str]]]:
+    """Groups of (picture, content hash, shorter side, reason why it cannot be used or "")."""
+    rows = iter(pictures)
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # Pillow decodes outside the GIL
+        while group := list(islice(rows, ROWS_PER_GROUP)):
+            yield list(pool.map(_check, group))
+
+
+def _check(picture: Picture) -> tuple[Picture, str, int, str]:
+    try:
+        data = picture.read()
+        digest = hashlib.blake2b(data + b"\0" + picture.label.encode(), digest_size=16).hexdigest()
+    except RowError as error:
+        return picture, "", 0, _named(picture, error.reason)
+    try:
+        short = min(decode(data).size)
+    except RowError as error:
+        return picture, digest, 0, _named(picture, error.reason)
+    return picture, digest, short, ""
+
+
+def _named(picture: Picture, reason: str) -> str:
+    return reason if picture.path == picture.source else f"{picture.path}: {reason}"

@@ -1,0 +1,149 @@
+"""Sentence embeddings of the rows, in parts, so that an interrupted run goes on where it stopped."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from instruct_prune.arrays import Float32, Int64
+from instruct_prune.errors import InputError
+from instruct_prune.rows.row import Row
+
+PART_ROWS = 2048
+
+
+def embedding_text(sample: Row) -> str:
+    """What is embedded: the turns in order, without role names (system prompts shared by all rows say nothing)."""
+    pieces = [piece for m in sample.messages if m.role != "system" for piece in (m.text, m.context) if piece.strip()]
+    return "\n".join(pieces)
+
+
+class TextEncoder:
+    """A sentence-transformers model.
+
+    Args:
+        location: local folder or Hub id.
+        name: as the user wrote it, for messages.
+        device: torch device, or None for the library's choice.
+        batch_size: rows encoded at a time.
+    """
+
+    def __init__(self, location: str, name: str, device: str | None = None, batch_size: int = 64) -> None:
+        from sentence_transformers import SentenceTransformer
+
+        try:
+            self.model: Any = SentenceTransformer(location, device=device, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(
+                f"--embedder {name} could not be loaded: {reason} Check the name and the network, or name a local folder. "
+                "No other embedder was used in its place."
+            ) from error
+        self.batch_size = batch_size
+
+    def encode(self, texts: list[str]) -> Float32:
+        """float32 [n, d], L2-normalised."""
+        vectors = self.model.encode(
+            texts, batch_size=self.batch_size, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
+        )
+        return np.ascontiguousarray(vectors, dtype=np.float32)
+
+
+def embed_rows(
+    samples: Iterable[Row],
+    n: int,
+    encoder: Callable[[], TextEncoder],
+    parts: Path,
+    target: Path,
+    advance: Callable[[int], None],
+) -> None:
+    """Write float32 [n, d] to ``target``, computing only the parts that are missing.
+
+    Args:
+        samples: the n rows in order.
+        n: how many there are.
+        encoder: makes the encoder, called only when a part is missing.
+        parts: folder of finished parts (npy, PART_ROWS rows each).
+        target: the .npy file.
+        advance: called with the rows done.
+
+    Raises:
+        InputError: the number of samples is not n (the data changed since it was encoded).
+    """
+    parts.mkdir(parents=True, exist_ok=True)
+    rows = iter(samples)
+    made: TextEncoder | None = None
+    paths: list[Path] = []
+    count = 0
+    while piece := list(islice(rows, PART_ROWS)):
+        path = parts / f"{len(paths):06d}.npy"
+        if _rows_in(path) != len(piece):
+            made = made or encoder()
+            _save(path, made.encode([embedding_text(sample) for sample in piece]))
+        paths.append(path)
+        count += len(piece)
+        advance(len(piece))
+    if count != n:
+        raise InputError(
+            f"the data has {count} rows to embed, but {n} were encoded: it has changed since. Use another --out."
+        )
+    _join(paths, n, target)
+
+
+def check_vectors(vectors: Float32, n: int, path: str) -> Float32:
+    """Precomputed vectors: float [n, d], finite and not zero, returned as float32 and L2-normalised.
+
+    Raises:
+        InputError: shape, type or values are wrong.
+    """
+    if vectors.ndim != 2 or not np.issubdtype(vectors.dtype, np.floating):
+        raise InputError(f"--embedder {path}: expected a 2-D array of floats, found {vectors.dtype} {vectors.shape}.")
+    if len(vectors) != n:
+        raise InputError(
+            f"--embedder {path} has {len(vectors)} vectors, but {n} rows were encoded. Make one for each of them, in order."
+        )
+    norms = np.linalg.norm(np.asarray(vectors, dtype=np.float64), axis=1)
+    bad = np.flatnonzero(~np.isfinite(norms) | (norms == 0))
+    if len(bad):
+        raise InputError(f"--embedder {path}: vector {bad[0]} (and {len(bad) - 1} more) is zero or not finite.")
+    unit: Float32 = np.divide(vectors, norms[:, None]).astype(np.float32)
+    return unit
+
+
+def save_row_ids(path: Path, row_id: Int64) -> None:
+    _save(path, row_id)
+
+
+def _save(path: Path, array: np.ndarray[Any, Any]) -> None:
+    temporary = path.with_suffix(".tmp")
+    with open(temporary, "wb") as file:
+        np.save(file, array, allow_pickle=False)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _rows_in(path: Path) -> int:
+    """Rows of a finished part; -1 where it is missing or torn."""
+    try:
+        return len(np.load(path, mmap_mode="r", allow_pickle=False))
+    except (FileNotFoundError, ValueError, EOFError):
+        return -1
+
+
+def _join(paths: list[Path], n: int, target: Path) -> None:
+    width = np.load(paths[0], mmap_mode="r", allow_pickle=False).shape[1] if paths else 0
+    temporary = target.with_suffix(".tmp")
+    whole = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=(n, width))
+    at = 0
+    for path in paths:
+        part = np.load(path, allow_pickle=False)
+        whole[at : at + len(part)] = part
+        at += len(part)
+    whole.flush()
+    os.replace(temporary, target)

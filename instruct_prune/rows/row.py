@@ -1,0 +1,109 @@
+"""One row of the dataset, in one shape whatever its format was."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRef:
+    """A picture, not opened yet.
+
+    Attributes:
+        path: its file; of a picture that a table holds, a name.
+        data: the encoded bytes of a picture that a table holds, else None.
+    """
+
+    path: str
+    data: bytes | None = field(default=None, repr=False)
+
+    def read(self) -> bytes:
+        """The encoded bytes.
+
+        Raises:
+            OSError: the file is not there or cannot be read.
+        """
+        return self.data if self.data is not None else Path(self.path).read_bytes()
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One piece of what a turn says: text, or a picture."""
+
+    kind: Literal["text", "image"]
+    value: str | ImageRef
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation.
+
+    Attributes:
+        role: "system", "user", "assistant", "tool", or "text" (plain language modelling: no turns, no template).
+        content: the text of the turn, or its parts in order where it holds pictures too (as in OpenAI's messages).
+        trained: whether the tokens of this turn are scored and trained on.
+        context: Alpaca's ``input``: what the instruction is about. Templates without a place for it
+            append it to the text after a newline.
+        tool_calls: OpenAI-style calls of an assistant turn, passed to the chat template as they are.
+        reasoning: what an assistant turn thought before it spoke, where the data keep it apart from the text
+            (``reasoning_content``, ``thinking``); passed to the chat template.
+    """
+
+    role: str
+    content: str | tuple[Part, ...]
+    trained: bool = False
+    context: str = ""
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
+    reasoning: str = ""
+
+    @property
+    def text(self) -> str:
+        """All that the turn says in words."""
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(part.value for part in self.content if isinstance(part.value, str))
+
+    @property
+    def images(self) -> tuple[ImageRef, ...]:
+        """The pictures of the turn, in order."""
+        if isinstance(self.content, str):
+            return ()
+        return tuple(part.value for part in self.content if isinstance(part.value, ImageRef))
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of the dataset.
+
+    Attributes:
+        row_id: 0-based position among all rows read, rejected ones included.
+        messages: the conversation, oldest turn first.
+        source: the file (or Hub id) the row came from.
+        line: 1-based line in ``source`` for line-based files, else the 1-based position of the row in it.
+        raw: the untouched row: the exact bytes of its line for JSONL, the parsed object for other formats.
+        columns: the row's fields that are not part of the conversation (strata, labels), by name.
+        tools: tool definitions for chat templates that take them.
+    """
+
+    row_id: int
+    messages: tuple[Message, ...]
+    source: str
+    line: int
+    raw: bytes | Mapping[str, Any]
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    tools: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """A row that was read but cannot be used; it is listed in ``rejected.jsonl``, never dropped in silence."""
+
+    row_id: int
+    source: str
+    line: int
+    reason: str
+    field: str | None = None
+    status: str = "rejected"

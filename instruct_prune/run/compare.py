@@ -1,0 +1,58 @@
+"""Compare: selections of several runs over the same rows, with random at the same budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from instruct_prune.arrays import Int32, Int64
+from instruct_prune.errors import InputError
+from instruct_prune.report.compare import Comparison
+from instruct_prune.report.compare import compare as put_side_by_side
+from instruct_prune.run.folder import RunFolder
+from instruct_prune.select import build_pool
+
+
+def compare(folders: Sequence[RunFolder], seed: int = 0) -> Comparison:
+    """Compare the runs' selections; score, clusters and embeddings are those of the first run that has them.
+
+    Raises:
+        InputError: a run has no selection, or the runs are not over the same rows.
+    """
+    tables = [folder.read_scores() for folder in folders]
+    for folder, table in zip(folders[1:], tables[1:], strict=True):
+        same = np.array_equal(table.row_id, tables[0].row_id) and np.array_equal(
+            table.content_hash, tables[0].content_hash
+        )
+        if not same:
+            raise InputError(
+                f"{folder.path} and {folders[0].path} are not over the same rows (their content hashes differ), so their "
+                "selections cannot be compared. Compare runs with the same --data, --limit, template and tokenizer."
+            )
+    with_vectors = next((f for f in folders if f.stage("embed").get("complete")), None)
+    pool = build_pool(tables[0], embeddings=with_vectors.read_embeddings() if with_vectors else None)
+    names = _names(folders)
+    kept = {name: folder.read_selection().kept for name, folder in zip(names, folders, strict=True)}
+    return put_side_by_side(pool, kept, clusters=_cluster_labels(folders, pool.row_id), seed=seed)
+
+
+def _names(folders: Sequence[RunFolder]) -> list[str]:
+    """Folder names, or whole paths where names repeat."""
+    short = [folder.path.name for folder in folders]
+    return short if len(set(short)) == len(short) else [str(folder.path) for folder in folders]
+
+
+def _cluster_labels(folders: Sequence[RunFolder], row_id: Int64) -> Int32 | None:
+    import pyarrow.parquet as pq
+
+    path = next((f / "clusters.parquet" for f in folders if (f / "clusters.parquet").exists()), None)
+    if path is None:
+        return None
+    table = pq.read_table(path, columns=["row_id", "cluster"])
+    there = table.column("row_id").to_numpy()
+    at = np.minimum(np.searchsorted(there, row_id), len(there) - 1)
+    if not np.array_equal(there[at], row_id):
+        return None
+    labels: Int32 = table.column("cluster").to_numpy()[at]
+    return labels

@@ -1,0 +1,135 @@
+"""What selection wants of the rows themselves, gathered in one streaming pass over the data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from instruct_prune.arrays import Int64
+from instruct_prune.config import SelectConfig
+from instruct_prune.errors import InputError
+from instruct_prune.models.sentence_encoder import embedding_text
+from instruct_prune.rows.row import Row
+from instruct_prune.run.encode import source_of
+from instruct_prune.run.folder import RunFolder
+from instruct_prune.score.table import ScoreTable
+from instruct_prune.select.near_duplicates import text_keys
+from instruct_prune.select.selection import CLUSTERED
+
+NAMED_ROWS = 50_000  # rows that clusters are named by
+NAMED_CHARACTERS = 500
+
+
+@dataclass
+class RowFacts:
+    """Facts in the order of the score table.
+
+    Attributes:
+        strata: value of --stratify's column for each row, or None.
+        keys: int64 [n], hash of each row's normalised text (--dedup), or None.
+        named_rows: row ids of the rows in ``texts``.
+        texts: some rows' texts, for the names of clusters.
+        must_keep: int64, row ids.
+    """
+
+    strata: list[Any] | None = None
+    keys: Int64 | None = None
+    named_rows: list[int] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    must_keep: Int64 = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+
+
+def read_facts(folder: RunFolder, table: ScoreTable, config: SelectConfig) -> RowFacts:
+    """Read the data once more, if something is wanted of it.
+
+    Raises:
+        InputError: no such column, a predicate or file of --must-keep that makes no sense, data that changed.
+    """
+    facts = RowFacts()
+    column, value = _predicate(config.must_keep)
+    naming = config.stratify is None and config.clusters != "none" and config.method in CLUSTERED
+    if config.must_keep and column is None:
+        facts.must_keep = _listed(config.must_keep)
+    if not (config.stratify or column or naming or config.dedup is not None):
+        return facts
+    facts.strata = [] if config.stratify else None
+    every = max(1, len(table) // NAMED_ROWS)
+    scored = table.scored
+    forced: list[int] = []
+
+    def texts() -> Iterator[str]:
+        for i, sample in enumerate(_samples(folder, table)):
+            if facts.strata is not None:
+                facts.strata.append(_field(sample, str(config.stratify)))
+            if column is not None and scored[i] and str(_field(sample, column)) == value:
+                forced.append(sample.row_id)
+            if naming and scored[i] and i % every == 0:
+                facts.named_rows.append(sample.row_id)
+                facts.texts.append(embedding_text(sample)[:NAMED_CHARACTERS])
+            yield embedding_text(sample)
+
+    if config.dedup is not None:
+        facts.keys = text_keys(texts())
+    else:
+        for _ in texts():
+            pass
+    if facts.strata is not None and all(v is None for v in facts.strata):
+        raise InputError(
+            f"--stratify {config.stratify}: the data has no column of this name (or it is empty in every row)."
+        )
+    if column is not None:
+        if not forced:
+            raise InputError(f"--must-keep {config.must_keep}: no scored row has {column!r} equal to {value!r}.")
+        facts.must_keep = np.asarray(forced, dtype=np.int64)
+    return facts
+
+
+def _samples(folder: RunFolder, table: ScoreTable) -> Iterator[Row]:
+    """The samples of the table's rows, in its order."""
+    at = 0
+    for row in source_of(folder):
+        if at < len(table) and isinstance(row, Row) and row.row_id == table.row_id[at]:
+            yield row
+            at += 1
+    if at != len(table):
+        raise InputError(
+            f"the data lacks row {table.row_id[at]}, which was scored: it has changed since. Score it anew."
+        )
+
+
+def _field(sample: Row, name: str) -> Any:
+    if name in sample.columns:
+        return sample.columns[name]
+    return sample.raw.get(name) if not isinstance(sample.raw, bytes) else None
+
+
+def _predicate(text: str | None) -> tuple[str | None, str]:
+    """("source", "identity") of source=identity; (None, "") of a file's name or nothing."""
+    if text is None or Path(text).expanduser().is_file():
+        return None, ""
+    column, sign, value = text.partition("=")
+    if not (column and sign):
+        raise InputError(
+            f"--must-keep {text}: there is no such file, and it is no predicate either. Name a file of row ids, one a line, or "
+            "write column=value, as in --must-keep source=identity."
+        )
+    return column, value
+
+
+def _listed(path: str) -> Int64:
+    lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
+    ids: list[int] = []
+    for number, line in enumerate(lines, start=1):
+        word = line.strip()
+        if not word:
+            continue
+        if not word.isdigit():
+            raise InputError(
+                f"--must-keep {path}, line {number}: {word[:80]!r} is not a row id (a whole number, 0 for the first row)."
+            )
+        ids.append(int(word))
+    return np.unique(np.asarray(ids, dtype=np.int64))

