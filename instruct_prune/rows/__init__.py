@@ -1,8 +1,8 @@
-"""The load room: files, globs, Hub datasets and standard input -> a stream of Samples and Rejects."""
+"""The rows room: files, globs, folders, Hub datasets and rows in memory -> a stream of Rows and Rejects, stored once."""
 
 from __future__ import annotations
 
-from instruct_prune.rows.formats import FORMATS
+from instruct_prune.rows.formats import FORMATS, Format
 from instruct_prune.rows.source import Source, open_data, read_raw
 
-__all__ = ["FORMATS", "Source", "open_data", "read_raw"]
+__all__ = ["FORMATS", "Format", "Source", "open_data", "read_raw"]

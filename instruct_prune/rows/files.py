@@ -1,4 +1,4 @@
-"""Files as bytes: found, decompressed, hashed; faults of a whole file become errors that name the fix."""
+"""Files as bytes: found, decompressed, hashed while they are read; faults of a whole file become errors that name the fix."""
 
 from __future__ import annotations
 
@@ -9,87 +9,297 @@ import hashlib
 import io
 import lzma
 import os
+import re
 import shutil
 import sys
 import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from instruct_prune.errors import InputError
 
+HEAD = 1 << 16
 _MAGIC = ((b"\x1f\x8b", "gz"), (b"\x28\xb5\x2f\xfd", "zst"), (b"\xfd7zXZ\x00", "xz"))
+_SKIPPABLE = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")  # zstd's skippable frame, with which pzstd begins its files
 _WIDE_BOMS = (
     (codecs.BOM_UTF32_LE, "UTF-32LE"),
     (codecs.BOM_UTF32_BE, "UTF-32BE"),
     (codecs.BOM_UTF16_LE, "UTF-16LE"),
     (codecs.BOM_UTF16_BE, "UTF-16BE"),
 )
+_FOREIGN = (
+    (b"PK\x03\x04", "a ZIP archive (a spreadsheet of Excel is one too)", "Unpack it, and name the files in it"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "Unpack it, and name the files in it"),
+    (b"Rar!\x1a\x07", "a RAR archive", "Unpack it, and name the files in it"),
+    (b"BZh", "compressed with bzip2", "Unpack it: bunzip2 FILE"),
+    (b"\x04\x22\x4d\x18", "compressed with lz4", "Unpack it: lz4 -d FILE"),
+    (b"SQLite format 3\0", "an SQLite database", "Write its table to a CSV file"),
+    (b"%PDF-", "a PDF document", "Write its rows to a JSONL file"),
+    (b"\x93NUMPY", "a NumPy array", "Write its rows to a JSONL file"),
+    (b"\x80\x04\x95", "a Python pickle, which is never opened (it could run code)", "Write its rows to a JSONL file"),
+    (b"FEA1", "a Feather file of version 1", "Write it again as Feather 2, Arrow or Parquet"),
+    (b"ORC", "an ORC file", "Write it again as Parquet"),
+)
+_HTML = re.compile(rb"<(?:!doctype html|html|head|body)\b", re.IGNORECASE)
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_UNREADABLE = (EOFError, zlib.error, lzma.LZMAError, OSError)
 
 
-@dataclass(frozen=True)
+class _Hashed(io.RawIOBase):
+    """A file that hashes what is read from it. It cannot seek, so every byte is hashed once and in order."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__()
+        self.file = file
+        self.sha256 = hashlib.sha256()
+        self.count = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.file.read(len(buffer))
+        buffer[: len(data)] = data
+        self.sha256.update(data)
+        self.count += len(data)
+        return len(data)
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
+
+
 class DataFile:
     """A file on disk, read as decompressed bytes.
 
     Attributes:
         path: where it lies.
         name: what people call it (the path as given; "-" for standard input).
+        begin: the first bytes as they lie on disk, empty until the file was opened.
     """
 
-    path: Path
-    name: str
+    def __init__(self, path: Path, name: str) -> None:
+        self.path = path
+        self.name = name
+        self.begin = b""
+        self._identity: dict[str, Any] | None = None
+        self._head: tuple[bytes, BinaryIO, _Hashed] | None = None
 
-    @cached_property
+    @property
     def compression(self) -> str | None:
-        """ "gz", "zst", "xz" or None, from the first bytes and not from the name."""
-        with open(self.path, "rb") as stream:
-            head = stream.read(8)
-        return next((kind for magic, kind in _MAGIC if head.startswith(magic)), None)
+        """ "gz", "zst", "xz" or None, from the first bytes and not from the name; known once the file was opened."""
+        if _SKIPPABLE.match(self.begin):
+            return "zst"
+        return next((kind for magic, kind in _MAGIC if self.begin.startswith(magic)), None)
 
     @contextmanager
     def open(self) -> Iterator[BinaryIO]:
         """Open for reading, decompressed, after a UTF-8 byte order mark if there is one.
 
+        A reader that reads to the end has hashed the file: `identity` then opens nothing.
+
         Raises:
             InputError: it cannot be read, or the compressed data are damaged or cut off (also later, while reading).
         """
+        with self._faults():
+            head, stream, hashed = self._head or self._begun()
+            self._head = None
+            with hashed, stream:
+                whole = io.BufferedReader(_Joined(head, stream), HEAD)
+                if head.startswith(codecs.BOM_UTF8):
+                    whole.read(3)
+                yield whole
+                if not whole.read(1):  # read to the end of the data: hash what the decompressor may have left
+                    while hashed.read(HEAD):
+                        pass
+                    self._identity = self._named(hashed.sha256.hexdigest(), hashed.count)
+
+    def head(self) -> bytes:
+        """The first 64 KiB, decompressed. The file stays open, and the next ``open`` goes on with it."""
+        with self._faults():
+            if self._head is None:
+                self._head = self._begun()
+            return self._head[0].removeprefix(codecs.BOM_UTF8)
+
+    def _begun(self) -> tuple[bytes, BinaryIO, _Hashed]:
+        file = open(self.path, "rb")  # noqa: SIM115
         try:
-            with self._decompressed() as raw:
-                stream = io.BufferedReader(raw, 1 << 16)
-                if stream.peek(3)[:3] == codecs.BOM_UTF8:
-                    stream.read(3)
-                yield stream
-        except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+            self.begin = file.read(8)
+            file.seek(0)
+            hashed = _Hashed(file)
+            stream = self._decompressed(io.BufferedReader(hashed, HEAD))
+            head = b""
+            while len(head) < HEAD and (more := stream.read(HEAD - len(head))):
+                head += more
+        except BaseException:
+            file.close()
+            raise
+        return head, stream, hashed
+
+    def _decompressed(self, raw: io.BufferedReader) -> Any:
+        if self.compression == "gz":
+            return gzip.GzipFile(fileobj=raw)
+        if self.compression == "xz":
+            return lzma.LZMAFile(raw)
+        return _zstd(raw) if self.compression == "zst" else raw
+
+    @contextmanager
+    def _faults(self) -> Iterator[None]:
+        try:
+            yield
+        except _UNREADABLE as error:
             if self.compression is None:
-                raise InputError(f"{self.name} cannot be read: {error}.") from None
+                reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+                raise InputError(f"{self.name} cannot be read: {reason}.") from None
+            if self.compression == "zst" and re.search("memory|window", str(error), re.IGNORECASE):
+                raise InputError(
+                    f"{self.name} was compressed with a window that is too large for this reader (zstd --long). Install the"
+                    f" package zstandard, which reads it, or decompress it: zstd -d --long=31 {self.name}"
+                ) from None
             raise InputError(
                 f"{self.name} is damaged or was cut off: its {self.compression} data cannot be read to the end"
                 f" ({error}). Copy or download it again."
             ) from None
 
-    def _decompressed(self) -> Any:
-        if self.compression == "gz":
-            return gzip.open(self.path)
-        if self.compression == "xz":
-            return lzma.open(self.path)
-        if self.compression == "zst":
-            import pyarrow as pa
+    @contextmanager
+    def mapped(self) -> Iterator[Any]:
+        """The file as a memory map of Arrow's, for readers that jump about in it; hashed when it was read to the end."""
+        import pyarrow as pa
 
-            return pa.input_stream(str(self.path), compression="zstd")
-        return open(self.path, "rb")
-
-    def head(self, size: int = 1 << 16) -> bytes:
-        with self.open() as stream:
-            return stream.read(size)
+        if self._head is not None:
+            _, stream, hashed = self._head
+            self._head = None
+            stream.close()
+            hashed.close()
+        with pa.memory_map(str(self.path)) as content:
+            yield content
+            content.seek(0)
+            sha256 = hashlib.sha256()
+            while piece := content.read(1 << 20):
+                sha256.update(piece)
+            self._identity = self._named(sha256.hexdigest(), content.tell())
 
     def identity(self) -> list[dict[str, Any]]:
-        with open(self.path, "rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        return [{"path": self.name, "sha256": digest, "bytes": self.path.stat().st_size}]
+        """Path, SHA-256 and size of the bytes on disk, as they were when they were last read to the end."""
+        if self._identity is None:
+            with open(self.path, "rb") as stream:
+                self._identity = self._named(hashlib.file_digest(stream, "sha256").hexdigest(), stream.tell())
+        return [self._identity]
+
+    def _named(self, sha256: str, count: int) -> dict[str, Any]:
+        return {"path": self.name, "sha256": sha256, "bytes": count}
+
+
+class _Joined(io.RawIOBase):
+    """Bytes that were read already, then the rest of the stream."""
+
+    def __init__(self, head: bytes, rest: BinaryIO) -> None:
+        super().__init__()
+        self.head, self.rest = memoryview(head), rest
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = min(len(buffer), len(self.head))
+        if count:
+            buffer[:count] = self.head[:count]
+            self.head = self.head[count:]
+            return count
+        data = self.rest.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def _zstd(raw: io.BufferedReader) -> Any:
+    """Frames of zstd, skippable ones among them; windows above 128 MiB where the package zstandard is there."""
+    try:
+        import zstandard
+    except ImportError:
+        import pyarrow as pa
+
+        return pa.input_stream(pa.PythonFile(raw, mode="r"), compression="zstd")
+    return _ZstdStream(raw, zstandard)
+
+
+class _ZstdStream(io.RawIOBase):
+    """All frames of a zstd file, and an error where the last one is not whole."""
+
+    def __init__(self, raw: io.BufferedReader, zstandard: Any) -> None:
+        super().__init__()
+        self.raw, self.zstandard = raw, zstandard
+        self.frame: Any = None
+        self.packed = b""
+        self.out = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self.out:
+            if self.frame is None:
+                self._skip()
+            packed, self.packed = self.packed or self.raw.read(HEAD), b""
+            if not packed:
+                if self.frame is not None:
+                    raise EOFError("the last frame has no end")
+                return 0
+            if self.frame is None:
+                self.frame = self.zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
+            try:
+                self.out = self.frame.decompress(packed)
+            except self.zstandard.ZstdError as error:
+                raise OSError(str(error)) from None
+            if self.frame.eof:
+                self.packed, self.frame = self.frame.unused_data, None
+        count = min(len(buffer), len(self.out))
+        buffer[:count] = self.out[:count]
+        self.out = self.out[count:]
+        return count
+
+    def _skip(self) -> None:
+        """Drop the skippable frames that come next."""
+        while True:
+            while len(self.packed) < 8 and (more := self.raw.read(HEAD)):
+                self.packed += more
+            if not _SKIPPABLE.match(self.packed):
+                return
+            left = 8 + int.from_bytes(self.packed[4:8], "little")
+            while left:
+                self.packed = self.packed or self.raw.read(HEAD)
+                if not self.packed:
+                    raise EOFError("a skippable frame has no end")
+                dropped = min(left, len(self.packed))
+                self.packed = self.packed[dropped:]
+                left -= dropped
+
+
+def check_container(file: DataFile, head: bytes) -> None:
+    """Refuse files that are no text at all, whatever their name says: archives, web pages, pointers to other files.
+
+    Raises:
+        InputError: naming what the file is and what to do.
+    """
+    if head.startswith(LFS_POINTER):
+        raise InputError(
+            f"{file.name} is a Git LFS pointer: a few lines that name the data, and not the data. Fetch them with"
+            " `git lfs pull`, or download the file itself."
+        )
+    found = next((rest for magic, *rest in _FOREIGN if head.startswith(magic)), None)
+    if head[257:262] == b"ustar":
+        found = ["a tar archive", "Unpack it, and name the files in it"]
+    if found is not None:
+        raise InputError(f"{file.name} is not what its name says: it is {found[0]}. {found[1]}.")
+    begin = head.lstrip()
+    if _HTML.match(begin):
+        shown = begin[:40].decode("utf-8", "replace")
+        raise InputError(
+            f"{file.name} is not JSON: it begins with {shown!r}. It is a web page (a login or an error, as a rule) that was"
+            " saved in place of the data. Download the file itself."
+        )
 
 
 def check_encoding(file: DataFile, head: bytes) -> None:

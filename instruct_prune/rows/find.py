@@ -4,33 +4,56 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from instruct_prune.errors import InputError
 from instruct_prune.registry import suggestion
-from instruct_prune.rows.files import DataFile, check_encoding, spool_stdin
-from instruct_prune.rows.hub import is_saved_dataset, open_hub, open_saved
+from instruct_prune.rows.arrow_tables import ArrowTable, ParquetTable
+from instruct_prune.rows.delimited import DelimitedText
+from instruct_prune.rows.files import DataFile, check_container, check_encoding, spool_stdin
 from instruct_prune.rows.json_rows import JsonArray, JsonLines
+from instruct_prune.rows.memory import MemoryRows
 from instruct_prune.rows.reader import Reader, RowError, as_mapping
-from instruct_prune.rows.tables import ArrowTable, DelimitedText, ParquetTable
+from instruct_prune.rows.saved import HubDataset, is_saved_dataset, open_hub, open_saved
+from instruct_prune.rows.tree import LISTINGS, open_tree
 
+if TYPE_CHECKING:
+    import datasets
+
+Data: TypeAlias = "Sequence[str] | Sequence[Mapping[str, Any]] | datasets.Dataset"
 KINDS = ("json", "jsonl", "ndjson", "csv", "tsv", "parquet", "arrow")
 _COMPRESSED = (".gz", ".zst", ".xz")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def find_readers(data: Sequence[str], split: str | None, subset: str | None) -> list[Reader]:
+def find_readers(data: Data, split: str | None, subset: str | None) -> Iterator[Reader]:
     """Readers for paths, globs, Hub ids and "-", in the order given; a glob's files are sorted by name.
+
+    Each file is opened when its reader is asked for, and its first rows can be read without opening it again.
+
+    Args:
+        data: names, or rows in memory: a list of dictionaries or a ``datasets.Dataset``.
+        split: of a Hub dataset, a saved DatasetDict or a tree of pictures.
+        subset: configuration of a Hub dataset.
 
     Raises:
         InputError: nothing there, or nothing that can be read.
     """
-    if not data:
+    if hasattr(data, "with_format"):
+        yield HubDataset("dataset in memory", "memory", None, data)
+        return
+    if not len(data):
         raise InputError("no data: give --data with a file, a glob, a Hub dataset id, or - for standard input.")
-    if list(data).count("-") > 1:
+    if not isinstance(data[0], str):
+        yield MemoryRows(cast(Sequence[Mapping[str, Any]], data))
+        return
+    names = cast(Sequence[str], data)
+    if list(names).count("-") > 1:
         raise InputError("--data names standard input (-) twice; it can be read once.")
-    return [reader for item in data for reader in _readers(item, split, subset)]
+    for item in names:
+        yield from _readers(item, split, subset)
 
 
 def _readers(item: str, split: str | None, subset: str | None) -> Iterator[Reader]:
@@ -40,12 +63,7 @@ def _readers(item: str, split: str | None, subset: str | None) -> Iterator[Reade
     elif path.is_file():
         yield reader_of(DataFile(path, item))
     elif path.is_dir():
-        if not is_saved_dataset(path):
-            raise InputError(
-                f"{item} is a folder, and not one that datasets' save_to_disk wrote. Name the files in it, for"
-                f" example --data '{item.rstrip('/')}/*.jsonl'."
-            )
-        yield open_saved(path, item, split)
+        yield _of_folder(path, item, split)
     elif glob.has_magic(item):
         found = sorted(name for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
         if not found:
@@ -56,6 +74,21 @@ def _readers(item: str, split: str | None, subset: str | None) -> Iterator[Reade
         yield open_hub(item, split, subset)
     else:
         raise InputError(_missing(path, item))
+
+
+def _of_folder(path: Path, item: str, split: str | None) -> Reader:
+    if is_saved_dataset(path):
+        return open_saved(path, item, split)
+    listing = next((path / name for name in LISTINGS if (path / name).is_file()), None)
+    if listing is not None:
+        return reader_of(DataFile(listing, str(listing)))
+    tree = open_tree(path, item, split)
+    if tree is None:
+        raise InputError(
+            f"{item} is a folder, and not one that datasets' save_to_disk wrote; it holds no pictures either. Name the"
+            f" files in it, for example --data '{item.rstrip('/')}/*.jsonl'."
+        )
+    return tree
 
 
 def _missing(path: Path, item: str) -> str:
@@ -80,18 +113,17 @@ def reader_of(file: DataFile) -> Reader:
     Raises:
         InputError: empty, not UTF-8, or of an unknown kind.
     """
-    try:
-        head = file.head()
-    except OSError as error:
-        raise InputError(f"{file.name} cannot be read: {error.strerror}.") from None
+    head = file.head()
     kind = _kind_by_name(file.name)
+    begin = head.lstrip()
+    is_json = begin.startswith(b"{") or (begin.startswith(b"[") and begin[1:].lstrip()[:1] in (b"{", b"[", b"]", b'"'))
     if head.startswith(b"PAR1"):
         return ParquetTable(_uncompressed(file))
-    if head.startswith(b"ARROW1") or (kind == "arrow" and head):
+    if head.startswith(b"ARROW1") or (kind == "arrow" and head and not is_json):
         return ArrowTable(_uncompressed(file))
+    check_container(file, head)
     check_encoding(file, head)
-    begin = head.lstrip()
-    if kind in ("csv", "tsv"):
+    if kind in ("csv", "tsv") and not (begin.startswith(b"{") and _is_row(begin)):
         return DelimitedText(file, kind)
     if begin.startswith(b"[") and not _is_row(begin):
         return JsonArray(file)

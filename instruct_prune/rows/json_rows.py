@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from instruct_prune.errors import InputError
 from instruct_prune.rows.files import DataFile
-from instruct_prune.rows.reader import RowData, RowError
+from instruct_prune.rows.reader import RowData, RowError, line_of
+from instruct_prune.storage import atomic
 
 CHUNK = 1 << 16
 MAX_ROW = 1 << 26  # bytes; an element that is longer was never closed
@@ -42,6 +44,12 @@ class JsonLines:
     def identity(self) -> list[dict[str, Any]]:
         return self.file.identity()
 
+    def class_names(self) -> Mapping[str, Sequence[str]]:
+        return {}
+
+    def write(self, kept: Sequence[int], raws: Iterator[Mapping[str, Any]], stem: Path) -> Path | None:
+        return None  # pruned.jsonl holds the very bytes of its lines
+
 
 @dataclass(frozen=True)
 class JsonArray:
@@ -60,6 +68,18 @@ class JsonArray:
 
     def identity(self) -> list[dict[str, Any]]:
         return self.file.identity()
+
+    def class_names(self) -> Mapping[str, Sequence[str]]:
+        return {}
+
+    def write(self, kept: Sequence[int], raws: Iterator[Mapping[str, Any]], stem: Path) -> Path | None:
+        """A JSON list of the elements, one a line."""
+        target = stem.with_name(f"{stem.name}.json")
+        with atomic(target) as file:
+            for i, raw in enumerate(raws):
+                file.write((b",\n" if i else b"[\n") + line_of(raw))
+            file.write(b"\n]\n")
+        return target
 
 
 # A string ends at its quote or, damaged, at the end of its line (JSON strings hold no raw newline).

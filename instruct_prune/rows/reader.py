@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 RowData = bytes | Mapping[str, Any]
@@ -25,11 +26,11 @@ class RowError(ValueError):
 
 
 class Reader(Protocol):
-    """One file, folder or Hub dataset: an iterator over its rows that can be started many times.
+    """One file, folder or dataset: an iterator over its rows that can be started many times, and the writer of its kind.
 
     Attributes:
         name: the path or Hub id, as shown to people.
-        kind: "jsonl", "json", "csv", "tsv", "parquet", "arrow", "dataset" or "hub".
+        kind: "jsonl", "json", "csv", "tsv", "parquet", "arrow", "dataset", "hub", "imagefolder" or "memory".
     """
 
     @property
@@ -42,7 +43,27 @@ class Reader(Protocol):
         ...
 
     def identity(self) -> list[dict[str, Any]]:
-        """What the data was: path, SHA-256 and size per file; id and fingerprint for the Hub."""
+        """What the data was: path, SHA-256 and size per file; id and fingerprint for the Hub.
+
+        Rows that were read to their end were hashed on the way: then nothing is opened.
+        """
+        ...
+
+    def class_names(self) -> Mapping[str, Sequence[str]]:
+        """The names behind the integers of a column, where the kind of file keeps them; by column."""
+        ...
+
+    def write(self, kept: Sequence[int], raws: Iterator[Mapping[str, Any]], stem: Path) -> Path | None:
+        """Write some of the rows as a file (or folder) of this kind.
+
+        Args:
+            kept: their lines, as ``rows`` numbers them.
+            raws: the rows.
+            stem: where to, without the ending of the kind.
+
+        Returns:
+            What was written; None for kinds that need no file of their own: JSONL lines are written as they are anyway.
+        """
         ...
 
 
@@ -85,10 +106,30 @@ def as_mapping(data: RowData | RowError) -> Mapping[str, Any]:
     except ValueError as error:  # an integer of more than 4300 digits
         raise RowError(f"not usable JSON: {error}") from None
     if not isinstance(row, dict):
-        raise RowError(f"a row must be a JSON object, this is {named_type(row)}")
+        raise RowError(f"a row must be a JSON object, this is {named_type(row)}{_bare(row)}")
     if _SURROGATE.search(data):
         check_encodable(row)
     return row
+
+
+def is_turn(value: object) -> bool:
+    """Whether a value looks like one turn of a conversation."""
+    return isinstance(value, Mapping) and (
+        ("role" in value and ("content" in value or "tool_calls" in value)) or ("from" in value and "value" in value)
+    )
+
+
+def _bare(row: object) -> str:
+    if isinstance(row, list) and row and all(is_turn(turn) for turn in row):
+        return ' of turns without a name; write {"messages": [...]}'
+    return ""
+
+
+def line_of(raw: bytes | Mapping[str, Any]) -> bytes:
+    """One JSONL line without its newline: the row's own bytes, or its object as JSON (same keys, order, values)."""
+    if isinstance(raw, bytes):
+        return raw
+    return json.dumps(raw, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass")
 
 
 def check_encodable(row: Mapping[str, Any]) -> None:

@@ -1,26 +1,32 @@
-"""Hugging Face datasets: ids on the Hub, and folders written by ``save_to_disk``."""
+"""Hugging Face datasets: ids on the Hub, folders written by ``save_to_disk``, and datasets in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from instruct_prune.errors import InputError
 from instruct_prune.registry import suggestion
+from instruct_prune.rows.arrow_tables import READ_ROWS, WRITE_ROWS, KeptTable, numbered, write_arrow
+from instruct_prune.rows.exact import hash_of_rows
 from instruct_prune.rows.files import DataFile
 from instruct_prune.rows.reader import RowData, RowError
-from instruct_prune.rows.tables import BATCH_ROWS, numbered
+from instruct_prune.storage import sha256_of
 
 
 @dataclass(frozen=True)
 class HubDataset:
-    """One split of a ``datasets.Dataset``, memory-mapped from its Arrow files.
+    """One split of a ``datasets.Dataset``, memory-mapped from its Arrow files or held in memory.
 
     Attributes:
         name: folder or Hub id.
-        kind: "dataset" for a folder, "hub" for an id.
+        kind: "dataset" for a folder, "hub" for an id, "memory" for an object made in Python.
         split: the split that was taken.
         table: the ``datasets.Dataset``.
     """
@@ -31,10 +37,22 @@ class HubDataset:
     table: Any = field(repr=False)
 
     def rows(self) -> Iterator[tuple[int, RowData | RowError]]:
-        # Arrow format: no feature is decoded, so what comes out is what is stored.
-        yield from numbered(self.table.with_format("arrow").iter(batch_size=BATCH_ROWS))
+        # Arrow format: pictures stay encoded, labels stay numbers.
+        stored = self.table.with_format("arrow")
+        yield from numbered(stored.iter(batch_size=READ_ROWS), self.table.features.arrow_schema)
+        _ = self._identity  # the files of a folder are hashed now, and not in a later stage
 
     def identity(self) -> list[dict[str, Any]]:
+        return self._identity
+
+    @cached_property
+    def _identity(self) -> list[dict[str, Any]]:
+        if self.kind == "memory":
+            stored = self.table.with_format("arrow").iter(batch_size=READ_ROWS)
+            rows = (
+                row for _, row in numbered(stored, self.table.features.arrow_schema) if not isinstance(row, RowError)
+            )
+            return [{"path": self.name, "sha256": hash_of_rows(rows)}]
         files = sorted({Path(entry["filename"]) for entry in self.table.cache_files})
         if self.kind == "dataset":
             parts = [Path(self.name, self.split if each.parent.name == self.split else "", each.name) for each in files]
@@ -48,6 +66,20 @@ class HubDataset:
                 "fingerprint": self.table._fingerprint,
             }
         ]
+
+    def class_names(self) -> Mapping[str, Sequence[str]]:
+        found = {name: getattr(feature, "names", None) for name, feature in self.table.features.items()}
+        return {name: names for name, names in found.items() if names}
+
+    def kept(self, lines: Sequence[int]) -> KeptTable:
+        """The rows at these 1-based positions, ascending, with their own types."""
+        chosen = self.table.select([line - 1 for line in lines]).with_format("arrow")
+        return KeptTable(self.table.features.arrow_schema, lambda: chosen.iter(batch_size=WRITE_ROWS))
+
+    def write(self, kept: Sequence[int], raws: Iterator[Mapping[str, Any]], stem: Path) -> Path | None:
+        """The rows as a folder for ``datasets.load_from_disk``."""
+        save_dataset(self.kept(kept), stem)
+        return stem
 
 
 def is_saved_dataset(folder: Path) -> bool:
@@ -84,7 +116,7 @@ def open_hub(name: str, split: str | None, subset: str | None) -> HubDataset:
     except (DatasetsError, OSError, ValueError, RuntimeError, KeyError) as error:
         raise InputError(
             f"the dataset {name!r} cannot be loaded from the Hugging Face Hub: {_first_line(error)}. Check the id"
-            " (owner/name), --split and --subset, and that the Hub can be reached (log in for gated data); or"
+            " (owner/name), --data-split and --data-subset, and that the Hub can be reached (log in for gated data); or"
             " download its files and give their paths."
         ) from None
     table, chosen = _one_split(loaded, name, split)
@@ -102,9 +134,28 @@ def _one_split(loaded: Any, name: str, split: str | None) -> tuple[Any, str | No
         wanted = next(iter(loaded))
     if wanted is None or wanted not in loaded:
         what = f"has no split {split!r}.{suggestion(split, loaded)}" if split else "has several splits and no 'train'."
-        raise InputError(f"{name} {what} Choose one with --split: {', '.join(loaded)}.")
+        raise InputError(f"{name} {what} Choose one with --data-split: {', '.join(loaded)}.")
     return loaded[wanted], wanted
 
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).partition("\n")[0].rstrip(".")
+
+
+def save_dataset(table: KeptTable, target: Path) -> int:
+    """Write a folder for ``datasets.load_from_disk`` and return its number of rows."""
+    import datasets
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
+        rows = write_arrow(table, Path(scratch) / "rows.arrow")
+        features = datasets.Features.from_arrow_schema(table.schema)
+        mapped = datasets.table.MemoryMappedTable.from_file(str(Path(scratch) / "rows.arrow"))
+        # The fingerprint is that of the rows, or datasets would make one from the time of day.
+        fingerprint = sha256_of(Path(scratch) / "rows.arrow")[:16]
+        dataset = datasets.Dataset(mapped, datasets.DatasetInfo(features=features), fingerprint=fingerprint)
+        dataset.save_to_disk(str(Path(scratch) / "saved"))
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(Path(scratch) / "saved", target)
+    return rows

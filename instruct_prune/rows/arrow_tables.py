@@ -1,0 +1,240 @@
+"""Parquet and Arrow files, read in batches and written with their own types."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from instruct_prune.errors import InputError
+from instruct_prune.rows.containers import Undo, arrow_undo
+from instruct_prune.rows.files import DataFile
+from instruct_prune.rows.reader import RowData, RowError
+from instruct_prune.storage import atomic
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+READ_ROWS = 256
+WRITE_ROWS = 2048
+
+
+@dataclass(frozen=True)
+class KeptTable:
+    """Some rows as Arrow: a schema, and tables that can be read many times.
+
+    Attributes:
+        schema: with the metadata by which ``datasets`` knows its features.
+        chunks: starts a new pass over the rows.
+    """
+
+    schema: pa.Schema
+    chunks: Callable[[], Iterator[pa.Table]]
+
+
+@dataclass(frozen=True)
+class ParquetTable:
+    """A Parquet file, read a few hundred rows at a time."""
+
+    file: DataFile
+    kind: str = "parquet"
+
+    @property
+    def name(self) -> str:
+        return self.file.name
+
+    def rows(self) -> Iterator[tuple[int, RowData | RowError]]:
+        import pyarrow.parquet as pq
+
+        with _readable(self.name, "Parquet"), self.file.mapped() as content:
+            with pq.ParquetFile(content, pre_buffer=False) as table:
+                yield from numbered(table.iter_batches(READ_ROWS), table.schema_arrow)
+
+    def identity(self) -> list[dict[str, Any]]:
+        return self.file.identity()
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        import pyarrow.parquet as pq
+
+        with _readable(self.name, "Parquet"):
+            return pq.read_schema(self.file.path)
+
+    def class_names(self) -> Mapping[str, Sequence[str]]:
+        return stored_class_names(self.schema)
+
+    def kept(self, lines: Sequence[int]) -> KeptTable:
+        """The rows at these 1-based positions, ascending, with their own types.
+
+        Raises:
+            InputError: the file cannot be read again (also later, while its rows are read).
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        def chunks() -> Iterator[pa.Table]:
+            with _readable(self.name, "Parquet"), pq.ParquetFile(self.file.path, pre_buffer=False) as file:
+                batches = (pa.Table.from_batches([batch]) for batch in file.iter_batches(WRITE_ROWS))
+                yield from _taken(batches, lines)
+
+        return KeptTable(self.schema, chunks)
+
+    def write(self, kept: Sequence[int], raws: Iterator[Mapping[str, Any]], stem: Path) -> Path:
+        """The rows with their own types."""
+        target = stem.with_name(f"{stem.name}.parquet")
+        write_parquet_table(self.kept(kept), target)
+        return target
+
+
+@dataclass(frozen=True)
+class ArrowTable:
+    """An Arrow IPC file or stream, memory-mapped (``datasets`` writes streams)."""
+
+    file: DataFile
+    kind: str = "arrow"
+
+    @property
+    def name(self) -> str:
+        return self.file.name
+
+    def rows(self) -> Iterator[tuple[int, RowData | RowError]]:
+        with _readable(self.name, "Arrow"), self.file.mapped() as content:
+            schema, batches = _opened(content)
+            yield from numbered(batches, schema)
+
+    def identity(self) -> list[dict[str, Any]]:
+        return self.file.identity()
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        import pyarrow as pa
+
+        with _readable(self.name, "Arrow"), pa.memory_map(str(self.file.path)) as content:
+            return _opened(content)[0]
+
+    def class_names(self) -> Mapping[str, Sequence[str]]:
+        return stored_class_names(self.schema)
+
+    def kept(self, lines: Sequence[int]) -> KeptTable:
+        """The rows at these 1-based positions, ascending, with their own types.
+
+        Raises:
+            InputError: the file cannot be read again (also later, while its rows are read).
+        """
+        import pyarrow as pa
+
+        def chunks() -> Iterator[pa.Table]:
+            with _readable(self.name, "Arrow"), pa.memory_map(str(self.file.path)) as content:
+                yield from _taken((pa.Table.from_batches([batch]) for batch in _opened(content)[1]), lines)
+
+        return KeptTable(self.schema, chunks)
+
+    def write(self, kept: Sequence[int], raws: Iterator[Mapping[str, Any]], stem: Path) -> Path:
+        """The rows as an Arrow stream."""
+        target = stem.with_name(f"{stem.name}.arrow")
+        write_arrow(self.kept(kept), target)
+        return target
+
+
+def _opened(content: Any) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    import pyarrow as pa
+
+    if content.read_at(6, 0) == b"ARROW1":
+        table = pa.ipc.open_file(content)
+        return table.schema, (table.get_batch(i) for i in range(table.num_record_batches))
+    stream = pa.ipc.open_stream(content)
+    return stream.schema, iter(stream)
+
+
+@contextmanager
+def _readable(name: str, what: str) -> Iterator[None]:
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        first = str(error).partition("\n")[0]
+        raise InputError(f"{name} cannot be read as {what}: {first}. It may be damaged; write it again.") from None
+
+
+def stored_class_names(schema: pa.Schema) -> Mapping[str, Sequence[str]]:
+    """The names behind integer labels, as `datasets` stores them in the metadata of a schema."""
+    text = (schema.metadata or {}).get(b"huggingface")
+    features = json.loads(text).get("info", {}).get("features", {}) if text else {}
+    if not isinstance(features, dict):
+        return {}
+    return {
+        name: f["names"] for name, f in features.items() if isinstance(f, dict) and isinstance(f.get("names"), list)
+    }
+
+
+def numbered(batches: Iterable[Any], schema: pa.Schema) -> Iterator[tuple[int, RowData | RowError]]:
+    """Rows of Arrow batches or tables as (1-based position, dict), as they were before Arrow stored them."""
+    undo = arrow_undo(schema)
+    position = 0
+    for batch in batches:
+        for start in range(0, batch.num_rows, READ_ROWS):
+            for row in _python_rows(batch.slice(start, READ_ROWS)):
+                position += 1
+                yield position, row if isinstance(row, RowError) or not undo else _undone(row, undo)
+
+
+def _undone(row: dict[str, Any], undo: Mapping[str, Undo]) -> RowData | RowError:
+    try:
+        return {name: undo[name](value) if name in undo else value for name, value in row.items()}
+    except RowError as error:
+        return error
+
+
+def _python_rows(piece: Any) -> list[dict[str, Any] | RowError]:
+    try:
+        rows: list[dict[str, Any] | RowError] = piece.to_pylist()
+        return rows
+    except (UnicodeDecodeError, ValueError, OverflowError) as error:
+        if piece.num_rows == 1:
+            return [RowError(f"a value cannot be read: {error}")]
+    return [row for i in range(piece.num_rows) for row in _python_rows(piece.slice(i, 1))]
+
+
+def _taken(tables: Iterable[pa.Table], lines: Sequence[int]) -> Iterator[pa.Table]:
+    """The rows at these 1-based positions, table by table."""
+    positions = np.asarray(lines, dtype=np.int64) - 1
+    start = 0
+    for table in tables:
+        low, high = np.searchsorted(positions, [start, start + table.num_rows])
+        if high > low:
+            yield table.take(positions[low:high] - start)
+        start += table.num_rows
+        if high == len(positions):
+            return
+    raise InputError(f"row {positions[-1] + 1} is not there any more: the data were changed during the run.")
+
+
+def write_parquet_table(table: KeptTable, target: Path) -> int:
+    """Write a Parquet file and return its number of rows."""
+    import pyarrow.parquet as pq
+
+    rows = 0
+    with atomic(target) as file, pq.ParquetWriter(file, table.schema, compression="zstd") as writer:
+        for chunk in table.chunks():
+            writer.write_table(chunk.cast(table.schema))
+            rows += chunk.num_rows
+    return rows
+
+
+def write_arrow(table: KeptTable, target: Path) -> int:
+    """Write an Arrow stream, as ``datasets`` does, and return its number of rows."""
+    import pyarrow as pa
+
+    rows = 0
+    with atomic(target) as file, pa.ipc.new_stream(file, table.schema) as writer:
+        for chunk in table.chunks():
+            writer.write_table(chunk.cast(table.schema))
+            rows += chunk.num_rows
+    return rows

@@ -1,0 +1,108 @@
+"""Pictures and their classes: a folder tree, a listing of paths, or a table that holds the pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from instruct_prune.rows.formats.format import Fields, Format, Parsed
+from instruct_prune.rows.reader import RowError
+from instruct_prune.rows.row import ImageRef, Message, Part
+from instruct_prune.rows.tree import SUFFIXES
+
+IMAGES = (
+    "image",
+    "img",
+    "path",
+    "image_path",
+    "img_path",
+    "file_name",
+    "filename",
+    "filepath",
+    "file",
+    "photo",
+    "picture",
+)
+LABELS = ("label", "labels", "class", "class_name", "category", "target", "fine_label", "y")
+SHOWN_IN_TURNS = ("image", "images", "img", "picture", "pictures", "photo", "photos", "image_path", "image_url")
+
+
+def is_picture(value: Any) -> bool:
+    """Whether a value is a picture: its bytes, a path that ends like one, or both as `datasets` keeps them."""
+    if isinstance(value, Mapping):
+        return "bytes" in value and "path" in value
+    return isinstance(value, bytes) or (isinstance(value, str) and Path(value).suffix.lower() in SUFFIXES)
+
+
+def holds_picture(value: Any) -> bool:
+    """Whether a value is a picture or a list with one in it."""
+    return any(map(is_picture, value)) if isinstance(value, list | tuple) else is_picture(value)
+
+
+def refuse_pictures(row: Mapping[str, Any]) -> None:
+    """Refuse a row of text that shows pictures too.
+
+    Raises:
+        RowError: naming the field.
+    """
+    for name in SHOWN_IN_TURNS:
+        value = row.get(name)
+        if value and (holds_picture(value) or name in ("images", "image_url")):
+            raise RowError(
+                "pictures in conversations are not scored yet; to score the text without them, name its columns with"
+                " --columns (for example --columns messages=messages)",
+                name,
+            )
+
+
+def _image_name(fields: Fields) -> str | None:
+    """The field of the picture: the one that was named, else the first that holds a picture."""
+    named = next((name for name in IMAGES if name in fields.columns), None)
+    return named or next((name for name in IMAGES if is_picture(fields.get(name))), None)
+
+
+def _shows_a_picture(fields: Fields) -> bool:
+    name = _image_name(fields)
+    return name is not None and fields.get(name) is not None
+
+
+def _image_and_label(fields: Fields) -> Parsed:
+    name = _image_name(fields) or fields.present(*IMAGES) or IMAGES[0]
+    named = next((n for n in LABELS if n in fields.columns), None)
+    label = named or next((n for n in LABELS if n != name and fields.column(n) in fields.row), LABELS[0])
+    picture = _reference(fields.get(name), fields, fields.column(name) or name)
+    said = fields.get(label)
+    if said is None or said == "":
+        raise RowError(
+            "the picture has no label: the field is empty, or it lies in no class folder", fields.column(label)
+        )
+    return [Message("user", (Part("image", picture),)), Message("assistant", str(said), trained=True)], ()
+
+
+def _reference(value: Any, fields: Fields, column: str) -> ImageRef:
+    name = f"row-{fields.line - 1}"
+    if isinstance(value, Mapping):
+        if value.get("bytes") is not None:
+            return ImageRef(str(value.get("path") or name), bytes(value["bytes"]))
+        value = value.get("path")
+    if isinstance(value, bytes):
+        return ImageRef(name, value)
+    if not isinstance(value, str) or not value:
+        raise RowError("there is no picture in this row", column)
+    return ImageRef(str(fields.folder / Path(value).expanduser()))
+
+
+def _summary(messages: Sequence[Message]) -> dict[str, Any]:
+    return {"path": messages[0].images[0].path, "label": messages[1].text}
+
+
+IMAGE_CLASSIFICATION = Format(
+    "image-classification",
+    (IMAGES, LABELS),
+    (),
+    _image_and_label,
+    model="image_encoder",
+    check=_shows_a_picture,
+    summary=_summary,
+)

@@ -1,0 +1,63 @@
+"""Rows that a Python program holds: a list of dictionaries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from instruct_prune.rows.exact import hash_of_rows
+from instruct_prune.rows.reader import RowData, RowError, check_encodable, named_type
+
+
+@dataclass(frozen=True)
+class MemoryRows:
+    """A list of mappings.
+
+    Attributes:
+        table: the rows.
+        name: what people call it.
+    """
+
+    table: Sequence[Mapping[str, Any]] = field(repr=False)
+    name: str = "rows in memory"
+    kind: str = "memory"
+
+    def rows(self) -> Iterator[tuple[int, RowData | RowError]]:
+        for position, row in enumerate(self.table, 1):
+            yield position, _checked(row)
+
+    def identity(self) -> list[dict[str, Any]]:
+        return [{"path": self.name, "sha256": self._sha256}]
+
+    @cached_property
+    def _sha256(self) -> str:
+        return hash_of_rows(_plain(self.table))
+
+    def class_names(self) -> Mapping[str, Sequence[str]]:
+        return {}
+
+    def write(self, kept: Sequence[int], raws: Iterator[Mapping[str, Any]], stem: Path) -> Path | None:
+        return None
+
+
+def _checked(row: object) -> RowData | RowError:
+    if not isinstance(row, Mapping):
+        return RowError(f"a row must be a dictionary, this is {named_type(row)}")
+    if not all(isinstance(name, str) for name in row):
+        return RowError("a key of the row is no text")
+    plain = _plain(row)
+    try:
+        check_encodable(plain)
+    except RowError as error:
+        return error
+    return plain  # type: ignore[no-any-return]
+
+
+def _plain(value: Any) -> Any:
+    """Dictionaries and lists as JSON has them; tuples become lists."""
+    if isinstance(value, Mapping):
+        return {name if isinstance(name, str) else str(name): _plain(part) for name, part in value.items()}
+    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value

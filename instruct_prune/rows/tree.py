@@ -1,0 +1,114 @@
+"""Folders of pictures: one folder a class, as torchvision's ImageFolder and `datasets`' imagefolder read them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from instruct_prune.errors import InputError
+from instruct_prune.registry import suggestion
+from instruct_prune.rows.reader import RowData, RowError
+
+SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .jfif .png .gif .webp .bmp .dib .tif .tiff .ppm .pgm .pbm .pnm .jp2 .tga .ico .avif".split()
+)
+LISTINGS = ("metadata.csv", "metadata.jsonl")
+SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval")
+
+
+@dataclass(frozen=True)
+class ImageTree:
+    """A folder of class folders of pictures.
+
+    The class is the first folder below the root; files may lie deeper. Hidden files and other kinds are passed over.
+
+    Attributes:
+        name: the folder as given.
+        root: where the class folders are (a split's folder, where the tree has splits).
+    """
+
+    name: str
+    root: Path
+    kind: str = "imagefolder"
+    _seen: list[str] = field(default_factory=list, repr=False, compare=False)
+
+    def rows(self) -> Iterator[tuple[int, RowData | RowError]]:
+        hashed = ListingHash(self.root)
+        for number, path in enumerate(self.files(), 1):
+            hashed.add(path)
+            inside = path.relative_to(self.root).parts
+            yield number, {"image": str(path), "label": inside[0] if len(inside) > 1 else None}
+        self._seen[:] = [hashed.hexdigest()]
+
+    def files(self) -> list[Path]:
+        """All pictures, sorted by path, so that the order is that of no file system."""
+        found: list[Path] = []
+        above = {str(self.root): {os.path.realpath(self.root)}}  # real folders on the way to each
+        for folder, folders, names in os.walk(self.root, followlinks=True):
+            folders[:] = sorted(f for f in folders if not f.startswith("."))
+            # A link to a folder that it lies in would be followed until the path is too long.
+            real = {name: os.path.realpath(Path(folder, name)) for name in folders}
+            folders[:] = [name for name in folders if real[name] not in above[folder]]
+            above |= {os.path.join(folder, name): above[folder] | {real[name]} for name in folders}
+            found += [Path(folder, n) for n in names if not n.startswith(".") and Path(n).suffix.lower() in SUFFIXES]
+        return sorted(found, key=lambda path: path.relative_to(self.root).parts)
+
+    def identity(self) -> list[dict[str, Any]]:
+        """A hash of names and sizes: the bytes themselves are hashed picture by picture when they are decoded."""
+        if not self._seen:
+            for _ in self.rows():
+                pass
+        return [{"path": self.name, "sha256": self._seen[0]}]
+
+    def class_names(self) -> Mapping[str, Sequence[str]]:
+        return {}
+
+    def write(self, kept: Sequence[int], raws: Iterator[Mapping[str, Any]], stem: Path) -> Path | None:
+        return None
+
+
+class ListingHash:
+    """Hash of files' names below a folder and their sizes, file by file."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.total = hashlib.sha256()
+
+    def add(self, path: Path) -> None:
+        size = path.stat().st_size if path.exists() else -1
+        self.total.update(f"{os.path.relpath(path, self.root)}\0{size}\n".encode("utf-8", "surrogateescape"))
+
+    def hexdigest(self) -> str:
+        return self.total.hexdigest()
+
+
+def open_tree(folder: Path, name: str, split: str | None) -> ImageTree | None:
+    """The pictures of a folder, or None where it holds none.
+
+    Raises:
+        InputError: it has no such split.
+    """
+    folders = sorted(each.name for each in folder.iterdir() if each.is_dir() and not each.name.startswith("."))
+    root = folder
+    if folders and all(each.lower() in SPLITS for each in folders):
+        wanted = split or ("train" if "train" in folders else None)
+        if wanted not in folders:
+            problem = _no_split(split, folders)
+            raise InputError(f"{name} {problem} Choose one with --data-split: {', '.join(folders)}.")
+        root = folder / wanted
+    tree = ImageTree(name, root)
+    if not tree.files():
+        return None
+    if split is not None and folders and root == folder:
+        raise InputError(f"{name} has class folders and no split folders, so there is no split {split!r}.")
+    return tree
+
+
+def _no_split(split: str | None, folders: Iterable[str]) -> str:
+    if split is None:
+        return "has split folders, but no 'train'."
+    return f"has no split {split!r}.{suggestion(split, folders)}"
