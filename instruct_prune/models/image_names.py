@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import inspect
-import os
-import re
-import sys
 from functools import partial
 from typing import Any
 
@@ -18,6 +14,7 @@ from torch import Tensor, nn
 from instruct_prune.errors import InputError
 from instruct_prune.models import names as models
 from instruct_prune.models.image_encoder import ImageModel, Transform
+from instruct_prune.registry import is_reference, load_attribute
 
 DEFAULT = "efficientnet-lite0"
 SIZES = (96, 128, 160, 192, 224)
@@ -26,7 +23,6 @@ ENLARGED = 3
 """How far small pictures are enlarged: a compromise. Of 32 pixels, 64 are too few; 160 are better than 96, at 2.4 times the
 cost (docs/images.md)."""
 LONGEST = 16  # long side over short side; of longer pictures the middle is seen
-FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 def find_image_model(name: str, revision: str | None = None) -> models.ModelSource:
@@ -35,7 +31,7 @@ def find_image_model(name: str, revision: str | None = None) -> models.ModelSour
     Raises:
         InputError: as `models.find_model`.
     """
-    if FACTORY.fullmatch(name):
+    if is_reference(name):
         return models.ModelSource(name, name, None, False)
     return models.find_model(name, revision)
 
@@ -78,7 +74,7 @@ def load_image_model(
     Raises:
         InputError: it cannot be loaded, or is no image model.
     """
-    if FACTORY.fullmatch(source.name):
+    if is_reference(source.name):
         model, transform = _from_factory(source.name)
     elif source.name.lower() == DEFAULT:
         model, transform = efficientnet_lite0(source.location), partial(lite_transform, size=size or SIZES[-1])
@@ -165,21 +161,12 @@ def _from_factory(name: str) -> tuple[nn.Module, Transform]:
     Raises:
         InputError: no such module or function, it has parameters, or it returns no (module, transform).
     """
-    module_name, _, function = name.partition(":")
-    here = os.getcwd()
-    added = here not in sys.path
-    if added:
-        sys.path.insert(0, here)
+    factory = load_attribute(name, "--model", "a factory, a function without parameters,")
     try:
-        factory = getattr(importlib.import_module(module_name), function)
-        inspect.signature(factory).bind()  # TypeError: it has parameters
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise InputError(f"--model {name}: {error}. Write module:factory, a function without parameters.") from error
-    else:
-        made = factory()
-    finally:
-        if added:
-            sys.path.remove(here)
+        inspect.signature(factory).bind()
+    except (TypeError, ValueError) as error:
+        raise InputError(f"--model {name}: {error}. A factory is a function without parameters.") from error
+    made = factory()
     if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module) and callable(made[1])):
         raise InputError(
             f"--model {name}: the factory must return (torch.nn.Module, transform); a transform takes a PIL image and "
