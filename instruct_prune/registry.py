@@ -57,9 +57,7 @@ def resolve(
     return getattr(importlib.import_module(module), attribute)
 
 
-def load_attribute(
-    name: str, option: str, kind: str = "a function", fits: Callable[[object], bool] = callable
-) -> Any:
+def load_attribute(name: str, option: str, kind: str = "a function", fits: Callable[[object], bool] = callable) -> Any:
     """Import the user's own ``package.module:attribute``, from the working folder or from what is installed.
 
     An error inside the user's module is raised as it is, because its traceback says where it is.

@@ -25,7 +25,7 @@ from instruct_prune.rows import open_data, read_raw
 from instruct_prune.rows.row import Row
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.score.table import ScoreTable
-from instruct_prune.select import CLUSTERED, NEEDS_EMBEDDINGS, SELECTORS, build_pool, resolve_budget, select_rows
+from instruct_prune.select import METHODS, build_pool, find_method, resolve_budget, select_rows
 from instruct_prune.select.clusters import cluster
 from instruct_prune.select.data import Embeddings
 
@@ -136,7 +136,7 @@ def prepare_run(study: Study) -> RunFolder:
     run = Run(Path(study.out) / "run")
     scoring = ScoreConfig(model=study.model, subnets=study.subnets, dtype=study.dtype)
     run.score(DataConfig((str(sample),)), scoring, EncodeConfig(max_length=study.max_length))
-    if any(name in CLUSTERED | NEEDS_EMBEDDINGS for name in study.arms):
+    if any(needs_embeddings(name) for name in study.arms if name != FULL):
         run.embed(EmbedConfig(embedder=study.embedder))
     return run.folder
 
@@ -213,8 +213,8 @@ def make_arms(study: Study, material: Material) -> list[Arm]:
         InputError: an unknown method, a share out of range, a selection that does not fit.
     """
     for name in study.arms:
-        if name not in SELECTORS and name != FULL:
-            known = [*SELECTORS, FULL]
+        if name not in METHODS and name != FULL:
+            known = [*METHODS, FULL]
             raise InputError(f"--arms {name}: unknown.{suggestion(name, known)} Known: {', '.join(known)}.")
     arms = []
     for seed in range(study.seeds):
@@ -232,18 +232,24 @@ def make_arms(study: Study, material: Material) -> list[Arm]:
     return sorted(arms, key=lambda arm: (arm.seed > 0) * (1 + 2 * (arm.name == FULL) + (arm.name != "random")))
 
 
+def needs_embeddings(name: str) -> bool:
+    """Whether a method compares embeddings, or takes clusters of them as strata."""
+    method = find_method(name)
+    return method.strata == "clusters" or "embeddings" in method.needs_of()
+
+
 def select(material: Material, method: str, keep: float, seed: int) -> Int64:
     """int64 [k]: the row ids that a method keeps of the pool, as `instruct-prune select` does."""
     embeddings, clusters = material.embeddings, None
-    if method in CLUSTERED | NEEDS_EMBEDDINGS and embeddings is None:
+    if needs_embeddings(method) and embeddings is None:
         raise InputError(
             f"the arm {method} needs embeddings. Run `instruct-prune embed --out {material.folder.path}` first."
         )
-    if method in CLUSTERED and embeddings is not None:
+    if find_method(method).strata == "clusters" and embeddings is not None:
         at = np.searchsorted(embeddings.row_id, material.table.row_id)
         own = Embeddings(material.table.row_id, np.asarray(embeddings.vectors[at]), embeddings.encoder)
         clusters = cluster(own, "auto", seed)
-    wanted = embeddings if method in NEEDS_EMBEDDINGS else None
+    wanted = embeddings if "embeddings" in find_method(method).needs_of() else None
     pool = build_pool(material.table, embeddings=wanted, clusters=clusters)
     return select_rows(pool, resolve_budget(keep, None, pool), method=method, seed=seed).kept
 

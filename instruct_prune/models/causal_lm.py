@@ -32,6 +32,7 @@ from instruct_prune.models import names
 from instruct_prune.models.decoder import decoder_of, final_norm, logit_adjustment, output_head
 from instruct_prune.models.linear import OneDnnLinear
 from instruct_prune.models.model import Advance, Items, Model, States
+from instruct_prune.registry import is_reference, load_attribute
 from instruct_prune.rows.row import Row
 
 ENCODE_BATCH = 2048
@@ -93,10 +94,12 @@ class CausalLM(Model):
     ) -> None:
         self._encode = encode
         self._data_format = data_format
+        self.name = (config.model or self.default) if loaded is None else type(loaded[0]).__name__
+        if loaded is None and is_reference(self.name):
+            loaded = from_factory(self.name)
         self._loaded = loaded
         self._share_prefix = config.share_prefix
-        self.name = config.model or self.default if loaded is None else type(loaded[0]).__name__
-        self.source = None if loaded else names.find_model(self.name, config.model_revision)
+        self.source = None if loaded is not None else names.find_model(self.name, config.model_revision)
         self._prefixes: tuple[Tensor, ...] = ()
         self._shared: dict[int, Prefix] = {}
         self._depths: tuple[int, ...] = ()
@@ -110,6 +113,11 @@ class CausalLM(Model):
             return self._loaded[1]
         assert self.source is not None
         return names.load_tokenizer(self.source)
+
+    @property
+    def bos_token_id(self) -> int | None:
+        found: int | None = self.tokenizer.bos_token_id
+        return found
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -168,7 +176,8 @@ class CausalLM(Model):
     def identity(self) -> Mapping[str, Any]:
         if self.source is not None:
             return self.source.identity()
-        return {"name": self.name, "content": names.weights_hash(self.module)}
+        assert self._loaded is not None
+        return {"name": self.name, "content": names.weights_hash(self._loaded[0])}
 
     def dtype(self, wanted: str, device: torch.device) -> str:
         if self._loaded is not None:
@@ -177,7 +186,7 @@ class CausalLM(Model):
 
     def load(self, dtype: str, device: torch.device, offload: Path | None = None) -> None:
         if self._loaded is not None:
-            self.hold(self._loaded[0].eval())
+            self.hold(self._loaded[0].to(device).eval().requires_grad_(False))
             return
         assert self.source is not None
         if offload is not None:
@@ -361,3 +370,17 @@ class CausalLM(Model):
                 f"{type(self.module).__name__} changes its logits after the output head in a way that is not known here "
                 "(neither soft-capping nor scaling of the configuration), so its losses would be wrong. Please report it."
             )
+
+
+def from_factory(name: str) -> tuple[Any, Any]:
+    """Call a factory of the user's own: (transformers model, its tokenizer).
+
+    Raises:
+        InputError: no such module or function, or it returns something else.
+    """
+    made = load_attribute(name, "--model", "a factory, a function without parameters,")()
+    if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module)):
+        raise InputError(
+            f"--model {name}: for texts, the factory must return (a causal language model of transformers, its tokenizer)."
+        )
+    return made

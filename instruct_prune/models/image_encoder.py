@@ -24,9 +24,11 @@ from instruct_prune.encode.batching import Plan
 from instruct_prune.encode.item import LabelledImage
 from instruct_prune.encode.pictures import PictureStore, write_pictures
 from instruct_prune.errors import InputError
-from instruct_prune.models.image_features import ImageModel
-from instruct_prune.models.image_names import DEFAULT, find_image_model, identity_of, load_image_model, size_for
+from instruct_prune.models import names
+from instruct_prune.models.image_features import ImageModel, Transform
+from instruct_prune.models.image_names import DEFAULT, from_factory, load_image_model, size_for
 from instruct_prune.models.model import Advance, Blocks, Items, Model, States
+from instruct_prune.registry import is_reference
 from instruct_prune.rows.row import Row
 
 NEAREST = 1e-6  # a picture that is its class's only one lies on its centroid: 1 / 0 would be infinite
@@ -66,17 +68,19 @@ class ImageEncoder(Model):
     }
 
     def __init__(
-        self, config: ScoreConfig, encode: EncodeConfig, data_format: str | None, loaded: ImageModel | None = None
+        self, config: ScoreConfig, encode: EncodeConfig, data_format: str | None, loaded: tuple[torch.nn.Module, Transform] | None = None
     ) -> None:
         given = [name for name, value in vars(encode).items() if value != getattr(EncodeConfig(), name)]
         if given:
             raise InputError(f"--{given[0].replace('_', '-')} is for texts; pictures have no such thing. Leave it out.")
         if config.device_map == "auto":
             raise InputError("--device-map auto is for language models; an image encoder fits on one device.")
-        self.name = config.model or self.default if loaded is None else type(loaded.model).__name__
-        self.source = None if loaded else find_image_model(self.name, config.model_revision)
+        self.name = (config.model or self.default) if loaded is None else type(loaded[0]).__name__
+        self._loaded = None if loaded is None else ImageModel(*loaded)
+        if self._loaded is None and is_reference(self.name):
+            self._loaded = from_factory(self.name)
+        self.source = None if self._loaded is not None else names.find_model(self.name, config.model_revision)
         self._asked_size = config.image_size
-        self._loaded = loaded
         self.size: int | None = None
         self._centroids = torch.empty(0)
         self._depths: tuple[int, ...] = ()
@@ -99,13 +103,15 @@ class ImageEncoder(Model):
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        made_here = self.source is None or ":" in self.source.name
-        found = identity_of(self.source, self.name, self.encoder if made_here else None)
-        return {**found, "image_size": self.size}
+        if self.source is not None:
+            return {**self.source.identity(), "image_size": self.size}
+        assert self._loaded is not None
+        return {"name": self.name, "content": names.weights_hash(self._loaded.model)}
 
     def load(self, dtype: str, device: torch.device, offload: Path | None = None) -> None:
         if self._loaded is not None:
             self.encoder = self._loaded
+            self.encoder.model.to(device=device, dtype=getattr(torch, dtype))
         else:
             assert self.source is not None
             self.encoder = load_image_model(self.source, dtype, device, self.size)

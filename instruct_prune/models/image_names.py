@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from instruct_prune.errors import InputError
 from instruct_prune.models import names as models
-from instruct_prune.registry import is_reference, load_attribute
+from instruct_prune.registry import load_attribute
 from instruct_prune.models.image_features import ImageModel, Transform
 
 DEFAULT = "efficientnet-lite0"
@@ -22,17 +22,6 @@ ENLARGED = 3
 """How far small pictures are enlarged: a compromise. Of 32 pixels, 64 are too few; 160 are better than 96, at 2.4 times the
 cost (docs/images.md)."""
 LONGEST = 16  # long side over short side; of longer pictures the middle is seen
-
-
-def find_image_model(name: str, revision: str | None = None) -> models.ModelSource:
-    """Resolve a name: ``module:factory``, or what `models.find_model` knows.
-
-    Raises:
-        InputError: as `models.find_model`.
-    """
-    if is_reference(name):
-        return models.ModelSource(name, name, None, False)
-    return models.find_model(name, revision)
 
 
 def size_for(source: models.ModelSource, short_side: float, asked: int | None = None) -> int | None:
@@ -73,22 +62,12 @@ def load_image_model(
     Raises:
         InputError: it cannot be loaded, or is no image model.
     """
-    if is_reference(source.name):
-        model, transform = _from_factory(source.name)
-    elif source.name.lower() == DEFAULT:
+    if source.name.lower() == DEFAULT:
         model, transform = efficientnet_lite0(source.location), partial(lite_transform, size=size or SIZES[-1])
     else:
         model = models.load_vision_model(source, dtype)
         transform = _processor_transform(models.load_image_processor(source))
     return ImageModel(model.to(device=device, dtype=getattr(torch, dtype)), transform)
-
-
-def identity_of(source: models.ModelSource | None, name: str, made: ImageModel | None) -> dict[str, Any]:
-    """Name and content; of a model that was made in Python, the hash of its weights."""
-    if made is not None or source is None:
-        assert made is not None
-        return {"name": name, "content": models.weights_hash(made.model)}
-    return source.identity()
 
 
 def efficientnet_lite0(weights: str) -> nn.Module:
@@ -146,13 +125,13 @@ def _middle(image: Any) -> Any:
     return image.crop((left, top, left + width, top + height))
 
 
-def _from_factory(name: str) -> tuple[nn.Module, Transform]:
+def from_factory(name: str) -> ImageModel:
     """Call ``factory()`` of a module on the import path or in the working folder.
 
     Raises:
         InputError: no such module or function, it has parameters, or it returns no (module, transform).
     """
-    factory = load_attribute(name, "--model")
+    factory = load_attribute(name, "--model", "a factory, a function without parameters,")
     try:
         inspect.signature(factory).bind()  # TypeError: it has parameters
     except (TypeError, ValueError) as error:
@@ -163,4 +142,4 @@ def _from_factory(name: str) -> tuple[nn.Module, Transform]:
             f"--model {name}: the factory must return (torch.nn.Module, transform); a transform takes a PIL image and "
             "gives a float tensor [3, height, width]."
         )
-    return made
+    return ImageModel(*made)

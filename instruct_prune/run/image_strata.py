@@ -6,7 +6,7 @@ import dataclasses
 
 from instruct_prune.config import SelectConfig
 from instruct_prune.run.folder import RunFolder
-from instruct_prune.select.selection import CLUSTERED
+from instruct_prune.select import find_method
 
 
 def is_image_run(folder: RunFolder) -> bool:
@@ -15,6 +15,9 @@ def is_image_run(folder: RunFolder) -> bool:
 
 def with_classes_as_strata(folder: RunFolder, config: SelectConfig) -> SelectConfig:
     """Classes are the strata of an image run, unless the user names clusters or a column."""
-    if is_image_run(folder) and config.stratify is None and config.clusters == "auto" and config.method in CLUSTERED:
+    clustered = (
+        config.stratify is None and config.clusters == "auto" and find_method(config.method).strata == "clusters"
+    )
+    if clustered and is_image_run(folder):
         return dataclasses.replace(config, stratify="label")
     return config

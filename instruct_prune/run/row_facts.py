@@ -17,8 +17,8 @@ from instruct_prune.rows.row import Row
 from instruct_prune.run.encode import source_of
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.score.table import ScoreTable
-from instruct_prune.select.near_duplicates import text_keys
-from instruct_prune.select.selection import CLUSTERED
+from instruct_prune.select import find_method
+from instruct_prune.select.duplicates import text_keys
 
 NAMED_ROWS = 50_000  # rows that clusters are named by
 NAMED_CHARACTERS = 500
@@ -51,7 +51,7 @@ def read_facts(folder: RunFolder, table: ScoreTable, config: SelectConfig) -> Ro
     """
     facts = RowFacts()
     column, value = _predicate(config.must_keep)
-    naming = config.stratify is None and config.clusters != "none" and config.method in CLUSTERED
+    naming = config.stratify is None and config.clusters != "none" and find_method(config.method).strata == "clusters"
     if config.must_keep and column is None:
         facts.must_keep = _listed(config.must_keep)
     if not (config.stratify or column or naming or config.dedup is not None):

@@ -6,24 +6,22 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from instruct_prune.arrays import Bool, Float32, Int64
 from instruct_prune.config import SelectConfig
 from instruct_prune.errors import InputError
-from instruct_prune.registry import suggestion
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.image_strata import with_classes_as_strata
 from instruct_prune.run.merge import ladder_of, rescored
 from instruct_prune.run.row_facts import RowFacts, read_facts
 from instruct_prune.score.table import ScoreTable
-from instruct_prune.select import SELECTORS, build_pool, resolve_budget, select_rows
+from instruct_prune.select import Method, build_pool, find_method, resolve_budget, select_rows
 from instruct_prune.select.clusters import cluster, name_clusters
 from instruct_prune.select.data import Clusters, Embeddings, Pool, Selection
-from instruct_prune.select.duplicates import keep_priority
-from instruct_prune.select.near_duplicates import find_duplicates
-from instruct_prune.select.selection import CLUSTERED, NEEDS_EMBEDDINGS
+from instruct_prune.select.duplicates import find_duplicates, keep_priority
 from instruct_prune.storage import digest, row_ids_hash
 
 
@@ -35,11 +33,8 @@ def check_selection(config: SelectConfig) -> None:
     """
     if config.keep is None and config.keep_tokens is None:
         raise InputError("say how much to keep: --keep 0.3 (a share), --keep 5000 (rows) or --keep-tokens 2000000.")
-    if config.method not in SELECTORS:
-        raise InputError(
-            f"unknown --method {config.method!r}.{suggestion(config.method, SELECTORS)} Known: {', '.join(sorted(SELECTORS))}."
-        )
-    split_of(config)
+    method, params = method_of(config)
+    method.needs_of(params)
     clusters_wanted(config)
     check_budget(config, None)
 
@@ -58,14 +53,10 @@ def check_budget(config: SelectConfig, n: int | None) -> None:
     resolve_budget(config.keep, config.keep_tokens, Pool(empty, empty, empty, empty))  # type: ignore[arg-type]
 
 
-def split_of(config: SelectConfig) -> float | str:
-    """--split as a number or a word."""
-    if config.split in ("auto", "mmd"):
-        return config.split
-    try:
-        return float(config.split)
-    except ValueError:
-        raise InputError(f"--split {config.split}: expected a number in (0, 1), auto or mmd.") from None
+def method_of(config: SelectConfig) -> tuple[Method, dict[str, Any]]:
+    """The method, and the parameters that are set; ``--split`` is short for ``--param split=``."""
+    method = find_method(config.method)
+    return method, method.parse([] if config.split == "auto" else [f"split={config.split}"])
 
 
 def clusters_wanted(config: SelectConfig) -> int | str:
@@ -86,14 +77,15 @@ def select(folder: RunFolder, config: SelectConfig) -> Selection:
     check_selection(config)
     began = time.monotonic()
     config = with_classes_as_strata(folder, config)
+    method, params = method_of(config)
     stage = folder.require("score", f"score --data ... --out {folder.path}")
     table = score_for(folder, config)
     embeddings = _embeddings(folder, config)
     facts = read_facts(folder, table, config)
     clusters, names = None, None
-    if facts.strata is None and config.clusters != "none" and config.method in CLUSTERED:
+    if facts.strata is None and config.clusters != "none" and method.strata == "clusters":
         clusters, names = _clusters(folder, config, embeddings, facts)
-    needed = embeddings if config.dedup or config.method in NEEDS_EMBEDDINGS or config.split == "mmd" else None
+    needed = embeddings if config.dedup or "embeddings" in method.needs_of(params) else None
     make_pool = functools.partial(
         build_pool, embeddings=needed, clusters=clusters, values=facts.strata, cluster_names=names
     )
@@ -123,11 +115,12 @@ def select(folder: RunFolder, config: SelectConfig) -> Selection:
 
 def _draw(table: ScoreTable, config: SelectConfig, facts: RowFacts, make_pool: Callable[..., Pool]) -> Selection:
     pool = make_pool(table)
+    method, params = method_of(config)
     return select_rows(
         pool,
         resolve_budget(config.keep, config.keep_tokens, pool),
-        method=config.method,
-        split=split_of(config),
+        method=method,
+        params=params,
         seed=config.seed,
         min_per_stratum=config.min_per_stratum,
         must_keep=facts.must_keep,
@@ -158,11 +151,11 @@ def score_for(folder: RunFolder, config: SelectConfig) -> ScoreTable:
 def _embeddings(folder: RunFolder, config: SelectConfig) -> Embeddings | None:
     if folder.stage("embed").get("complete"):
         return folder.read_embeddings()
+    method, params = method_of(config)
     wanting = {
-        f"--method {config.method}": config.method in NEEDS_EMBEDDINGS,
-        "--split mmd": config.split == "mmd",
+        f"--method {config.method}": "embeddings" in method.needs_of(params),
         "--dedup": config.dedup is not None,
-        "--clusters": config.clusters != "none" and config.stratify is None and config.method in CLUSTERED,
+        "--clusters": config.clusters != "none" and config.stratify is None and method.strata == "clusters",
     }
     for what, wanted in wanting.items():
         if wanted:
