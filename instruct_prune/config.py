@@ -117,9 +117,11 @@ class SelectConfig:
     keep_tokens: int | None = None
     """Keep this many response tokens (never more)."""
     method: str = "flexrand"
-    """Selection rule: flexrand, easy_diverse, easiest, hardest, random, or a baseline."""
+    """Selection rule: flexrand, easy_diverse, easiest, hardest, random, a baseline, or your own as module:function."""
+    param: tuple[str, ...] = ()
+    """Parameters of the method, as in: split=0.25 or threshold=0.95"""
     score: str | None = None
-    """dlc, lc, loss, perplexity or ifd; what the subnets were scored for when not given."""
+    """dlc, lc, loss, perplexity, ifd, knn_lc, or your own as module:function; what was scored for when not given."""
     score_subnets: tuple[str, ...] = ()
     """Average over these subnets only, as in: dense magnitude:0.8"""
     score_weights: tuple[float, ...] = ()

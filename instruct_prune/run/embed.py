@@ -23,6 +23,7 @@ from instruct_prune.measure.subnet import DENSE
 from instruct_prune.models import names
 from instruct_prune.models.model import Items, Model
 from instruct_prune.progress import Progress, say
+from instruct_prune.rows.table import RowTable
 from instruct_prune.run.encode import make_model
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.measure import batch_cost, plan_work, run_work
@@ -54,7 +55,7 @@ def embed(folder: RunFolder, config: EmbedConfig, restart: bool = False) -> None
     began = time.monotonic()
     encoded = folder.facts(EncodeFacts)
     options = EncodeConfig(**encoded.options)
-    rows = folder.facts(RowsFacts)
+    rows = RowTable.open(folder / "rows").facts
     model = make_model(
         ScoreConfig(model=encoded.model, model_revision=encoded.revision), options, rows.model_kind, rows.format
     )
@@ -82,8 +83,11 @@ def embed(folder: RunFolder, config: EmbedConfig, restart: bool = False) -> None
 
 
 def save_states(folder: RunFolder, items: Items, vectors: Sequence[Stored]) -> None:
-    """Write ``states/NAME.npy``, float32 [m, d] for the m rows that were fit to score, of each measurement of vectors."""
+    """Write ``states/NAME.npy``, float32 [m, d] for the m rows that were fit to score, of each measurement of vectors, and which
+    rows they are."""
     rows = np.flatnonzero(items.scorable).astype(np.int64)
+    if vectors:
+        write_array(folder / "states" / "rows.npy", items.row_id[rows])
     for one in vectors:
         one.save(folder / "states" / f"{one.measurement.column}.npy", rows)
 

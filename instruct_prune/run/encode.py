@@ -19,7 +19,7 @@ from instruct_prune.models.model import Items, Model
 from instruct_prune.progress import Progress, say
 from instruct_prune.registry import is_reference, load_attribute, resolve
 from instruct_prune.rows.row import Reject
-from instruct_prune.rows.table import RowTable
+from instruct_prune.rows.table import RowTable, reject_line
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.records import EncodeFacts, RowsFacts
 from instruct_prune.storage import atomic
@@ -51,7 +51,7 @@ def make_model(
 
 def model_of(folder: RunFolder) -> Model:
     """The model of a run, without its weights, as its records say."""
-    rows, facts = folder.facts(RowsFacts), folder.facts(EncodeFacts)
+    rows, facts = RowTable.open(folder / "rows").facts, folder.facts(EncodeFacts)
     config = ScoreConfig(model=facts.model, model_revision=facts.revision)
     return make_model(config, EncodeConfig(**facts.options), rows.model_kind, rows.format)
 
@@ -110,7 +110,7 @@ def list_rejected(
         for i in unscored:
             reason = (errors or {}).get(i) or reasons[i] or str(status[i]).replace("_", " ")
             entry = Reject(int(items.row_id[i]), sources[i], int(lines[i]), reason, status=str(status[i]))
-            file.write((json.dumps(entry.to_json()) + "\n").encode())
+            file.write((json.dumps(reject_line(entry)) + "\n").encode())
 
 
 def _first_reasons(folder: RunFolder) -> str:

@@ -17,10 +17,14 @@ from instruct_prune.measure.ranks import Ranks
 from instruct_prune.measure.stored import Stored, find, merge_columns
 from instruct_prune.measure.subnet import DENSE, SubnetSpec
 from instruct_prune.models.model import Items, Model
+from instruct_prune.rows.table import RowTable
+from instruct_prune.run.columns import columns_for
+from instruct_prune.run.embed import save_states
 from instruct_prune.run.encode import list_rejected
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.measure import Took
 from instruct_prune.run.records import RowsFacts, ScoreFacts
+from instruct_prune.score.aggregate import rescored
 from instruct_prune.score.health import left_out_of, subnet_health
 from instruct_prune.score.table import ScoreTable
 
@@ -117,7 +121,10 @@ def merge(
         more={one.column: column for one, column in columns.items() if not isinstance(one.probe, Loss)},
     )
     collapsed = left_out_of(health, ladder)
-    table = rescored(folder, table, name, ladder, leave_out=collapsed)
+    save_states(folder, items, measured.vectors())
+    more = columns_for(folder, RowTable.open(folder / "rows"), table, name)
+    full = tuple(spec for spec in ladder if spec.is_full)
+    table = rescored(table, name, subnets=full, leave_out=collapsed, more=more)
     list_rejected(folder, items, status, errors)
     folder.write_scores(table)
     read = folder.facts(RowsFacts).read

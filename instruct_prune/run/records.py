@@ -22,17 +22,10 @@ LAYOUT = 1
 
 @dataclass(frozen=True)
 class RowsFacts:
-    """What was read.
+    """What was read; `RowTable.facts` says what it was.
 
     Attributes:
-        description: what was found, in one sentence for people.
-        format: the row format.
-        kind: how the rows were stored.
-        model_kind: the kind of model that such rows are for.
-        names: as the user wrote them, paths made absolute.
-        files: what was found under them: paths or Hub ids.
-        strata: the column that says a row's stratum by itself ("label" of a classification set), or None.
-        identity: one entry a file (path, SHA-256, size) or data set (id, revision, fingerprint).
+        names: of the data as the user wrote them, paths made absolute.
         read, rejected: rows.
         seconds: time taken.
     """
@@ -40,14 +33,7 @@ class RowsFacts:
     stage: ClassVar[str] = "rows"
     command: ClassVar[str] = "score --data ..."
 
-    description: str
-    format: str
-    kind: str
-    model_kind: str
     names: tuple[str, ...]
-    files: tuple[str, ...]
-    strata: str | None
-    identity: tuple[Mapping[str, Any], ...]
     read: int
     rejected: int
     seconds: float

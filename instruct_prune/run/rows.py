@@ -55,11 +55,11 @@ def read_rows(
         table = RowTable.open(folder / "rows")
         same_names = memory is None and list(known.facts.names) == list(data.data)
         # Files whose size and time are as they were are not opened again.
-        inputs = known.config["inputs"] if same_names and table.changed() is None else None
+        inputs = known.config["inputs"] if same_names and not table.facts.changed() else None
         if inputs is None:
             inputs = _content(open_source(data, memory).identity())
         folder.begin(RowsFacts, {"inputs": inputs, **_options(data)})
-        say(f"data: {known.facts.description} (read before)")
+        say(f"data: {table.facts.description} (read before)")
         return table
     folder.create()
     began = time.monotonic()
@@ -71,21 +71,8 @@ def read_rows(
     if not len(table):
         raise InputError(f"{', '.join(facts.files)}: none of the {facts.read} rows can be used. {_first(folder)}")
     folder.begin(RowsFacts, {"inputs": _content(facts.identity), **_options(data)}, restart=restart)
-    folder.finish(
-        RowsFacts(
-            description=facts.description,
-            format=facts.format,
-            kind=facts.kind,
-            model_kind=facts.model_kind,
-            names=data.data,
-            files=tuple(facts.files),
-            strata=facts.strata,
-            identity=tuple(facts.identity),
-            read=facts.read,
-            rejected=facts.rejected,
-            seconds=round(time.monotonic() - began, 3),
-        )
-    )
+    took = round(time.monotonic() - began, 3)
+    folder.finish(RowsFacts(names=data.data, read=facts.read, rejected=facts.rejected, seconds=took))
     return table
 
 
@@ -97,12 +84,7 @@ def rows_of(folder: RunFolder) -> RowTable:
     """
     folder.require(RowsFacts)
     table = RowTable.open(folder / "rows")
-    changed = table.changed()
-    if changed is not None:
-        raise InputError(
-            f"{changed} changed since it was read (another SHA-256), so this run is not about it any more. Score it anew "
-            "in another --out, or put the file back as it was."
-        )
+    table.facts.require_unchanged()
     return table
 
 

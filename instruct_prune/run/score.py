@@ -21,7 +21,7 @@ from instruct_prune.measure.subnet import DENSE, SubnetSpec
 from instruct_prune.models.model import Items, Model
 from instruct_prune.progress import clock, say
 from instruct_prune.rows.table import RowTable
-from instruct_prune.run.embed import by_model, save_states
+from instruct_prune.run.embed import by_model
 from instruct_prune.run.embed import embed as embed_rows
 from instruct_prune.run.encode import encode, make_model
 from instruct_prune.run.folder import RunFolder
@@ -104,7 +104,6 @@ def score(
     if measured is None:
         return None
     scores = merge(folder, items, measured, wanted.ladder, wanted.score, dtype, ranks)
-    save_states(folder, items, measured.vectors())
     if model.embeds:
         embed_rows(folder, EmbedConfig())
     shutil.rmtree(folder / "parts", ignore_errors=True)
