@@ -16,7 +16,8 @@ from instruct_prune.measure.engine import Work, merge_parts
 from instruct_prune.measure.subnet import SubnetSpec
 from instruct_prune.run.encode import list_rejected
 from instruct_prune.run.folder import RunFolder
-from instruct_prune.score.aggregate import aggregate, left_out_of, subnet_health
+from instruct_prune.score.aggregate import rescored
+from instruct_prune.score.health import left_out_of, subnet_health
 from instruct_prune.score.table import ScoreTable
 
 
@@ -61,7 +62,7 @@ def merge(
         backbone=config.model,
     )
     collapsed = left_out_of(health, ladder)
-    table = rescored(table, name, ladder, leave_out=collapsed)
+    table = rescored(table, name, subnets=ladder, leave_out=collapsed)
     list_rejected(folder, store, status, errors)
     folder.write_scores(table)
     folder.finish(
@@ -92,18 +93,3 @@ def _score_accounting(folder: RunFolder, scored: int) -> dict[str, int]:
 def ladder_of(stage: Mapping[str, Any]) -> tuple[SubnetSpec, ...]:
     """The subnets a score stage was asked for, repeated as often as they count."""
     return tuple(SubnetSpec(*spec) for spec in stage["ladder"])
-
-
-def rescored(
-    table: ScoreTable,
-    score_name: str,
-    subnets: tuple[SubnetSpec, ...] | None,
-    weights: tuple[float, ...] = (),
-    leave_out: list[str] | None = None,
-) -> ScoreTable:
-    """The same losses under another aggregate."""
-    losses = {spec: table.losses[:, j] for j, spec in enumerate(table.subnets)}
-    out = [spec for spec in table.subnets if spec.name in (leave_out or [])]
-    # IFD and the dense scores name their own columns; only averages can leave a subnet out.
-    values = aggregate(losses, score_name, subnets, weights or None, out)
-    return dataclasses.replace(table, score=values, score_name=score_name)

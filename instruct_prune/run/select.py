@@ -15,8 +15,11 @@ from instruct_prune.config import SelectConfig
 from instruct_prune.errors import InputError
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.image_strata import with_classes_as_strata
-from instruct_prune.run.merge import ladder_of, rescored
+from instruct_prune.run.merge import ladder_of
 from instruct_prune.run.row_facts import RowFacts, read_facts
+from instruct_prune.score.aggregate import rescored
+from instruct_prune.score.health import by_seed, rank_spread
+from instruct_prune.score.scores import LADDER, find_score
 from instruct_prune.score.table import ScoreTable
 from instruct_prune.select import Method, build_pool, find_method, resolve_budget, select_rows
 from instruct_prune.select.clusters import cluster, name_clusters
@@ -145,7 +148,13 @@ def score_for(folder: RunFolder, config: SelectConfig) -> ScoreTable:
     ladder = parse_subnets(config.score_subnets) if config.score_subnets else ladder_of(stage)
     left_out = [] if config.include_collapsed else list(stage["collapsed"])
     averaged = tuple(s for s in ladder if s.kind != "alone")
-    return rescored(table, config.score or table.score_name, averaged, config.score_weights, left_out)
+    return rescored(
+        table,
+        config.score or table.score_name,
+        subnets=averaged,
+        weights=config.score_weights or None,
+        leave_out=left_out,
+    )
 
 
 def _embeddings(folder: RunFolder, config: SelectConfig) -> Embeddings | None:
@@ -182,14 +191,12 @@ def _seed_stability(
     folder: RunFolder, config: SelectConfig, table: ScoreTable, selection: Selection, draw: Callable[..., Selection]
 ) -> dict[str, Float32 | Bool] | None:
     """With several mask seeds: how far each row's rank moves, and whether its selection would flip."""
-    from instruct_prune.score.aggregate import by_seed, rank_spread
-
     ladder = ladder_of(folder.stage("score"))
     tables = [
-        rescored(table, table.score_name, members, leave_out=list(folder.stage("score")["collapsed"]))
+        rescored(table, table.score_name, subnets=members, leave_out=list(folder.stage("score")["collapsed"]))
         for members in by_seed(ladder)
     ]
-    if len(tables) < 2 or table.score_name not in ("dlc", "lc"):
+    if len(tables) < 2 or LADDER not in find_score(table.score_name).needs_of():
         return None
     scored = table.scored
     chosen = np.stack([draw(one).selected for one in tables])
