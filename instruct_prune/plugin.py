@@ -12,11 +12,11 @@ import numbers
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, TypeVar
 
 from instruct_prune.errors import InputError
-from instruct_prune.registry import suggestion
+from instruct_prune.registry import resolve, suggestion
 
 Value = bool | int | float | str | None
 Needs = Sequence[str] | Callable[..., Sequence[str]]
@@ -202,6 +202,40 @@ class Plugin:
 
     def _refused(self, parameter: Parameter, value: Any) -> InputError:
         return InputError(f"{self}: {parameter.name} is {value!r}, it takes {parameter.takes}.")
+
+
+P = TypeVar("P", bound=Plugin)
+
+
+def find_plugin(
+    kind: type[P],
+    table: Mapping[str, str],
+    name: str | P | Callable[..., Any],
+    option: str,
+    declare: Callable[[Any], P],
+) -> P:
+    """The plug-in that a name stands for, or one of the user's own.
+
+    Args:
+        kind: the class of the plug-in.
+        table: {name: "module:attribute"}, those of the package.
+        name: a name in the table, a ``package.module:function`` of the user's, or, in Python, the function itself.
+        option: where the name was written, for messages ("--method").
+        declare: makes a plug-in of a function that declares nothing.
+
+    Raises:
+        InputError: there is no such plug-in.
+    """
+
+    def fits(found: object) -> bool:
+        return isinstance(found, kind) or inspect.isfunction(found)
+
+    if isinstance(name, str):
+        found = resolve(table, name, option, f"a function or a @{kind.word}", fits)
+        return replace(found if isinstance(found, kind) else declare(found), name=name)
+    if isinstance(name, kind):
+        return name
+    return replace(declare(name), name=f"{name.__module__}:{getattr(name, '__qualname__', type(name).__name__)}")
 
 
 def _annotations(plugin: Plugin, names: Sequence[str]) -> dict[str, Any]:

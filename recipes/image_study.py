@@ -32,7 +32,7 @@ from instruct_prune.models.image_names import find_image_model, load_image_model
 from instruct_prune.rows.images import Picture, open_images
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.images import score_images
-from instruct_prune.score.aggregate import spearman
+from instruct_prune.score.health import spearman
 from instruct_prune.score.table import ScoreTable
 from instruct_prune.select import build_pool, select_rows
 from instruct_prune.select.data import Budget

@@ -30,7 +30,8 @@ from instruct_prune.arrays import Float32
 from instruct_prune.encode.item import Encoded
 from instruct_prune.errors import InputError
 from instruct_prune.models import names as models
-from instruct_prune.score.aggregate import aggregate, spearman
+from instruct_prune.score import Columns, aggregate
+from instruct_prune.score.health import spearman
 from instruct_prune.score.table import ScoreTable
 from instruct_prune.storage import atomic, digest, write_json
 
@@ -132,14 +133,14 @@ def saved_scores(table: ScoreTable) -> dict[str, Float32]:
     scores: dict[str, Float32] = {}
     for name in ("dlc", "lc", "loss", "ifd"):
         try:
-            scores[name] = aggregate(columns, name)
+            scores[name] = aggregate(Columns.of_losses(columns), name)
         except InputError:  # a subnet that it needs was not scored
             continue
     whole = [spec for spec in columns if spec.kind == "dense"]
     sparse = [spec for spec in columns if spec.kind == "magnitude" and spec.scope == "layerwise"]
     sparse.sort(key=lambda spec: -spec.value)
     for i, last in enumerate(sparse if whole else (), start=1):
-        scores[f"dlc to {last.name}"] = aggregate(columns, "dlc", [*whole, *sparse[:i]])
+        scores[f"dlc to {last.name}"] = aggregate(Columns.of_losses(columns, [*whole, *sparse[:i]]), "dlc")
     scores |= {f"loss_{spec.name}": column for spec, column in columns.items()}
     scores["response length"] = table.n_response.astype(np.float32)
     scores["prompt length"] = table.n_prompt.astype(np.float32)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from instruct_prune.errors import InputError
-from instruct_prune.plugin import Needs, Plugin, Value
-from instruct_prune.registry import resolve, suggestion
+from instruct_prune.plugin import Needs, Plugin, Value, find_plugin
+from instruct_prune.registry import suggestion
 from instruct_prune.select.data import Pool
 from instruct_prune.select.draw import Draw
 from instruct_prune.select.stratum import Codes
@@ -123,17 +122,7 @@ def find_method(name: str | Rule | Method, option: str = "--method") -> Method:
     Raises:
         InputError: there is no such method.
     """
-    if isinstance(name, str):
-        found = resolve(METHODS, name, option, "a function or a @method", _is_rule)
-    else:
-        found, name = name, name.name if isinstance(name, Method) else f"{name.__module__}:{name.__qualname__}"
-    if not isinstance(found, Method):
-        found = method()(found)
-    return replace(found, name=name)
-
-
-def _is_rule(found: object) -> bool:
-    return isinstance(found, Method) or inspect.isfunction(found)
+    return find_plugin(Method, METHODS, name, option, method())
 
 
 class MethodRow(NamedTuple):

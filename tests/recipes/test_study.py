@@ -20,7 +20,7 @@ from sample_rows import alpaca_rows, write_jsonl
 from instruct_prune.errors import InputError
 from instruct_prune.models import names as models
 from instruct_prune.run.folder import RunFolder
-from instruct_prune.score.aggregate import spearman
+from instruct_prune.score.health import spearman
 
 SMALL = ["--rank", "4", "--batch-size", "4", "--micro-batch", "4", "--dtype", "float32", "--dropout", "0.0"]
 SMALL += ["--learning-rate", "0.01", "--epochs", "2", "--held-out-rows", "12", "--keep", "0.25", "0.5"]

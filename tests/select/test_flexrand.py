@@ -131,5 +131,5 @@ def test_bad_splits(split):
 
 
 def test_split_belongs_to_flexrand():
-    with pytest.raises(InputError, match="the method 'random' has no parameter 'split'. It takes none"):
+    with pytest.raises(InputError, match=r"the method 'random' has no parameter 'split'\. It takes none"):
         select_rows(pool_of(10), Budget(rows=5), method="random", params={"split": 0.3})
