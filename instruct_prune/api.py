@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from instruct_prune.config import DataConfig, EmbedConfig, EncodeConfig, ExportConfig, ScoreConfig, SelectConfig
 from instruct_prune.errors import InputError
-from instruct_prune.rows.row import Reject, Row
+from instruct_prune.rows.row import Row
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.score.table import ScoreTable
 from instruct_prune.select.data import Selection
@@ -69,9 +69,9 @@ class Run:
 
     def samples(self) -> Iterator[Row]:
         """The rows of the data that could be read, in input order."""
-        from instruct_prune.run.encode import source_of
+        from instruct_prune.run.rows import rows_of
 
-        return (row for row in source_of(self.folder) if not isinstance(row, Reject))
+        return iter(rows_of(self.folder))
 
     def kept(self) -> datasets.Dataset:
         """The pruned rows as a ``datasets`` table."""

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from instruct_prune.errors import InputError
 from instruct_prune.measure.subnet import SubnetSpec
-from instruct_prune.registry import load_attribute
 from instruct_prune.measure.weights import WeightMasker, seeded
+from instruct_prune.registry import load_attribute
 
 ATTENTION = re.compile(r"attention|attn", re.IGNORECASE)
 MLP = re.compile(r"mlp|feedforward|ffn|moe|sparse", re.IGNORECASE)

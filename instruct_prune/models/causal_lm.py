@@ -26,7 +26,7 @@ from instruct_prune.config import EncodeConfig, ScoreConfig
 from instruct_prune.encode.batching import Plan, shared_prefixes
 from instruct_prune.encode.item import Encoded, Tokens
 from instruct_prune.encode.store import TokenStore, write_store
-from instruct_prune.encode.tokenize import Encoder
+from instruct_prune.encode.tokenize import Encoder, Writing
 from instruct_prune.errors import InputError
 from instruct_prune.models import names
 from instruct_prune.models.decoder import decoder_of, final_norm, logit_adjustment, output_head
@@ -126,9 +126,7 @@ class CausalLM(Model):
         if wanted is not None and wanted < 2:
             raise InputError(f"--max-length {wanted}: a row needs at least two tokens, one of them to be predicted.")
         context = (
-            names.context_of(self._loaded[0].config)
-            if self._loaded is not None
-            else names.context_length(self.source)  # type: ignore[arg-type]
+            names.context_of(self._loaded[0].config) if self._loaded is not None else names.context_length(self.source)  # type: ignore[arg-type]
         )
         return Encoder(
             self.tokenizer,
@@ -138,6 +136,9 @@ class CausalLM(Model):
             overlong=self._encode.overlong,
             data_format=self._data_format,
         )
+
+    def writing(self) -> Writing:
+        return self.encoder.writing
 
     @property
     def encoding(self) -> Mapping[str, Any]:
@@ -283,7 +284,9 @@ class CausalLM(Model):
 
     def pool(self, batch: TextBatch, states: States, depth: int | None, how: str) -> Tensor:
         own = states[depth].float()
-        before = self._prefix(batch.prefix).states[depth].float() if batch.prefix >= 0 else own.new_zeros(0, own.shape[2])
+        before = (
+            self._prefix(batch.prefix).states[depth].float() if batch.prefix >= 0 else own.new_zeros(0, own.shape[2])
+        )
         if how == "last":
             return own[torch.arange(len(own), device=own.device), batch.lengths - 1]
         place = torch.arange(own.shape[1], device=own.device)[None]

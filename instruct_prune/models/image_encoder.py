@@ -63,12 +63,26 @@ class ImageEncoder(Model):
     # One threshold over all weights, as released. Of EfficientNet-Lite0 on CIFAR-10 at 224 pixels, 0.9 still ranks
     # pictures as the dense model does (rho 0.99) and 0.6 hardly so any more (0.23).
     ladders = {  # noqa: RUF012
-        "dlc": (("magnitude-global:1.0,0.8,0.7",), "dlc", "the paper's ladder for images: one threshold over all weights", ()),
-        "knn_lc": (("dense",), "knn_lc", "confidence of the nearest neighbours, stage by stage (first version)", ("every",)),
+        "dlc": (
+            ("magnitude-global:1.0,0.8,0.7",),
+            "dlc",
+            "the paper's ladder for images: one threshold over all weights",
+            (),
+        ),
+        "knn_lc": (
+            ("dense",),
+            "knn_lc",
+            "confidence of the nearest neighbours, stage by stage (first version)",
+            ("every",),
+        ),
     }
 
     def __init__(
-        self, config: ScoreConfig, encode: EncodeConfig, data_format: str | None, loaded: tuple[torch.nn.Module, Transform] | None = None
+        self,
+        config: ScoreConfig,
+        encode: EncodeConfig,
+        data_format: str | None,
+        loaded: tuple[torch.nn.Module, Transform] | None = None,
     ) -> None:
         given = [name for name, value in vars(encode).items() if value != getattr(EncodeConfig(), name)]
         if given:
@@ -141,7 +155,9 @@ class ImageEncoder(Model):
 
     def losses(self, batch: ImageBatch, states: States, depth: int | None) -> Tensor:
         if depth is not None:
-            raise InputError("depth subnets are for language models; for images, use dlc, knn_lc or magnitude-global:0.9.")
+            raise InputError(
+                "depth subnets are for language models; for images, use dlc, knn_lc or magnitude-global:0.9."
+            )
         return centroid_losses(states[None], self._centroids, batch.labels)
 
     def pool(self, batch: ImageBatch, states: States, depth: int | None, how: str) -> Tensor:

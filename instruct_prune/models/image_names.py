@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from instruct_prune.errors import InputError
 from instruct_prune.models import names as models
-from instruct_prune.registry import load_attribute
 from instruct_prune.models.image_features import ImageModel, Transform
+from instruct_prune.registry import load_attribute
 
 DEFAULT = "efficientnet-lite0"
 SIZES = (96, 128, 160, 192, 224)
@@ -62,6 +62,7 @@ def load_image_model(
     Raises:
         InputError: it cannot be loaded, or is no image model.
     """
+    transform: Transform
     if source.name.lower() == DEFAULT:
         model, transform = efficientnet_lite0(source.location), partial(lite_transform, size=size or SIZES[-1])
     else:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from instruct_prune.arrays import Bool, Float32, Int32, Int64
 from instruct_prune.encode.batching import Plan
+from instruct_prune.encode.tokenize import Writing
 from instruct_prune.rows.row import Row
 
 States = Mapping[int | None, Tensor]
@@ -70,7 +71,8 @@ class Model(ABC):
         default: the name that is taken when the user names none.
         unit: what items cost: "tokens" or "images".
         batch: cost of a batch when not given, by device type; "other" is any accelerator.
-        ladders: further or other presets of ``--subnets`` for this kind: {name: (subnets, score, about, probes)}.
+        ladders: presets of ``--subnets`` for this kind, beside or in place of the general ones: {name: (subnets, score,
+            about, probes)}.
         compares: whether its loss compares states with those of the dense model, which must then be measured first.
         embeds: whether the rows are clustered by the model's own pooled states unless the user names an embedder.
         name: as the user wrote it.
@@ -117,6 +119,10 @@ class Model(ABC):
     def shared_prefixes(self, items: Items, rows: Int64) -> tuple[Int32 | None, tuple[Int32, ...]]:
         """For each of the rows, which shared beginning it has (an index or -1), and the beginnings; (None, ()) without."""
         return None, ()
+
+    def writing(self) -> Writing | None:
+        """How rows are written as text for this model; None where they are not."""
+        return None
 
     # ---- items become numbers ----
 
@@ -168,6 +174,7 @@ class Model(ABC):
 
     def fit(self, blocks: Blocks, items: Items) -> None:
         """Prepare the loss from the pooled states of the dense model (only where ``compares``)."""
+        raise NotImplementedError
 
     def losses_of(self, items: Items, positions: Int64, pooled: Float32) -> Float32:
         """float32 [m]: the loss of rows whose pooled dense states [m, d] are known (only where ``compares``)."""

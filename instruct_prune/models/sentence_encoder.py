@@ -17,12 +17,6 @@ from instruct_prune.storage import replaced, write_array
 PART_ROWS = 2048
 
 
-def embedding_text(sample: Row) -> str:
-    """What is embedded: the turns in order, without role names (system prompts shared by all rows say nothing)."""
-    pieces = [piece for m in sample.messages if m.role != "system" for piece in (m.text, m.context) if piece.strip()]
-    return "\n".join(pieces)
-
-
 class TextEncoder:
     """A sentence-transformers model.
 
@@ -84,7 +78,7 @@ def embed_rows(
         path = parts / f"{len(paths):06d}.npy"
         if _rows_in(path) != len(piece):
             made = made or encoder()
-            write_array(path, made.encode([embedding_text(sample) for sample in piece]))
+            write_array(path, made.encode([sample.text for sample in piece]))
         paths.append(path)
         count += len(piece)
         advance(len(piece))

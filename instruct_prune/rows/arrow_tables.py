@@ -52,9 +52,12 @@ class ParquetTable:
     def rows(self) -> Iterator[tuple[int, RowData | RowError]]:
         import pyarrow.parquet as pq
 
-        with _readable(self.name, "Parquet"), self.file.mapped() as content:
-            with pq.ParquetFile(content, pre_buffer=False) as table:
-                yield from numbered(table.iter_batches(READ_ROWS), table.schema_arrow)
+        with (
+            _readable(self.name, "Parquet"),
+            self.file.mapped() as content,
+            pq.ParquetFile(content, pre_buffer=False) as table,
+        ):
+            yield from numbered(table.iter_batches(READ_ROWS), table.schema_arrow)
 
     def identity(self) -> list[dict[str, Any]]:
         return self.file.identity()

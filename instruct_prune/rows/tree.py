@@ -14,7 +14,27 @@ from instruct_prune.registry import suggestion
 from instruct_prune.rows.reader import RowData, RowError
 
 SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .gif .webp .bmp .dib .tif .tiff .ppm .pgm .pbm .pnm .jp2 .tga .ico .avif".split()
+    [
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".gif",
+        ".webp",
+        ".bmp",
+        ".dib",
+        ".tif",
+        ".tiff",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+        ".jp2",
+        ".tga",
+        ".ico",
+        ".avif",
+    ]
 )
 LISTINGS = ("metadata.csv", "metadata.jsonl")
 SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval")

@@ -27,7 +27,7 @@ from instruct_prune.rows.table import RowTable
 from instruct_prune.run.encode import make_model
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.measure import batch_cost, plan_work, run_work
-from instruct_prune.run.records import EmbedFacts, EncodeFacts, RowsFacts, ScoreFacts
+from instruct_prune.run.records import EmbedFacts, EncodeFacts, ScoreFacts
 from instruct_prune.run.rows import rows_of
 from instruct_prune.storage import digest, replaced, sha256_of, write_array
 
@@ -106,9 +106,7 @@ def _by_states(
     unit_rows(states, folder / "embeddings.npy", centred=not model.compares)
 
 
-def _measure(
-    folder: RunFolder, model: Model, items: Items, measurement: Measurement, scored: dict[str, Any]
-) -> None:
+def _measure(folder: RunFolder, model: Model, items: Items, measurement: Measurement, scored: dict[str, Any]) -> None:
     """One more dense pass, for states that scoring did not read."""
     ranks = Ranks()
     config = ScoreConfig(model=model.name)

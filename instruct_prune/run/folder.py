@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import platform
 import sys
@@ -180,7 +181,9 @@ class RunFolder:
             if lines:
                 raise InputError(
                     f"{self.path} holds the {kind.stage} stage of another run, and nothing of it was overwritten. What differs "
-                    f"(there -> asked for):\n" + "\n".join(lines) + "\nUse another --out, the same options, or --restart to "
+                    f"(there -> asked for):\n"
+                    + "\n".join(lines)
+                    + "\nUse another --out, the same options, or --restart to "
                     "discard it."
                 )
         self._write(kind, wanted)
@@ -205,7 +208,8 @@ class RunFolder:
         import pyarrow as pa
 
         meta = {
-            "subnets": [[s.kind, s.value, s.seed, s.scope] for s in table.subnets],
+            "subnets": [dataclasses.astuple(spec) for spec in table.subnets],
+            "more": list(table.more),
             "score_name": table.score_name,
             "backbone": table.backbone,
         }
@@ -243,6 +247,7 @@ class RunFolder:
             score=columns["score"],
             score_name=meta["score_name"],
             backbone=meta["backbone"],
+            more={name: columns[name] for name in meta["more"]},
         )
 
     def read_embeddings(self) -> Embeddings:

@@ -47,9 +47,7 @@ def batch_cost(model: Model, config: ScoreConfig, device_type: str) -> int:
     return config.batch_tokens or model.batch.get(device_type, model.batch["other"])
 
 
-def plan_work(
-    model: Model, items: Items, measurements: Sequence[Measurement], batch: int, parts: PartStore
-) -> Work:
+def plan_work(model: Model, items: Items, measurements: Sequence[Measurement], batch: int, parts: PartStore) -> Work:
     """Passes over all scorable rows; the plan depends on data and configuration, never on the number of processes."""
     passes = plan_passes(measurements)
     rows = np.flatnonzero(items.scorable).astype(np.int64)

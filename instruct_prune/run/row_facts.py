@@ -12,10 +12,10 @@ import numpy as np
 from instruct_prune.arrays import Int64
 from instruct_prune.config import SelectConfig
 from instruct_prune.errors import InputError
-from instruct_prune.models.sentence_encoder import embedding_text
+from instruct_prune.rows.reader import as_mapping
 from instruct_prune.rows.row import Row
-from instruct_prune.run.rows import rows_of
 from instruct_prune.run.folder import RunFolder
+from instruct_prune.run.rows import rows_of
 from instruct_prune.score.table import ScoreTable
 from instruct_prune.select.duplicates import text_keys
 
@@ -67,8 +67,8 @@ def read_facts(folder: RunFolder, table: ScoreTable, config: SelectConfig, namin
                 forced.append(sample.row_id)
             if naming and scored[i] and i % every == 0:
                 facts.named_rows.append(sample.row_id)
-                facts.texts.append(embedding_text(sample)[:NAMED_CHARACTERS])
-            yield embedding_text(sample)
+                facts.texts.append(sample.text[:NAMED_CHARACTERS])
+            yield sample.text
 
     if config.dedup is not None:
         facts.keys = text_keys(texts())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -74,7 +73,7 @@ def score(
     _check(config, ranks)
     if config.restart:
         ranks.on_main(lambda: shutil.rmtree(folder / "parts", ignore_errors=True))
-    ranks.on_main(lambda: read_rows(folder, data, config.restart, memory) and None)
+    ranks.on_main(lambda: read_rows(folder, data, config.restart, memory))
     rows = RowTable.open(folder / "rows").facts
     model = _first_on_main(ranks, lambda: make_model(config, encoding, rows.model_kind, rows.format, loaded))
     table = RowTable.open(folder / "rows")
@@ -115,7 +114,7 @@ class Wanted:
     """What the options ask to be measured."""
 
     def __init__(self, model: Model, config: ScoreConfig, embed: EmbedConfig | None) -> None:
-        presets = PRESETS | {name: Preset(*entry) for name, entry in model.ladders.items()}
+        presets = {**PRESETS, **{name: Preset(*entry) for name, entry in model.ladders.items()}}
         self.model = model
         self.config = config
         self.ladder: tuple[SubnetSpec, ...] = parse_subnets(config.subnets, config.subnet_seeds, presets)
@@ -149,9 +148,7 @@ class Wanted:
 class Waves:
     """The passes in one wave, or in two where losses are relative to states of the dense model, which come first."""
 
-    def __init__(
-        self, folder: RunFolder, model: Model, items: Items, wanted: Wanted, identity: dict[str, Any]
-    ) -> None:
+    def __init__(self, folder: RunFolder, model: Model, items: Items, wanted: Wanted, identity: dict[str, Any]) -> None:
         self.model, self.items = model, items
         parts = PartStore(folder / "parts" / "score", digest(identity))
         first, rest = list(wanted.measurements), []

@@ -56,7 +56,7 @@ class Columns:
 
         Args:
             losses: {subnet: float32 [n]}.
-            subnets: which are averaged, repeated as often as they count; all but "alone" when not given.
+            subnets: which are averaged, repeated as often as they count; those that see the whole row when not given.
             weights: one for each of ``subnets``.
             leave_out: collapsed subnets, which are not averaged.
             more: further columns by name.
@@ -64,7 +64,7 @@ class Columns:
         Raises:
             InputError: weights that do not fit the subnets, or are negative or not finite.
         """
-        wanted = list(subnets) if subnets is not None else [spec for spec in losses if spec.kind != "alone"]
+        wanted = list(subnets) if subnets is not None else [spec for spec in losses if spec.is_full]
         factors = list(weights) if weights is not None else [1.0] * len(wanted)
         if len(factors) != len(wanted):
             raise InputError(f"{len(factors)} weights were given for {len(wanted)} subnets; give one for each.")

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from instruct_prune.arrays import Bool, Float32
-from instruct_prune.measure.subnet import SubnetSpec
+from instruct_prune.measure.subnet import DENSE, SubnetSpec
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def subnet_health(losses: Mapping[SubnetSpec, Float32], scored: Bool, unigram: F
     """
     specs = list(losses)
     columns = [losses[s][scored] for s in specs]
-    dense = next((c for s, c in zip(specs, columns, strict=True) if s.kind == "dense"), None)
+    dense = next((c for s, c in zip(specs, columns, strict=True) if s == DENSE), None)
     guess = float(unigram.mean()) if len(unigram) else float("nan")
     rho = np.array([[spearman(a, b) for b in columns] for a in columns])
     rows = []
@@ -113,15 +113,15 @@ def subnet_health(losses: Mapping[SubnetSpec, Float32], scored: Bool, unigram: F
 
 def left_out_of(health: Health, ladder: Sequence[SubnetSpec]) -> list[str]:
     """Names of collapsed subnets that the score leaves out: never the dense model, never all there are."""
-    collapsed = [row.name for row in health.subnets if row.collapsed and row.name not in ("dense", "alone")]
-    averaged = {spec.name for spec in ladder if spec.kind != "alone"}
+    collapsed = [row.name for row in health.subnets if row.collapsed and row.name != DENSE.name and row.name in averaged]
+    averaged = {spec.name for spec in ladder if spec.is_full}
     return collapsed if averaged - set(collapsed) else []
 
 
 def by_seed(ladder: Sequence[SubnetSpec]) -> list[tuple[SubnetSpec, ...]]:
     """The ladder as if only one mask seed had been used, for each seed; empty without seeded subnets."""
     seeded = [s for s in ladder if s.kind in ("random", "dropout")]
-    plain = [s for s in ladder if s.kind not in ("random", "dropout", "alone")]
+    plain = [s for s in ladder if s.kind not in ("random", "dropout") and s.is_full]
     return [(*plain, *(s for s in seeded if s.seed == seed)) for seed in sorted({s.seed for s in seeded})]
 
 
