@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from instruct_prune.arrays import Bool, Float32, Int32, Int64
 from instruct_prune.encode.item import LabelledImage, Status
 from instruct_prune.errors import InputError
-from instruct_prune.rows.images import Picture
 from instruct_prune.rows.pixels import decode
 from instruct_prune.rows.reader import RowError
+from instruct_prune.rows.row import ImageRef, Row
 
 ROWS_PER_GROUP = 2048
 
@@ -140,7 +140,7 @@ class ImageIndex:
 
 
 def write_index(
-    folder: Path, pictures: Iterable[Picture], advance: Any = lambda rows: None, strict: bool = False
+    folder: Path, pictures: Iterable[Row], advance: Any = lambda rows: None, strict: bool = False
 ) -> ImageIndex:
     """Decode every picture once, list it with its status, and open the result. ``rows.parquet`` comes into place last.
 
@@ -160,22 +160,21 @@ def write_index(
     with open(folder / "pictures.bin", "wb") as blob, pq.ParquetWriter(temporary, schema) as writer:
         for group in _checked(pictures):
             lines: list[dict[str, Any]] = []
-            for picture, digest, short, reason in group:
+            for row, digest, short, reason in group:
                 if strict and reason:
-                    raise InputError(
-                        f"{picture.source}, line {picture.line}: {reason}. Mend it, or run without --strict."
-                    )
+                    raise InputError(f"{row.source}, line {row.line}: {reason}. Mend it, or run without --strict.")
+                picture, label = picture_of(row)
                 held = picture.data if picture.data is not None and not reason else b""
                 facts: dict[str, Any] = {
-                    "row_id": picture.row_id,
+                    "row_id": row.row_id,
                     "short": short,
                     "offset": blob.tell(),
                     "size": len(held),
-                    "line": picture.line,
+                    "line": row.line,
                 }
                 status = Status.FAILED if reason else Status.OK
-                facts |= {"status": status.value, "label": picture.label, "path": picture.path}
-                lines.append(facts | {"content_hash": digest, "source": picture.source, "reason": reason})
+                facts |= {"status": status.value, "label": label, "path": picture.path}
+                lines.append(facts | {"content_hash": digest, "source": row.source, "reason": reason})
                 blob.write(held)
             writer.write_table(pa.Table.from_pylist(lines, schema=schema))
             advance(len(lines))
@@ -185,26 +184,29 @@ def write_index(
     return ImageIndex.open(folder)
 
 
-def _checked(pictures: Iterable[Picture]) -> Iterator[list[tuple[Picture, str, int, str]]]:
-    """Groups of (picture, content hash, shorter side, reason why it cannot be used or "")."""
-    rows = iter(pictures)
+def picture_of(row: Row) -> tuple[ImageRef, str]:
+    """The picture of a row and its class: what the user shows and what the assistant answers."""
+    shown, said = row.messages
+    return shown.images[0], said.text
+
+
+def _checked(rows: Iterable[Row]) -> Iterator[list[tuple[Row, str, int, str]]]:
+    """Groups of (row, content hash, shorter side, reason why its picture cannot be used or "")."""
+    waiting = iter(rows)
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # Pillow decodes outside the GIL
-        while group := list(islice(rows, ROWS_PER_GROUP)):
+        while group := list(islice(waiting, ROWS_PER_GROUP)):
             yield list(pool.map(_check, group))
 
 
-def _check(picture: Picture) -> tuple[Picture, str, int, str]:
+def _check(row: Row) -> tuple[Row, str, int, str]:
+    picture, label = picture_of(row)
+    digest = ""
     try:
         data = picture.read()
-        digest = hashlib.blake2b(data + b"\0" + picture.label.encode(), digest_size=16).hexdigest()
+        digest = hashlib.blake2b(data + b"\0" + label.encode(), digest_size=16).hexdigest()
+        return row, digest, min(decode(data).size), ""
+    except OSError as error:
+        reason = f"the file cannot be read: {error.strerror}"
     except RowError as error:
-        return picture, "", 0, _named(picture, error.reason)
-    try:
-        short = min(decode(data).size)
-    except RowError as error:
-        return picture, digest, 0, _named(picture, error.reason)
-    return picture, digest, short, ""
-
-
-def _named(picture: Picture, reason: str) -> str:
-    return reason if picture.path == picture.source else f"{picture.path}: {reason}"
+        reason = error.reason
+    return row, digest, 0, reason if picture.path == row.source else f"{picture.path}: {reason}"

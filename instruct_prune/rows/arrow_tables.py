@@ -52,12 +52,18 @@ class ParquetTable:
     def rows(self) -> Iterator[tuple[int, RowData | RowError]]:
         import pyarrow.parquet as pq
 
-        with _readable(self.name, "Parquet"), self.file.mapped() as content:
-            with pq.ParquetFile(content, pre_buffer=False) as table:
-                yield from numbered(table.iter_batches(READ_ROWS), table.schema_arrow)
+        with (
+            _readable(self.name, "Parquet"),
+            self.file.mapped() as content,
+            pq.ParquetFile(content, pre_buffer=False) as table,
+        ):
+            yield from numbered(table.iter_batches(READ_ROWS), table.schema_arrow)
 
     def identity(self) -> list[dict[str, Any]]:
         return self.file.identity()
+
+    def paths(self) -> Mapping[str, Path]:
+        return {self.file.name: self.file.path}
 
     @cached_property
     def schema(self) -> pa.Schema:
@@ -110,6 +116,9 @@ class ArrowTable:
 
     def identity(self) -> list[dict[str, Any]]:
         return self.file.identity()
+
+    def paths(self) -> Mapping[str, Path]:
+        return {self.file.name: self.file.path}
 
     @cached_property
     def schema(self) -> pa.Schema:

@@ -97,7 +97,7 @@ class Source:
         model_kind: the kind of model that the rows are for: "causal_lm" or "image_encoder".
         description: what was found, in one sentence for people.
         files: paths or Hub ids.
-        opened_with: the arguments of `open_data`, for those who open it again; data in memory have no name.
+        opened_with: the arguments of `open_data` that open the same rows again; "data" is None for rows in memory.
     """
 
     def __init__(
@@ -161,13 +161,7 @@ class Source:
 
     def paths(self) -> dict[str, Path]:
         """The files on disk that the rows lie in, by the names they have in `identity`."""
-        return {name: path for each in self._inputs for name, path in _paths(each.reader)}
-
-
-def _paths(reader: Reader) -> Iterator[tuple[str, Path]]:
-    file = getattr(reader, "file", None)
-    if file is not None:
-        yield file.name, file.path
+        return {name: path for each in self._inputs for name, path in each.reader.paths().items()}
 
 
 def _pictures(row: Row) -> Iterator[ImageRef]:
@@ -268,7 +262,7 @@ def open_data(
 
 
 def _open(reader: Reader, wanted: str | None, columns: Mapping[str, str]) -> tuple[_Input, str]:
-    if isinstance(reader, ImageTree) and wanted is None:
+    if isinstance(reader, ImageTree) and wanted in (None, "image-classification"):
         chosen = FORMATS["image-classification"]
         return _Input(reader, chosen, chosen.name, columns), f"images in class folders of {reader.root}"
     parsed = _first_rows(reader)

@@ -22,8 +22,8 @@ from instruct_prune.models import names as models
 from instruct_prune.progress import Progress, say
 from instruct_prune.report.inspect import Inspection, inspect_data
 from instruct_prune.rows import Source, open_data
-from instruct_prune.rows.images import ImageSource, open_images
 from instruct_prune.rows.row import Reject, Row
+from instruct_prune.rows.table import reject_line
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.storage import atomic
 
@@ -40,11 +40,12 @@ class Rows(Protocol):
     def text_columns(self, *names: str) -> tuple[list[str], ...]: ...
 
 
-def open_image_data(data: DataConfig) -> ImageSource | None:
+def open_image_data(data: DataConfig) -> Source | None:
     """The data as images, or None where they are text."""
-    return open_images(
-        data.data, columns=data.column_map(), limit=data.limit, strict=data.strict, split=data.data_split, subset=data.data_subset
-    )  # fmt: skip
+    if "-" in data.data:  # standard input is read once, and never names pictures
+        return None
+    source = open_source(data)
+    return source if source.model_kind == "image_encoder" else None
 
 
 def open_source(data: DataConfig) -> Source:
@@ -104,7 +105,7 @@ def inspect(config: InspectCommand) -> Inspection:
     return inspect_data(source, make_encoder(source, config.encode, model, models.load_tokenizer(model)))
 
 
-def source_of(folder: RunFolder) -> Source | ImageSource:
+def source_of(folder: RunFolder) -> Source:
     """The data of a run, opened again as its manifest says, and unchanged since."""
     stage = folder.require("encode", "score --data ... --out " + str(folder.path))
     facts: dict[str, Any] = dict(stage["data"])
@@ -188,17 +189,6 @@ def _encoded(
         if len(waiting) == ENCODE_BATCH:
             yield from flush()
     yield from flush()
-
-
-def reject_line(row: Reject) -> dict[str, Any]:
-    return {
-        "file": row.source,
-        "line": row.line,
-        "row_id": row.row_id,
-        "status": row.status,
-        "field": row.field,
-        "reason": row.reason,
-    }
 
 
 def list_rejected(folder: RunFolder, store: Rows, status: Any, errors: Mapping[int, str] | None = None) -> None:

@@ -30,7 +30,6 @@ def export(folder: RunFolder, config: ExportConfig) -> Path:
     stage = folder.require("select", f"select --out {folder.path} --keep ...")
     selection = folder.read_selection()
     source = source_of(folder)
-    assert isinstance(source, Source)
     target = folder / "pruned.jsonl"
     written = write_pruned(read_raw(source, selection.kept.tolist()), target)
     if written != stage["accounting"]["kept"]:

@@ -36,10 +36,10 @@ from instruct_prune.models.image_encoder import (
 from instruct_prune.models.image_names import DEFAULT, find_image_model, identity_of, load_image_model, size_for
 from instruct_prune.models.knn import KnnBackbone
 from instruct_prune.progress import Progress, say
-from instruct_prune.rows.images import Picture
 from instruct_prune.rows.pixels import thumbnail_of
 from instruct_prune.rows.row import Row
-from instruct_prune.run.encode import list_rejected, open_image_data, reject_line, source_of
+from instruct_prune.rows.table import reject_line
+from instruct_prune.run.encode import list_rejected, open_image_data, source_of
 from instruct_prune.run.folder import PartStore, RunFolder
 from instruct_prune.run.image_strata import is_image_run
 from instruct_prune.run.merge import merge
@@ -225,10 +225,10 @@ def index_images(folder: RunFolder, data: DataConfig, config: ScoreConfig) -> No
     counts = {"read": 0, "rejected": 0}
     with Progress("decoding", None, "images") as progress, atomic(folder / "images" / "rejects.jsonl", "w") as listed:
 
-        def pictures() -> Iterator[Picture]:
-            for row in source.pictures():
+        def pictures() -> Iterator[Row]:
+            for row in source:
                 counts["read"] += 1
-                if isinstance(row, Picture):
+                if isinstance(row, Row):
                     yield row
                     continue
                 counts["rejected"] += 1
