@@ -46,7 +46,7 @@ class _Input:
             stored = as_mapping(data)
             seen = self._named(stored)
             if self.format.model == "causal_lm" and not self.columns:
-                refuse_pictures(seen)
+                refuse_pictures(seen, [n for group in self.format.needs for n in group if n in seen])
             messages, tools = self.format.parse(self.format.fields(seen, self.columns, self._base, line))
         except RowError as error:
             return Reject(row_id, source, line, error.reason, error.field)
