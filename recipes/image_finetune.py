@@ -26,30 +26,30 @@ from instruct_prune.encode.item import LabelledImage
 from instruct_prune.errors import InputError
 from instruct_prune.models.image_encoder import ImageModel, pooled, unit_rows
 from instruct_prune.models.image_names import find_image_model, load_image_model, size_for
-from instruct_prune.rows.images import Picture, open_images
+from instruct_prune.rows import open_data
 from instruct_prune.rows.pixels import decode
 from instruct_prune.rows.reader import RowError
+from instruct_prune.rows.row import ImageRef, Row
 
 RIDGE = (1e-3, 1e-2, 1e-1, 1.0)
 
 
 def pictures_of(data: str, split: str | None = None) -> tuple[list[LabelledImage], list[str]]:
     """The pictures of a tree, listing or dataset that can be decoded, and their class names in sorted order."""
-    source = open_images([data], split=split)
-    if source is None:
-        raise InputError(f"{data} holds no images: name a tree of class folders, a listing, or a dataset.")
-    usable: list[Picture] = []
-    for row in source.pictures():
-        if isinstance(row, Picture):
+    source = open_data([data], format="image-classification", split=split)
+    usable: list[tuple[ImageRef, str]] = []
+    for row in source:
+        if isinstance(row, Row):
+            (picture,), label = row.messages[0].images, row.messages[1].text
             try:
-                decode(row.read())
-            except RowError as error:
-                print(f"left out: {row.path}: {error.reason}", file=sys.stderr)
+                decode(picture.read())
+            except (RowError, OSError) as error:
+                print(f"left out: {picture.path}: {error}", file=sys.stderr)
                 continue
-            usable.append(row)
-    names = sorted({row.label for row in usable})
+            usable.append((picture, label))
+    names = sorted({label for _, label in usable})
     number = {name: i for i, name in enumerate(names)}
-    return [LabelledImage(number[row.label], lambda row=row: decode(row.read())) for row in usable], names  # type: ignore[misc]
+    return [LabelledImage(number[label], lambda at=at: decode(at.read())) for at, label in usable], names  # type: ignore[misc]
 
 
 def labels_of(pictures: Sequence[LabelledImage]) -> Int64:

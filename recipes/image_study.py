@@ -29,7 +29,8 @@ from instruct_prune.encode.pictures import ImageIndex
 from instruct_prune.errors import InputError
 from instruct_prune.models.image_encoder import ImageModel
 from instruct_prune.models.image_names import find_image_model, load_image_model, size_for
-from instruct_prune.rows.images import Picture, open_images
+from instruct_prune.rows import open_data
+from instruct_prune.rows.row import Row
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.images import score_images
 from instruct_prune.score.health import spearman
@@ -49,17 +50,16 @@ def listed(data: str, split: str | None, per_class: int | None, target: Path) ->
     """A listing of the first ``per_class`` pictures of each class; the data as they are, where all are wanted."""
     if per_class is None and split is None:
         return data
-    source = open_images([data], split=split)
-    if source is None:
-        raise InputError(f"{data} holds no images.")
+    source = open_data([data], format="image-classification", split=split)
     counts: dict[str, int] = {}
     with atomic(target, "w") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "label"])
-        for row in source.pictures():
-            if isinstance(row, Picture) and counts.get(row.label, 0) < (per_class or sys.maxsize):
-                counts[row.label] = counts.get(row.label, 0) + 1
-                writer.writerow([str(Path(row.path).resolve()), row.label])
+        for row in source:
+            if isinstance(row, Row) and counts.get(row.columns["label"], 0) < (per_class or sys.maxsize):
+                path, label = row.columns["path"], row.columns["label"]
+                counts[label] = counts.get(label, 0) + 1
+                writer.writerow([str(Path(path).resolve()), label])
     return str(target)
 
 

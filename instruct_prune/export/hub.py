@@ -8,7 +8,8 @@ from typing import Any
 
 from instruct_prune.errors import InputError
 from instruct_prune.export.job import Exported, ExportJob
-from instruct_prune.export.tables import table_of, write_parquet_table
+from instruct_prune.export.tables import table_of
+from instruct_prune.rows.arrow_tables import write_parquet_table
 from instruct_prune.storage import atomic
 
 DATA_FILE = "data/train-00000-of-00001.parquet"

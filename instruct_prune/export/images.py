@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from instruct_prune.errors import InputError
 from instruct_prune.registry import suggestion
+from instruct_prune.storage import replaced_folder
 
 Kept = tuple[str, str, int]
 """Path (or a name), class, position."""
@@ -71,19 +71,16 @@ def _write(target: Path, data: bytes) -> None:
 
 def _tree(target: Path, kept: Sequence[Kept], put: Callable[[Path, str, int], object]) -> Path:
     """A tree of class folders, made beside and renamed into place."""
-    scratch = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(scratch, ignore_errors=True)
-    taken: set[Path] = set()
-    for path, label, i in kept:
-        folder = scratch / (re.sub(r"[/\\\0]+", "_", label).strip(".") or "_")
-        folder.mkdir(parents=True, exist_ok=True)
-        name = folder / Path(path).name
-        if name in taken:  # the same name from two folders
-            name = folder / f"{i:07d}-{Path(path).name}"
-        taken.add(name)
-        put(name, path, i)
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(scratch, target)
+    with replaced_folder(target) as scratch:
+        taken: set[Path] = set()
+        for path, label, i in kept:
+            folder = scratch / (re.sub(r"[/\\\0]+", "_", label).strip(".") or "_")
+            folder.mkdir(parents=True, exist_ok=True)
+            name = folder / Path(path).name
+            if name in taken:  # the same name from two folders
+                name = folder / f"{i:07d}-{Path(path).name}"
+            taken.add(name)
+            put(name, path, i)
     return target
 
 
@@ -98,10 +95,7 @@ def _disk(folder: Path, kept: Sequence[Kept], encoded: Callable[[int], bytes]) -
         for path, label, i in kept:
             yield {"image": {"path": Path(path).name, "bytes": encoded(i)}, "label": label}
 
-    scratch = folder / ".pruned_dataset.tmp"
-    shutil.rmtree(scratch, ignore_errors=True)
     made = datasets.Dataset.from_list(list(rows()), features=features)
-    made.save_to_disk(str(scratch))
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(scratch, target)
+    with replaced_folder(target) as scratch:
+        made.save_to_disk(str(scratch))
     return target

@@ -9,7 +9,7 @@ from instruct_prune.progress import clock
 from instruct_prune.report.facts import epoch_seconds, seconds_by_stage
 from instruct_prune.report.tables import read_records
 from instruct_prune.run.folder import RunFolder
-from instruct_prune.run.records import EmbedFacts, EncodeFacts, RowsFacts, ScoreFacts, SelectFacts
+from instruct_prune.run.records import ScoreFacts, SelectFacts
 from instruct_prune.terminal import safe
 
 EPOCHS = 3  # as Stanford Alpaca was trained

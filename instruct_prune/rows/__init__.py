@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from instruct_prune.rows.formats import FORMATS, Format
 from instruct_prune.rows.source import Source, open_data, read_raw
+from instruct_prune.rows.table import RowFacts, RowTable, write_rows
 
-__all__ = ["FORMATS", "Format", "Source", "open_data", "read_raw"]
+__all__ = ["FORMATS", "Format", "RowFacts", "RowTable", "Source", "open_data", "read_raw", "write_rows"]

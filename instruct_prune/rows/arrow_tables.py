@@ -62,6 +62,9 @@ class ParquetTable:
     def identity(self) -> list[dict[str, Any]]:
         return self.file.identity()
 
+    def paths(self) -> Mapping[str, Path]:
+        return {self.file.name: self.file.path}
+
     @cached_property
     def schema(self) -> pa.Schema:
         import pyarrow.parquet as pq
@@ -113,6 +116,9 @@ class ArrowTable:
 
     def identity(self) -> list[dict[str, Any]]:
         return self.file.identity()
+
+    def paths(self) -> Mapping[str, Path]:
+        return {self.file.name: self.file.path}
 
     @cached_property
     def schema(self) -> pa.Schema:

@@ -37,6 +37,8 @@ def _undo_of(field: Any) -> Undo | None:
     if isinstance(kind, pa.BaseExtensionType):
         kind = kind.storage_type
     if pa.types.is_struct(kind):
+        if {part.name for part in kind} == {"bytes", "path"}:  # a picture of `datasets`, one of them null
+            return None
         return _struct_undo({part.name: _undo_of(part) for part in kind})
     if pa.types.is_map(kind):
         inner = _undo_of(kind.item_field)
@@ -114,8 +116,9 @@ def _element(part: Any) -> Any:
     if not isinstance(part, Mapping):
         return part
     clean = {name: None if _is_nan(value) else value for name, value in part.items()}
-    if isinstance(clean.get("tool_calls"), str):
-        clean["tool_calls"] = _json_or_text(clean["tool_calls"])
+    calls = clean.get("tool_calls")
+    if isinstance(calls, str):
+        clean["tool_calls"] = _json_or_text(calls)
     return clean
 
 

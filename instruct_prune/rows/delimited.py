@@ -152,6 +152,9 @@ class DelimitedText:
     def identity(self) -> list[dict[str, Any]]:
         return self.file.identity()
 
+    def paths(self) -> Mapping[str, Path]:
+        return {self.file.name: self.file.path}
+
     def class_names(self) -> Mapping[str, Sequence[str]]:
         return {}
 

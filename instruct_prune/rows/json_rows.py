@@ -44,6 +44,9 @@ class JsonLines:
     def identity(self) -> list[dict[str, Any]]:
         return self.file.identity()
 
+    def paths(self) -> Mapping[str, Path]:
+        return {self.file.name: self.file.path}
+
     def class_names(self) -> Mapping[str, Sequence[str]]:
         return {}
 
@@ -68,6 +71,9 @@ class JsonArray:
 
     def identity(self) -> list[dict[str, Any]]:
         return self.file.identity()
+
+    def paths(self) -> Mapping[str, Path]:
+        return {self.file.name: self.file.path}
 
     def class_names(self) -> Mapping[str, Sequence[str]]:
         return {}

@@ -36,6 +36,9 @@ class MemoryRows:
     def _sha256(self) -> str:
         return hash_of_rows(_plain(self.table))
 
+    def paths(self) -> Mapping[str, Path]:
+        return {}
+
     def class_names(self) -> Mapping[str, Sequence[str]]:
         return {}
 

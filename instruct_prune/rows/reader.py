@@ -49,6 +49,10 @@ class Reader(Protocol):
         """
         ...
 
+    def paths(self) -> Mapping[str, Path]:
+        """The files on disk, by the names that `identity` has for them; empty where a folder or the Hub is read."""
+        ...
+
     def class_names(self) -> Mapping[str, Sequence[str]]:
         """The names behind the integers of a column, where the kind of file keeps them; by column."""
         ...

@@ -49,14 +49,11 @@ class HubDataset:
     def _identity(self) -> list[dict[str, Any]]:
         if self.kind == "memory":
             stored = self.table.with_format("arrow").iter(batch_size=READ_ROWS)
-            rows = (
-                row for _, row in numbered(stored, self.table.features.arrow_schema) if not isinstance(row, RowError)
-            )
+            rows = (row for _, row in numbered(stored, self.table.features.arrow_schema) if isinstance(row, Mapping))
             return [{"path": self.name, "sha256": hash_of_rows(rows)}]
-        files = sorted({Path(entry["filename"]) for entry in self.table.cache_files})
         if self.kind == "dataset":
-            parts = [Path(self.name, self.split if each.parent.name == self.split else "", each.name) for each in files]
-            return [DataFile(each, str(part)).identity()[0] for each, part in zip(files, parts, strict=True)]
+            return [DataFile(path, name).identity()[0] for name, path in self.paths().items()]
+        files = [Path(entry["filename"]) for entry in self.table.cache_files]
         return [
             {
                 "path": self.name,
@@ -66,6 +63,14 @@ class HubDataset:
                 "fingerprint": self.table._fingerprint,
             }
         ]
+
+    def paths(self) -> Mapping[str, Path]:
+        if self.kind != "dataset":
+            return {}
+        files = sorted({Path(entry["filename"]) for entry in self.table.cache_files})
+        return {
+            str(Path(self.name, (self.split or "") if f.parent.name == self.split else "", f.name)): f for f in files
+        }
 
     def class_names(self) -> Mapping[str, Sequence[str]]:
         found = {name: getattr(feature, "names", None) for name, feature in self.table.features.items()}

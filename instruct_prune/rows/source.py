@@ -46,7 +46,7 @@ class _Input:
             stored = as_mapping(data)
             seen = self._named(stored)
             if self.format.model == "causal_lm" and not self.columns:
-                refuse_pictures(seen)
+                refuse_pictures(seen, [n for group in self.format.needs for n in group if n in seen])
             messages, tools = self.format.parse(self.format.fields(seen, self.columns, self._base, line))
         except RowError as error:
             return Reject(row_id, source, line, error.reason, error.field)
@@ -98,7 +98,7 @@ class Source:
         strata: the column that says by itself which rows belong together, or None.
         description: what was found, in one sentence for people.
         files: paths or Hub ids.
-        opened_with: the arguments of `open_data`, for those who open it again; data in memory have no name.
+        opened_with: the arguments of `open_data` that open the same rows again; "data" is None for rows in memory.
     """
 
     def __init__(
@@ -163,13 +163,7 @@ class Source:
 
     def paths(self) -> dict[str, Path]:
         """The files on disk that the rows lie in, by the names they have in `identity`."""
-        return {name: path for each in self._inputs for name, path in _paths(each.reader)}
-
-
-def _paths(reader: Reader) -> Iterator[tuple[str, Path]]:
-    file = getattr(reader, "file", None)
-    if file is not None:
-        yield file.name, file.path
+        return {name: path for each in self._inputs for name, path in each.reader.paths().items()}
 
 
 def _pictures(row: Row) -> Iterator[ImageRef]:
@@ -270,7 +264,7 @@ def open_data(
 
 
 def _open(reader: Reader, wanted: str | None, columns: Mapping[str, str]) -> tuple[_Input, str]:
-    if isinstance(reader, ImageTree) and wanted is None:
+    if isinstance(reader, ImageTree) and wanted in (None, "image-classification"):
         chosen = FORMATS["image-classification"]
         return _Input(reader, chosen, chosen.name, columns), f"images in class folders of {reader.root}"
     parsed = _first_rows(reader)

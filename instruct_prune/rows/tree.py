@@ -14,28 +14,11 @@ from instruct_prune.registry import suggestion
 from instruct_prune.rows.reader import RowData, RowError
 
 SUFFIXES = frozenset(
-    [
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".gif",
-        ".webp",
-        ".bmp",
-        ".dib",
-        ".tif",
-        ".tiff",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".pnm",
-        ".jp2",
-        ".tga",
-        ".ico",
-        ".avif",
-    ]
-)
+    (
+        ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp", ".bmp", ".dib", ".tif", ".tiff",
+        ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".tga", ".ico", ".avif",
+    )
+)  # fmt: skip
 LISTINGS = ("metadata.csv", "metadata.jsonl")
 SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval")
 
@@ -83,6 +66,9 @@ class ImageTree:
             for _ in self.rows():
                 pass
         return [{"path": self.name, "sha256": self._seen[0]}]
+
+    def paths(self) -> Mapping[str, Path]:
+        return {}
 
     def class_names(self) -> Mapping[str, Sequence[str]]:
         return {}

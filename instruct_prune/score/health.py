@@ -113,8 +113,8 @@ def subnet_health(losses: Mapping[SubnetSpec, Float32], scored: Bool, unigram: F
 
 def left_out_of(health: Health, ladder: Sequence[SubnetSpec]) -> list[str]:
     """Names of collapsed subnets that the score leaves out: never the dense model, never all there are."""
-    collapsed = [row.name for row in health.subnets if row.collapsed and row.name != DENSE.name and row.name in averaged]
     averaged = {spec.name for spec in ladder if spec.is_full}
+    collapsed = [row.name for row in health.subnets if row.collapsed and row.name in averaged - {DENSE.name}]
     return collapsed if averaged - set(collapsed) else []
 
 

@@ -15,10 +15,10 @@ from PIL import Image
 
 from instruct_prune.encode.pictures import write_index
 from instruct_prune.errors import InputError
-from instruct_prune.rows.images import ImageSource, Picture, open_images
+from instruct_prune.rows import Source, open_data
 from instruct_prune.rows.pixels import decode, thumbnail_of
 from instruct_prune.rows.reader import RowError
-from instruct_prune.rows.row import Reject, Row
+from instruct_prune.rows.row import ImageRef, Message, Part, Reject, Row
 
 SAMPLES = Path(__file__).parents[2] / "data_samples"
 RED, BLUE = (200, 30, 40), (20, 40, 220)
@@ -45,13 +45,19 @@ def tree(root: Path, names: list[str], suffix: str = ".png") -> Path:
     return root
 
 
-def opened(*data: Path, **options: Any) -> ImageSource:
-    source = open_images([str(d) for d in data], **options)
-    assert source is not None
+def opened(*data: Path, **options: Any) -> Source:
+    source = open_data([str(d) for d in data], **options)
+    assert (source.format, source.model_kind) == ("image-classification", "image_encoder")
     return source
 
 
-def labels_of(source: ImageSource) -> list[str]:
+def picture(row: Row | Reject) -> ImageRef:
+    assert isinstance(row, Row)
+    (shown,) = row.messages[0].images
+    return shown
+
+
+def labels_of(source: Source) -> list[str]:
     return [row.columns["label"] for row in source if isinstance(row, Row)]
 
 
@@ -170,9 +176,8 @@ def test_relative_trees_and_listings_are_found(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "list.csv").write_text("path,label\npics/a/1.png,a\n")
     monkeypatch.chdir(tmp_path)
     for data in (Path("pics"), Path("list.csv")):
-        (row,) = opened(data).pictures()
-        assert isinstance(row, Picture)
-        assert decode(row.read()).size == (8, 8)
+        (row,) = opened(data)
+        assert decode(picture(row).read()).size == (8, 8)
 
 
 def test_split_folders_are_no_classes(tmp_path: Path) -> None:
@@ -180,7 +185,7 @@ def test_split_folders_are_no_classes(tmp_path: Path) -> None:
     assert labels_of(opened(root)) == ["cat", "dog"]
     assert labels_of(opened(root, split="test")) == ["cat"]
     with pytest.raises(InputError, match=r"no split 'tset'.*'test'"):
-        open_images([str(root)], split="tset")
+        open_data([str(root)], split="tset")
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
@@ -192,10 +197,16 @@ def test_listing_of_paths(tmp_path: Path, kind: str) -> None:
         listing.write_text("file_name,class\npics/x.png,one\npics/y.png,\n")
     else:
         listing.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = list(opened(listing).pictures())
-    assert isinstance(found[0], Picture)
-    assert found[0].path == str(tmp_path / "pics" / "x.png")
-    assert found[0].label == "one"
+    found = list(opened(listing))
+    path = str(tmp_path / "pics" / "x.png")
+    assert isinstance(found[0], Row)
+    said = (Message("user", (Part("image", ImageRef(path)),)), Message("assistant", "one", trained=True))
+    assert (found[0].messages, found[0].raw, found[0].line) == (
+        said,
+        {"path": path, "label": "one"},
+        2 - (kind == "jsonl"),
+    )
+    assert found[0].columns == {"path": path, "label": "one"}
     assert isinstance(found[1], Reject)
     assert "no label" in found[1].reason
 
@@ -203,20 +214,20 @@ def test_listing_of_paths(tmp_path: Path, kind: str) -> None:
 def test_text_is_no_image_data(tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"instruction": "Draw x.png", "output": "done"}\n')
-    assert open_images([str(rows)]) is None
-    assert open_images(["-"]) is None
-    assert open_images([str(tmp_path / "missing.csv")]) is None
+    assert open_data([str(rows)]).model_kind == "causal_lm"
+    with pytest.raises(InputError, match="does not exist"):
+        open_data([str(tmp_path / "missing.csv")])
 
 
 def test_images_without_labels_and_images_beside_text_are_refused(tmp_path: Path) -> None:
     listing = tmp_path / "list.csv"
     listing.write_text("path,size\na.png,3\n")
     with pytest.raises(InputError, match=r"no labels.*path, size"):
-        open_images([str(listing)])
+        open_data([str(listing)])
     text = tmp_path / "text.jsonl"
     text.write_text('{"instruction": "a", "output": "b"}\n')
     with pytest.raises(InputError, match="holds no images"):
-        open_images([str(tree(tmp_path / "t", ["a/1"])), str(text)])
+        open_data([str(tree(tmp_path / "t", ["a/1"])), str(text)])
 
 
 @pytest.mark.parametrize("how", ["disk", "parquet"])
@@ -228,10 +239,10 @@ def test_datasets_sets_hold_the_bytes_and_the_names(tmp_path: Path, how: str) ->
     target = tmp_path / ("set" if how == "disk" else "set.parquet")
     made.save_to_disk(str(target)) if how == "disk" else made.to_parquet(str(target))
     source = opened(target)
-    rows = list(source.pictures())
-    assert [row.label for row in rows if isinstance(row, Picture)] == ["bee", "ant", "bee"]
+    rows = list(source)
+    assert labels_of(source) == ["bee", "ant", "bee"]
     assert isinstance(rows[3], Reject)  # the hidden label of a test set
-    index = write_index(tmp_path / "index", (row for row in rows if isinstance(row, Picture)))
+    index = write_index(tmp_path / "index", (row for row in rows if isinstance(row, Row)))
     assert [index[i].open().getpixel((0, 0)) for i in range(3)] == [(0, 0, 0), (1, 0, 0), (2, 0, 0)]
     assert index.classes == ("ant", "bee")
 
@@ -239,7 +250,7 @@ def test_datasets_sets_hold_the_bytes_and_the_names(tmp_path: Path, how: str) ->
 def test_index_keeps_broken_pictures_with_their_reasons(tmp_path: Path) -> None:
     source = opened(SAMPLES / "images")
     key = json.loads((SAMPLES / "images_key.json").read_text())
-    index = write_index(tmp_path, (row for row in source.pictures() if isinstance(row, Picture)))
+    index = write_index(tmp_path, (row for row in source if isinstance(row, Row)))
     (paths,) = index.text_columns("path")
     failed = {"/".join(Path(p).parts[-2:]) for p, ok in zip(paths, index.scorable, strict=True) if not ok}
     assert len(index) == 60

@@ -161,7 +161,7 @@ def test_splits(files: dict[str, str]) -> None:
     assert len(list(open_data([files["splits"]]))) == 700  # train
     assert len(list(open_data([files["splits"]], split="test"))) == 3
     with pytest.raises(
-        InputError, match=r"no split 'tests'. Did you mean 'test'\? Choose one with --split: train, test"
+        InputError, match=r"no split 'tests'. Did you mean 'test'\? Choose one with --data-split: train, test"
     ):
         open_data([files["splits"]], split="tests")
 
@@ -189,11 +189,12 @@ def test_csv_rows_that_do_not_fit(tmp_path: Path) -> None:
         ["instruction,output", "q,a", "q", "q,a,b", '"q"x,a', "", '"line\nbreak","say ""hi"""', 'q,"never closed\nq,a']
     )
     rows = list(open_data([table(tmp_path / "x.csv", "\ufeff" + text)]))
-    assert [row.row_id for row in rows] == list(range(6))
+    assert [row.row_id for row in rows] == list(range(7))
     kept = [row for row in rows if isinstance(row, Row)]
     assert [row.raw for row in kept] == [
         {"instruction": "q", "output": "a"},
         {"instruction": "line\nbreak", "output": 'say "hi"'},
+        {"instruction": "q", "output": "a"},  # the row after the quotation mark that is never closed
     ]
     rejects = [(row.line, row.reason) for row in rows if isinstance(row, Reject)]
     assert [line for line, _ in rejects] == [3, 4, 5, 9]
@@ -261,7 +262,7 @@ def test_a_hub_id_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ConnectionError("Couldn't reach 'someone/something' on the Hub\nlong story")
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
-    with pytest.raises(InputError, match=r"'someone/something'.*Couldn't reach.*--split and --subset"):
+    with pytest.raises(InputError, match=r"'someone/something'.*Couldn't reach.*--data-split and --data-subset"):
         open_data(["someone/something"], split="train", subset="en")
     assert asked == [(("someone/something",), {"name": "en", "split": "train"})]  # and no remote code
 

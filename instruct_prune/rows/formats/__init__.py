@@ -131,6 +131,17 @@ def _no_fit(name: str, rows: Sequence[Mapping[str, Any]], found: list[str], want
     formats = wanted.name if wanted else f"any of {', '.join(FORMATS)}"
     return (
         f"no row of {name} fits {formats}. Fields found: {', '.join(found) or 'none'}. For"
-        f" {wanted.name if wanted else 'alpaca'} the rows need {fields}; say which columns hold them, for example"
-        " --columns instruction=QUESTION output=ANSWER with the names of your columns."
+        f" {wanted.name if wanted else 'alpaca'} the rows need {fields}; say which columns hold them, {_example(found)}."
     )
+
+
+def _example(found: Sequence[str]) -> str:
+    """A mapping to copy: of this file's columns where their names tell what they hold."""
+    asked = next((name for name in ("input", "question", "query", "prompt", "user", "problem") if name in found), None)
+    answered = next(
+        (name for name in ("output", "answer", "response", "completion", "assistant", "solution") if name in found),
+        None,
+    )
+    if asked and answered:
+        return f"probably --columns instruction={asked} output={answered}"
+    return "for example --columns instruction=QUESTION output=ANSWER with the names of your columns"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,12 @@ def holds_picture(value: Any) -> bool:
     return any(map(is_picture, value)) if isinstance(value, list | tuple) else is_picture(value)
 
 
-def refuse_pictures(row: Mapping[str, Any]) -> None:
+def refuse_pictures(row: Mapping[str, Any], columns: Collection[str]) -> None:
     """Refuse a row of text that shows pictures too.
+
+    Args:
+        row: the row.
+        columns: the columns that hold its text, to be named in the message.
 
     Raises:
         RowError: naming the field.
@@ -49,10 +53,9 @@ def refuse_pictures(row: Mapping[str, Any]) -> None:
     for name in SHOWN_IN_TURNS:
         value = row.get(name)
         if value and (holds_picture(value) or name in ("images", "image_url")):
+            named = " ".join(f"{column}={column}" for column in columns)
             raise RowError(
-                "pictures in conversations are not scored yet; to score the text without them, name its columns with"
-                " --columns (for example --columns messages=messages)",
-                name,
+                f"pictures in conversations are not scored yet; to score the text without them: --columns {named}", name
             )
 
 
