@@ -27,6 +27,7 @@ class Survey:
     Attributes:
         rows: how many.
         text: rows of plain text, without turns.
+        pictures: rows that show a picture.
         systems, tools, calls: rows with a system message, with tool definitions, with tool calls or tool results.
         many_turns: rows in which the assistant speaks more than once.
         earlier_trained: rows that train an assistant turn before the last one.
@@ -36,6 +37,7 @@ class Survey:
 
     rows: int = 0
     text: int = 0
+    pictures: int = 0
     systems: int = 0
     tools: int = 0
     calls: int = 0
@@ -47,7 +49,7 @@ class Survey:
     @classmethod
     def of(cls, job: ExportJob) -> Survey:
         counts = dict.fromkeys(
-            ("rows", "text", "systems", "tools", "calls", "many_turns", "earlier_trained", "untrained"), 0
+            ("rows", "text", "pictures", "systems", "tools", "calls", "many_turns", "earlier_trained", "untrained"), 0
         )
         last_only = True
         for sample in job.samples:
@@ -55,6 +57,7 @@ class Survey:
             trained = job.trained(sample)
             counts["rows"] += 1
             counts["text"] += any(m.role == "text" for m in sample.messages)
+            counts["pictures"] += any(m.images for m in sample.messages)
             counts["systems"] += any(m.role == "system" for m in sample.messages)
             counts["tools"] += bool(sample.tools)
             counts["calls"] += any(m.tool_calls or m.role == "tool" for m in sample.messages)
@@ -125,7 +128,7 @@ class ExportJob:
     def trained(self, sample: Row) -> set[int]:
         """Positions of the messages that are trained on."""
         found = [i for i, message in enumerate(sample.messages) if message.trained]
-        return set(found[-1:] if self.text.turns == "last" else found)
+        return set(found[-1:] if self.writing is not None and self.writing.turns == "last" else found)
 
 
 @dataclass(frozen=True)

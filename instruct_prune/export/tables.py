@@ -7,6 +7,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from instruct_prune.errors import InputError
+from instruct_prune.export.images import dataset
 from instruct_prune.export.job import Exported, ExportJob
 from instruct_prune.export.own_format import kept_by_input
 from instruct_prune.rows.arrow_tables import ArrowTable, KeptTable, ParquetTable, write_parquet_table
@@ -103,6 +104,8 @@ def parquet(job: ExportJob) -> Exported:
 
 
 def disk(job: ExportJob) -> Exported:
-    """``disk/``: the kept rows with all their columns, for ``datasets.load_from_disk``."""
+    """``disk/``: the kept rows with all their columns, for ``datasets.load_from_disk``; pictures as `images.dataset`."""
+    if job.survey.pictures:
+        return dataset(job)
     target = job.folder / "disk"
     return Exported("disk", (target,), save_dataset(table_of(job), target))

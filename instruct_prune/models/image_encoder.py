@@ -180,7 +180,7 @@ class ImageEncoder(Model):
     def losses_of(self, items: Items, positions: Int64, pooled: Float32) -> Float32:
         assert isinstance(items, PictureStore)
         labels = torch.from_numpy(items.labels[positions].astype(np.int64)).to(self._centroids.device)
-        losses = centroid_losses(torch.from_numpy(pooled).to(self._centroids.device), self._centroids, labels)
+        losses = centroid_losses(torch.tensor(pooled).to(self._centroids.device), self._centroids, labels)
         found: Float32 = losses.cpu().numpy()
         return found
 

@@ -40,7 +40,7 @@ class Health:
     """Health of all subnets; ``rho`` is float [s, s], Spearman between every two."""
 
     subnets: tuple[SubnetHealth, ...]
-    rho: NDArray[np.float64]
+    rho: tuple[tuple[float, ...], ...]
     unigram_loss: float
 
     @property
@@ -96,7 +96,7 @@ def subnet_health(losses: Mapping[SubnetSpec, Float32], scored: Bool, unigram: F
     columns = [losses[s][scored] for s in specs]
     dense = next((c for s, c in zip(specs, columns, strict=True) if s == DENSE), None)
     guess = float(unigram.mean()) if len(unigram) else float("nan")
-    rho = np.array([[spearman(a, b) for b in columns] for a in columns])
+    rho = tuple(tuple(spearman(a, b) for b in columns) for a in columns)
     rows = []
     for spec, column in zip(specs, columns, strict=True):
         mean = float(column.mean()) if len(column) else float("nan")
