@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from instruct_prune.config import DataConfig, EmbedConfig, EncodeConfig, ExportConfig, ScoreConfig, SelectConfig
 from instruct_prune.errors import InputError
@@ -12,9 +14,38 @@ from instruct_prune.rows.row import Reject, Row
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.score.table import ScoreTable
 from instruct_prune.select.data import Selection
+from instruct_prune.storage import digest, row_ids_hash
 
 if TYPE_CHECKING:
     import datasets
+
+    from instruct_prune.encode.tokenize import Encoder
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """How the rows of a scored text run were read, written and scored.
+
+    Attributes:
+        model: the scoring model's name.
+        model_revision: of a Hub model.
+        template: name of the template, or path of its Jinja file.
+        template_sha256: hash of its text.
+        max_length: tokens of a row at most.
+        turns, overlong: as in EncodeConfig.
+        format: the format of the rows that was asked for, None where it was detected.
+        columns: the column mapping, as "name=column".
+    """
+
+    model: str
+    model_revision: str | None
+    template: str
+    template_sha256: str
+    max_length: int
+    turns: Literal["all", "last"]
+    overlong: Literal["truncate", "drop"]
+    format: str | None
+    columns: tuple[str, ...]
 
 
 class Run:
@@ -73,14 +104,130 @@ class Run:
 
         return (row for row in source_of(self.folder) if not isinstance(row, Reject))
 
+    @property
+    def model(self) -> str:
+        """Name of the scoring model."""
+        return str(self._stage("score")["config"]["model"]["name"])
+
+    @property
+    def facts(self) -> RunFacts:
+        """How the rows were read, written and scored.
+
+        Raises:
+            InputError: nothing is scored here, or pictures are.
+        """
+        stage = self._stage("encode")
+        if stage.get("images"):
+            raise InputError(
+                f"{self.folder.path} is a run over pictures, which have no template and no tokens. Name a run over text."
+            )
+        config = stage["config"]
+        names = ("template", "template_sha256", "max_length", "turns", "overlong", "format")
+        return RunFacts(
+            model=self.model,
+            model_revision=stage["model"]["revision"],
+            columns=tuple(config["columns"]),
+            **{name: config[name] for name in names},
+        )
+
+    def encoder(
+        self,
+        model: str | None = None,
+        revision: str | None = None,
+        *,
+        max_length: int | None = None,
+        data_format: str | None = None,
+        other_template: bool = False,
+    ) -> Encoder:
+        """The run's encoder: ``encode(rows)`` gives the tokens and masks that were scored.
+
+        Args:
+            model: whose tokenizer; the scoring model's when None.
+            revision: of a Hub model.
+            max_length: tokens of a row at most, when other than the run's; never more than the model takes.
+            data_format: of the rows that will be encoded, where they are others than the run's.
+            other_template: let the template's text be another than the one that the rows were scored under.
+
+        Raises:
+            InputError: the run is over pictures, there is no such model, or its chat template is another text.
+        """
+        from instruct_prune.encode.tokenize import Encoder
+        from instruct_prune.models import names as models
+
+        facts = self.facts
+        source = models.find_model(model or facts.model, revision if model else facts.model_revision)
+        tokenizer, context = models.load_tokenizer(source), models.context_length(source)
+        encoder = Encoder(
+            tokenizer,
+            facts.template,
+            max_length=min(max_length or facts.max_length, context),
+            turns=facts.turns,
+            overlong=facts.overlong,
+            data_format=data_format,
+        )
+        if facts.template_sha256 != encoder.identity["template_sha256"] and not other_template:
+            raise InputError(
+                f"the template {facts.template!r} is not the text that {self.folder.path} was scored under (another SHA-256): "
+                f"the chat template of {source.name} differs from that of {facts.model}, or the file was changed. Train "
+                f"{facts.model}, score with the model that is trained, or pass --other-template to train under the other text "
+                "knowingly."
+            )
+        return encoder
+
+    def rows(self, kept: bool | None = True) -> Iterator[Row]:
+        """Scored rows in input order, read from the data.
+
+        Args:
+            kept: True for those that the selection keeps, False for those that it drops, None for all.
+
+        Raises:
+            InputError: nothing is scored or selected, the run was scored again after the selection, or the data changed.
+        """
+        from instruct_prune.run.encode import source_of
+
+        self._stage("score")
+        if kept is None:
+            table = self.folder.read_scores()
+            wanted = table.row_id[table.scored]
+        else:
+            selection = self._selection()
+            wanted = selection.row_id[selection.selected == kept]
+        ids = set(wanted.tolist())
+        return (row for row in source_of(self.folder) if not isinstance(row, Reject) and row.row_id in ids)
+
     def kept(self) -> datasets.Dataset:
-        """The pruned rows as a ``datasets`` table."""
+        """The pruned rows, as export() wrote them, as a ``datasets`` table.
+
+        Raises:
+            InputError: nothing is exported, or the selection is another one since.
+        """
         import datasets
 
+        selection = self._selection()
         path = self.folder / "pruned.jsonl"
-        if not path.exists():
-            raise InputError(f"{path} does not exist. Call export() first.")
-        import json
-
+        if not path.exists() or not self.folder.stage("export").get("complete"):
+            raise InputError(f"{path} does not exist or is not finished. Call export() first.")
+        if self.folder.stage("export")["config"]["selected"] != row_ids_hash(selection.kept):
+            raise InputError(f"{path} holds an earlier selection: it was written before the last select(). Call export().")
         with open(path, "rb") as file:
             return datasets.Dataset.from_list([json.loads(line) for line in file])
+
+    def _stage(self, name: Literal["encode", "score"]) -> dict[str, Any]:
+        if not self.folder.manifest:
+            raise InputError(
+                f"{self.folder.path}: there is no such run folder. Make one: instruct-prune run --data ... --out {self.folder.path}"
+            )
+        return self.folder.require(name, f"score --data ... --out {self.folder.path}")
+
+    def _selection(self) -> Selection:
+        """The selection, made from the scores as they are now."""
+        scored = self._stage("score")
+        stage = self.folder.require("select", f"select --out {self.folder.path} --keep ...")
+        selection = self.folder.read_selection()
+        made_from = stage["config"]["score"]
+        if made_from != digest(scored["config"]) or stage["selected_hash"] != row_ids_hash(selection.kept):
+            raise InputError(
+                f"{self.folder.path}: the selection was made from other scores. Run `instruct-prune select --out "
+                f"{self.folder.path} --keep ...` again."
+            )
+        return selection

@@ -112,17 +112,21 @@ class CausalLM:
 
     @torch.inference_mode()
     def losses(self, batch: TextBatch) -> Tensor:
-        by_onednn = batch.input_ids.device.type == "cpu" and self.model.dtype == torch.float32
-        with OneDnnLinear() if by_onednn else nullcontext():
-            states = self._states(batch)
-            losses = [self._token_losses(hidden[batch.rows, batch.positions], batch.targets) for hidden in states]
         columns = []
-        for nll in losses:
+        for nll in self.token_losses(batch):
             # Back on the padded grid and summed by row: a scatter-add would not be deterministic on a GPU.
             grid = nll.new_zeros(batch.input_ids.shape)
             grid[batch.rows, batch.positions] = nll
             columns.append(grid.sum(dim=1) / batch.counts)
         return torch.stack(columns, dim=1)
+
+    @torch.inference_mode()
+    def token_losses(self, batch: TextBatch) -> list[Tensor]:
+        """float32 [m], one for each subnet of the pass: -log p of every target, row after row."""
+        by_onednn = batch.input_ids.device.type == "cpu" and self.model.dtype == torch.float32
+        with OneDnnLinear() if by_onednn else nullcontext():
+            states = self._states(batch)
+            return [self._token_losses(hidden[batch.rows, batch.positions], batch.targets) for hidden in states]
 
     def _states(self, batch: TextBatch) -> tuple[Tensor, ...]:
         """Final hidden states [b, t, h]: one tensor, or one for each exit depth."""
