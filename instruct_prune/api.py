@@ -208,7 +208,9 @@ class Run:
         if not path.exists() or not self.folder.stage("export").get("complete"):
             raise InputError(f"{path} does not exist or is not finished. Call export() first.")
         if self.folder.stage("export")["config"]["selected"] != row_ids_hash(selection.kept):
-            raise InputError(f"{path} holds an earlier selection: it was written before the last select(). Call export().")
+            raise InputError(
+                f"{path} holds an earlier selection: it was written before the last select(). Call export()."
+            )
         with open(path, "rb") as file:
             return datasets.Dataset.from_list([json.loads(line) for line in file])
 

@@ -36,7 +36,9 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--image-size", type=int, help="of the embedded backbone; fitted to the pictures when not given")
     flags.add_argument("--mode", choices=("probe", "full"), default="probe")
     flags.add_argument("--epochs", type=int, default=5)
-    flags.add_argument("--rate", type=float, default=1e-4, help="learning rate of the backbone; the classifier's is ten times it")
+    flags.add_argument(
+        "--rate", type=float, default=1e-4, help="learning rate of the backbone; the classifier's is ten times it"
+    )
     flags.add_argument("--seed", type=int, default=0)
     return flags
 
@@ -57,7 +59,9 @@ def accuracy(given: argparse.Namespace) -> float:
         fine_tune(model, train.items, given.epochs, given.rate, seed=given.seed)
         found = accuracy_of(model, test)
     took = time.monotonic() - began
-    print(f"{given.mode}: {len(train)} training pictures, {len(test)} test pictures, accuracy {found:.2%} ({took:.1f} s)")
+    print(
+        f"{given.mode}: {len(train)} training pictures, {len(test)} test pictures, accuracy {found:.2%} ({took:.1f} s)"
+    )
     return found
 
 

@@ -132,10 +132,11 @@ def read_files(recipe: Recipe, base: Base, files: Sequence[str]) -> list[Encoded
     """
     source = load_data(list(files))
     found = list(source)
-    rejected = [row for row in found if isinstance(row, Reject)]
-    if rejected:
+    if rejected := [row for row in found if isinstance(row, Reject)]:
         first = rejected[0]
-        say(f"left out: {len(rejected)} rows that cannot be read (first: {first.source}, line {first.line}: {first.reason})")
+        say(
+            f"left out: {len(rejected)} rows that cannot be read (first: {first.source}, line {first.line}: {first.reason})"
+        )
     rows = [row for row in found if isinstance(row, Row)]
     return usable(encoder_for(recipe, base, source.format), rows, ", ".join(files))
 
@@ -143,9 +144,10 @@ def read_files(recipe: Recipe, base: Base, files: Sequence[str]) -> list[Encoded
 def usable(encoder: Encoder, rows: Sequence[Row], where: str) -> list[Encoded]:
     """Tokenized rows; those that carry nothing to learn are counted and left out."""
     encoded = encoder.encode(rows) if rows else []
-    left_out = [row for row in encoded if not row.status.scored]
-    if left_out:
-        say(f"left out: {len(left_out)} rows with nothing to learn (first: row {left_out[0].row_id}, {left_out[0].reason})")
+    if left_out := [row for row in encoded if not row.status.scored]:
+        say(
+            f"left out: {len(left_out)} rows with nothing to learn (first: row {left_out[0].row_id}, {left_out[0].reason})"
+        )
     if len(left_out) == len(encoded):
         raise InputError(f"{where}: none of its rows can be trained on.")
     return [row for row in encoded if row.status.scored]
@@ -236,9 +238,8 @@ def fit(recipe: Recipe, rows: Sequence[TrainRow], held_out: Sequence[Encoded], b
         return
     model.save_pretrained(out / "adapter", safe_serialization=True)
     base.tokenizer.save_pretrained(out / "adapter")
-    facts = {"steps": result.steps, "tokens": result.tokens, "response_tokens": result.response_tokens}
-    facts |= {"seconds": round(result.seconds, 1), "loss": result.losses, "held_out_loss": curve}
-    finish(out, {**facts, "recipe": dataclasses.asdict(recipe)})
+    done = dataclasses.asdict(result)
+    finish(out, {**done, "held_out_loss": curve, "recipe": dataclasses.asdict(recipe)})
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
     if held_out:
         before, after = curve[0], curve[result.steps]
@@ -250,8 +251,7 @@ def merge(recipe: Recipe, base: Base, out: Path) -> None:
     """The adapter added to the unquantised base: merging into 4-bit weights would round it away."""
     from peft import PeftModel
 
-    whole = base.load(dataclasses.replace(recipe, quantize="none"))
-    model = PeftModel.from_pretrained(whole, out / "adapter")
+    model = PeftModel.from_pretrained(base.load(dataclasses.replace(recipe, quantize="none")), out / "adapter")
     model.merge_and_unload().save_pretrained(out / "merged")
     base.tokenizer.save_pretrained(out / "merged")
     print(f"merged:        {out / 'merged'}")

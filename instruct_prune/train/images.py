@@ -172,7 +172,12 @@ class Classifier(nn.Module):
 
 
 def fine_tune(
-    model: Classifier, pictures: Sequence[LabelledImage], epochs: int, rate: float = 1e-4, batch: int = 32, seed: int = 0
+    model: Classifier,
+    pictures: Sequence[LabelledImage],
+    epochs: int,
+    rate: float = 1e-4,
+    batch: int = 32,
+    seed: int = 0,
 ) -> Float32:
     """Train backbone and classifier with AdamW under random flips, the learning rate falling to zero along a cosine.
 

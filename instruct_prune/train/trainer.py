@@ -17,7 +17,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 
 from instruct_prune.arrays import Int64
 from instruct_prune.errors import InputError
-from instruct_prune.train.collate import collate
+from instruct_prune.train.batch import collate
 from instruct_prune.train.config import TrainConfig, step_count
 from instruct_prune.train.processes import resolved_dtype, say, world_size
 from instruct_prune.train.rows import TrainRow, training_order
@@ -157,13 +157,12 @@ class _InOrder(Trainer):  # type: ignore[misc]
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """See `learning_rate_share`."""
-        if self.lr_scheduler is None:
-            warmup = math.ceil(self.config.warmup * num_training_steps)
-            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-                self.optimizer if optimizer is None else optimizer,
-                lambda step: learning_rate_share(step, num_training_steps, warmup, self.config.schedule),
-            )
-            self._created_lr_scheduler = True
+        warmup = math.ceil(self.config.warmup * num_training_steps)
+        self.lr_scheduler: Any = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer if optimizer is None else optimizer,
+            lambda step: learning_rate_share(step, num_training_steps, warmup, self.config.schedule),
+        )
+        self._created_lr_scheduler = True
         return self.lr_scheduler
 
 
