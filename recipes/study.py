@@ -52,7 +52,6 @@ from instruct_prune.train import (
 
 FULL = "full"
 Sets = Mapping[str, Sequence[Encoded]]
-Means = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -163,18 +162,14 @@ def make_arms(study: Study, run: Run, pool: Mapping[int, Encoded]) -> list[Arm]:
     return arms
 
 
-# ---- one arm ----
-
-
 def run_arm(study: Study, arm: Arm, pool: Mapping[int, Encoded], sets: Sets, base: Any) -> dict[str, Any]:
     """Train one arm and measure it; the base model is as it was afterwards."""
     options = dataclasses.replace(study, seed=arm.seed, log_steps=10**6)
     model = attach_lora(base, options)
     result = train(model, train_rows(pool[i] for i in arm.rows), options)
-    facts = {"rows": len(arm.rows), "steps": result.steps, "tokens": result.tokens, "seconds": result.seconds}
     losses = losses_of(model, sets)
     model.unload()
-    return {**facts, "losses": losses}
+    return {**dataclasses.asdict(result), "losses": losses, "rows": len(arm.rows)}
 
 
 def losses_of(model: Any, sets: Sets) -> dict[str, float]:
@@ -191,10 +186,7 @@ def finished(path: Path, key: str) -> dict[str, Any] | None:
     return found if found.get("key") == key else None
 
 
-# ---- statistics ----
-
-
-def statistics(means: Means, random: Means) -> dict[str, Any]:
+def statistics(means: NDArray[np.float64], random: NDArray[np.float64]) -> dict[str, Any]:
     """Mean over seeds, and how far it lies from random: the gap, and half of its 95% interval.
 
     The spread is that of the random arms, which every other arm is one more draw of if its rule does nothing (Student's t). One
@@ -218,8 +210,7 @@ def summarise(done: Sequence[tuple[Arm, dict[str, Any]]], names: Sequence[str]) 
     for (keep, compared, method), members in sorted(groups.items()):
         random = groups.get((keep, False, "random"), []) if compared else []
         entry: dict[str, Any] = {"arm": method, "keep": keep, "seeds": [arm.seed for arm, _ in members], "sets": {}}
-        for number in ("rows", "steps", "tokens", "seconds"):
-            entry[number] = float(np.mean([result[number] for _, result in members]))
+        entry |= {number: members[0][1][number] for number in ("rows", "steps", "tokens")}
         for name in names:
             own, other = (np.asarray([result["losses"][name] for _, result in g]) for g in (members, random))
             entry["sets"][name] = statistics(own, other)
@@ -242,9 +233,8 @@ def markdown(summary: Mapping[str, Any]) -> str:
         text += f"| | not trained | | | | {summary['untrained'][name]:.4f} | | |\n"
         for arm in summary["arms"]:
             mean, gap, half = (arm["sets"][name][key] for key in ("mean", "gap", "half"))
-            gap, half = ("" if gap is None else f"{gap:+.4f}"), ("" if half is None else f"± {half:.4f}")
-            size = f"{len(arm['seeds'])} | {arm['rows']:.0f} | {arm['steps']:.0f}"
-            text += f"| {arm['keep']:.0%} | {arm['arm']} | {size} | {mean:.4f} | {gap} | {half} |\n"
+            told = f"{mean:.4f} | {'' if gap is None else f'{gap:+.4f}'} | {'' if half is None else f'± {half:.4f}'}"
+            text += f"| {arm['keep']:.0%} | {arm['arm']} | {len(arm['seeds'])} | {arm['rows']} | {arm['steps']} | {told} |\n"
     return text
 
 
@@ -259,12 +249,11 @@ def run_study(study: Study) -> None:
     found = find_base(study.model)
     options = {field.name: getattr(study, field.name) for field in dataclasses.fields(TrainConfig)}
     hashes = {name: [row.content_hash for row in rows] for name, rows in sets.items()}
-    folder = Path(study.out) / "arms"
-    folder.mkdir(exist_ok=True)
+    (Path(study.out) / "arms").mkdir(exist_ok=True)
     base = found.load(study)
     done = []
     for number, arm in enumerate(arms, start=1):
-        path = folder / f"{arm.file}.json"
+        path = Path(study.out) / "arms" / f"{arm.file}.json"
         decisive = [options, found.identity(), hashes, arm.seed, [pool[i].content_hash for i in arm.rows]]
         key = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
         result = finished(path, key)
@@ -287,9 +276,8 @@ def run_study(study: Study) -> None:
 
 def check(study: Study) -> None:
     """What can be known to be wrong before anything is loaded."""
-    for name in ("out", "data"):
-        if not getattr(study, name):
-            raise InputError(f"--{name} is missing: name the dataset to study and the folder of the study.")
+    if not study.out or not study.data:
+        raise InputError("--data or --out is missing: name the dataset to study and the folder of the study.")
     if world_size() > 1:
         raise InputError("the study runs in one process. Several GPUs: run it on each with other --arms and --out.")
     if study.packing:
