@@ -14,7 +14,7 @@ from instruct_prune.rows.row import Reject, Row
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.score.table import ScoreTable
 from instruct_prune.select.data import Selection
-from instruct_prune.storage import digest, row_ids_hash
+from instruct_prune.storage import row_ids_hash
 
 if TYPE_CHECKING:
     import datasets
@@ -222,14 +222,14 @@ class Run:
         return self.folder.require(name, f"score --data ... --out {self.folder.path}")
 
     def _selection(self) -> Selection:
-        """The selection, made from the scores as they are now."""
-        scored = self._stage("score")
+        """The selection, of the rows that are scored now."""
+        self._stage("score")
         stage = self.folder.require("select", f"select --out {self.folder.path} --keep ...")
-        selection = self.folder.read_selection()
-        made_from = stage["config"]["score"]
-        if made_from != digest(scored["config"]) or stage["selected_hash"] != row_ids_hash(selection.kept):
+        selection, table = self.folder.read_selection(), self.folder.read_scores()
+        same_rows = selection.row_id.tolist() == table.row_id[table.scored].tolist()
+        if not same_rows or stage["selected_hash"] != row_ids_hash(selection.kept):
             raise InputError(
-                f"{self.folder.path}: the selection was made from other scores. Run `instruct-prune select --out "
+                f"{self.folder.path}: the selection is not of the rows that are scored now. Run `instruct-prune select --out "
                 f"{self.folder.path} --keep ...` again."
             )
         return selection
