@@ -181,7 +181,7 @@ class Run:
             kept: True for those that the selection keeps, False for those that it drops, None for all.
 
         Raises:
-            InputError: nothing is scored or selected, the run was scored again after the selection, or the data changed.
+            InputError: nothing is scored or selected, the selection is not finished, or the data changed.
         """
         from instruct_prune.run.encode import source_of
 
@@ -222,14 +222,13 @@ class Run:
         return self.folder.require(name, f"score --data ... --out {self.folder.path}")
 
     def _selection(self) -> Selection:
-        """The selection, of the rows that are scored now."""
+        """The selection that the manifest tells of; scoring anew takes it out of the manifest."""
         self._stage("score")
         stage = self.folder.require("select", f"select --out {self.folder.path} --keep ...")
-        selection, table = self.folder.read_selection(), self.folder.read_scores()
-        same_rows = selection.row_id.tolist() == table.row_id[table.scored].tolist()
-        if not same_rows or stage["selected_hash"] != row_ids_hash(selection.kept):
+        selection = self.folder.read_selection()
+        if stage["selected_hash"] != row_ids_hash(selection.kept):
             raise InputError(
-                f"{self.folder.path}: the selection is not of the rows that are scored now. Run `instruct-prune select --out "
-                f"{self.folder.path} --keep ...` again."
+                f"{self.folder / 'selection.parquet'} is not the selection that the manifest tells of (interrupted?). Run "
+                f"`instruct-prune select --out {self.folder.path} --keep ...` again."
             )
         return selection

@@ -72,6 +72,14 @@ def test_no_selection_of_rows_that_were_scored_anew(run: Run, tiny_model_folder:
     assert len(list(run.rows(kept=None))) == 19
 
 
+def test_selection_that_was_interrupted(run: Run) -> None:
+    manifest = (run.folder / "manifest.json").read_bytes()
+    run.select(SelectConfig(keep=3, clusters="none"))
+    (run.folder / "manifest.json").write_bytes(manifest)  # killed after the table was written, before the manifest was
+    with pytest.raises(InputError, match=r"interrupted.*instruct-prune select"):
+        run.rows()
+
+
 def test_no_run(tmp_path: Path) -> None:
     run = Run(tmp_path / "none")
     for call in (run.rows, run.kept, run.encoder):
