@@ -105,6 +105,17 @@ class CausalLM(Model):
         self._depths: tuple[int, ...] = ()
         self._pooled = False
 
+    @classmethod
+    def holding(cls, module: Any) -> CausalLM:
+        """For items that are encoded already: a loaded model, without a tokenizer.
+
+        Raises:
+            InputError: as `hold`.
+        """
+        model = cls(ScoreConfig(), EncodeConfig(), None, (module, None))
+        model.hold(module)
+        return model
+
     # ---- rows become tokens ----
 
     @cached_property
@@ -271,16 +282,20 @@ class CausalLM(Model):
             return self._states(inputs)
 
     def losses(self, batch: TextBatch, states: States, depth: int | None) -> Tensor:
+        nll = self.token_losses(batch, states, depth)
+        # Back on the padded grid and summed by row: a scatter-add would not be deterministic on a GPU.
+        grid = nll.new_zeros(batch.input_ids.shape)
+        grid[batch.rows, batch.positions] = nll
+        return grid.sum(dim=1) / batch.counts
+
+    def token_losses(self, batch: TextBatch, states: States, depth: int | None = None) -> Tensor:
+        """float32 [m]: -log p of every target, row after row."""
         hidden = states[depth][batch.rows, batch.positions]
         with self._fast():
             # The state after the last block comes back normed already; the others are raw.
             if depth is not None and depth != self.depths()[-1]:
                 hidden = final_norm(self.decoder)(hidden)
-            nll = self._token_losses(hidden, batch.targets)
-        # Back on the padded grid and summed by row: a scatter-add would not be deterministic on a GPU.
-        grid = nll.new_zeros(batch.input_ids.shape)
-        grid[batch.rows, batch.positions] = nll
-        return grid.sum(dim=1) / batch.counts
+            return self._token_losses(hidden, batch.targets)
 
     def pool(self, batch: TextBatch, states: States, depth: int | None, how: str) -> Tensor:
         own = states[depth].float()

@@ -9,7 +9,7 @@ from instruct_prune.progress import clock
 from instruct_prune.report.facts import epoch_seconds, seconds_by_stage
 from instruct_prune.report.tables import read_records
 from instruct_prune.run.folder import RunFolder
-from instruct_prune.run.records import ScoreFacts, SelectFacts
+from instruct_prune.run.records import STAGES, ScoreFacts, SelectFacts
 from instruct_prune.terminal import safe
 
 EPOCHS = 3  # as Stanford Alpaca was trained
@@ -101,3 +101,17 @@ def accounting_line(folder: RunFolder) -> str:
 
 def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def state_lines(folder: RunFolder) -> list[tuple[str, str]]:
+    """What each stage of a run left, in a few words; for notebooks."""
+    told: list[tuple[str, str]] = []
+    for kind in STAGES:
+        record = folder.record(kind)  # type: ignore[type-var]
+        if record is None:
+            continue
+        state = "unfinished" if record.facts is None else "stale" if folder.stale(record) else "finished"
+        told.append((kind.stage, state))
+    if folder.find(ScoreFacts) is not None:
+        told.append(("rows", accounting_line(folder).partition("\n")[0].removeprefix("rows:").strip()))
+    return told
