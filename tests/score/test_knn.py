@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-
-from instruct_prune.errors import InputError
 from instruct_prune.models.knn import choose_k as choose_k_with_torch
 from instruct_prune.models.knn import layer_losses
+
+from instruct_prune.errors import InputError
 from instruct_prune.score import Columns, aggregate, knn
 from instruct_prune.score.knn import choose_k, confidence, neighbours
 
