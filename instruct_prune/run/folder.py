@@ -157,7 +157,12 @@ class RunFolder:
         return facts
 
     def begin(
-        self, kind: type[Facts], config: Mapping[str, Any], inputs: tuple[type[Any], ...] = (), restart: bool = False
+        self,
+        kind: type[Facts],
+        config: Mapping[str, Any],
+        inputs: tuple[type[Any], ...] = (),
+        restart: bool = False,
+        work_kept: bool = False,
     ) -> bool:
         """Claim a stage for options; True when it is already finished under the same ones, from the same inputs.
 
@@ -166,6 +171,7 @@ class RunFolder:
             config: the options that decide the result.
             inputs: the stages that it is made from, all of them finished.
             restart: discard what is there.
+            work_kept: an unfinished stage has left parts that are worth keeping; without them it is simply begun anew.
 
         Raises:
             InputError: the folder holds this stage under other options; the message lists what differs.
@@ -178,7 +184,7 @@ class RunFolder:
             if known.fingerprint == wanted.fingerprint:
                 return known.facts is not None
             lines = differences(known.config, wanted.config)
-            if lines:
+            if lines and (known.facts is not None or work_kept):
                 raise InputError(
                     f"{self.path} holds the {kind.stage} stage of another run, and nothing of it was overwritten. What differs "
                     f"(there -> asked for):\n"
