@@ -407,7 +407,13 @@ class _Writer:
 def _text_of(raw: Mapping[str, Any]) -> bytes | None:
     """A parsed row as text; None where it holds bytes, which would be stored twice."""
     text = dumps(raw).encode("utf-8", "surrogatepass")
-    return None if b'{"$bytes":' in text else text
+    return None if b'{"$bytes":' in text and _holds_bytes(raw) else text
+
+
+def _holds_bytes(value: Any) -> bool:
+    if isinstance(value, Mapping | list):
+        return any(map(_holds_bytes, value.values() if isinstance(value, Mapping) else value))
+    return isinstance(value, bytes)
 
 
 def _raw_of(raw: bytes, is_line: bool) -> bytes | Mapping[str, Any]:
