@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from instruct_prune.errors import InputError
+from instruct_prune.rows.zstd import SKIPPABLE, open_zstd
 
 HEAD = 1 << 16
 _MAGIC = ((b"\x1f\x8b", "gz"), (b"\x28\xb5\x2f\xfd", "zst"), (b"\xfd7zXZ\x00", "xz"))
-_SKIPPABLE = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")  # zstd's skippable frame, with which pzstd begins its files
 _WIDE_BOMS = (
     (codecs.BOM_UTF32_LE, "UTF-32LE"),
     (codecs.BOM_UTF32_BE, "UTF-32BE"),
@@ -91,7 +91,7 @@ class DataFile:
     @property
     def compression(self) -> str | None:
         """ "gz", "zst", "xz" or None, from the first bytes and not from the name; known once the file was opened."""
-        if _SKIPPABLE.match(self.begin):
+        if SKIPPABLE.match(self.begin):
             return "zst"
         return next((kind for magic, kind in _MAGIC if self.begin.startswith(magic)), None)
 
@@ -144,7 +144,7 @@ class DataFile:
             return gzip.GzipFile(fileobj=raw)
         if self.compression == "xz":
             return lzma.LZMAFile(raw)
-        return _zstd(raw) if self.compression == "zst" else raw
+        return open_zstd(raw) if self.compression == "zst" else raw
 
     @contextmanager
     def _faults(self) -> Iterator[None]:
@@ -212,69 +212,6 @@ class _Joined(io.RawIOBase):
         data = self.rest.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)
-
-
-def _zstd(raw: io.BufferedReader) -> Any:
-    """Frames of zstd, skippable ones among them; windows above 128 MiB where the package zstandard is there."""
-    try:
-        import zstandard
-    except ImportError:
-        import pyarrow as pa
-
-        return pa.input_stream(pa.PythonFile(raw, mode="r"), compression="zstd")
-    return _ZstdStream(raw, zstandard)
-
-
-class _ZstdStream(io.RawIOBase):
-    """All frames of a zstd file, and an error where the last one is not whole."""
-
-    def __init__(self, raw: io.BufferedReader, zstandard: Any) -> None:
-        super().__init__()
-        self.raw, self.zstandard = raw, zstandard
-        self.frame: Any = None
-        self.packed = b""
-        self.out = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self.out:
-            if self.frame is None:
-                self._skip()
-            packed, self.packed = self.packed or self.raw.read(HEAD), b""
-            if not packed:
-                if self.frame is not None:
-                    raise EOFError("the last frame has no end")
-                return 0
-            if self.frame is None:
-                self.frame = self.zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
-            try:
-                self.out = self.frame.decompress(packed)
-            except self.zstandard.ZstdError as error:
-                raise OSError(str(error)) from None
-            if self.frame.eof:
-                self.packed, self.frame = self.frame.unused_data, None
-        count = min(len(buffer), len(self.out))
-        buffer[:count] = self.out[:count]
-        self.out = self.out[count:]
-        return count
-
-    def _skip(self) -> None:
-        """Drop the skippable frames that come next."""
-        while True:
-            while len(self.packed) < 8 and (more := self.raw.read(HEAD)):
-                self.packed += more
-            if not _SKIPPABLE.match(self.packed):
-                return
-            left = 8 + int.from_bytes(self.packed[4:8], "little")
-            while left:
-                self.packed = self.packed or self.raw.read(HEAD)
-                if not self.packed:
-                    raise EOFError("a skippable frame has no end")
-                dropped = min(left, len(self.packed))
-                self.packed = self.packed[dropped:]
-                left -= dropped
 
 
 def check_container(file: DataFile, head: bytes) -> None:

@@ -116,7 +116,7 @@ def test_rows_rejects_and_counts(tmp_path: Path) -> None:
 
 
 def test_many_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import instruct_prune.rows.table as module
+    import instruct_prune.rows.stored as module
 
     monkeypatch.setattr(module, "BATCH_ROWS", 7)
     table = stored(tmp_path, lines(tmp_path / "x.jsonl", ROWS))
