@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 BATCH_ROWS = 1024
 BATCH_BYTES = 1 << 26  # a batch of long rows ends sooner
-FIELDS = tuple(field.name for field in dataclasses.fields(Message))
+DEFAULTS = {
+    field.name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    for field in dataclasses.fields(Message)
+}
 Pictures = NDArray[np.uint8]
 """uint8 [bytes]: the encoded pictures of a table, one behind the other."""
 
@@ -53,9 +56,9 @@ class RowWriter:
             self._flush()
 
     def _message(self, message: Message) -> dict[str, Any]:
-        """What a message has beside its role that is not as it is by default."""
-        said = {name: getattr(message, name) for name in FIELDS}
-        said = {name: value for name, value in said.items() if name == "role" or (value and value != ())}
+        """What a message has that is not as it is by default."""
+        said = {name: getattr(message, name) for name in DEFAULTS}
+        said = {name: value for name, value in said.items() if value != DEFAULTS[name]}
         if not isinstance(message.content, str):
             said["content"] = [self._part(part) for part in message.content]
         return said
@@ -115,9 +118,13 @@ def rows_of(batch: pa.RecordBatch, pictures: Pictures) -> Iterator[Row]:
 
 
 def _message_of(said: dict[str, Any], pictures: Pictures) -> Message:
-    content, calls = said.get("content", ""), said.get("tool_calls", ())
-    parts = content if isinstance(content, str) else tuple(_part_of(part, pictures) for part in content)
-    return Message(**(said | {"content": parts, "tool_calls": tuple(calls)}))
+    content = said["content"]
+    if not isinstance(content, str):
+        said["content"] = tuple(_part_of(part, pictures) for part in content)
+    restored: dict[str, Any] = {
+        name: tuple(value) if isinstance(DEFAULTS[name], tuple) else value for name, value in said.items()
+    }
+    return Message(**restored)
 
 
 def _part_of(part: str | list[Any], pictures: Pictures) -> Part:
