@@ -2,19 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import html
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from instruct_prune.config import DataConfig, EmbedConfig, EncodeConfig, ExportConfig, ScoreConfig, SelectConfig
 from instruct_prune.errors import InputError
-from instruct_prune.rows.row import Reject, Row
+from instruct_prune.rows.row import Row
 from instruct_prune.run.folder import RunFolder
+from instruct_prune.run.records import EncodeFacts, ExportFacts, RowsFacts, ScoreFacts
 from instruct_prune.score.table import ScoreTable
 from instruct_prune.select.data import Selection
 
 if TYPE_CHECKING:
     import datasets
+
+    from instruct_prune.encode.tokenize import Encoder
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """How the rows of a scored text run were read, written and scored.
+
+    Attributes:
+        model: the scoring model's name.
+        model_revision: of a Hub model.
+        template: name of the template, or path of its Jinja file.
+        template_sha256: hash of its text.
+        max_length: tokens of a row at most.
+        turns, overlong: as in EncodeConfig.
+        format: the format of the rows that was asked for, None where it was detected.
+        columns: the column mapping, as "name=column".
+    """
+
+    model: str
+    model_revision: str | None
+    template: str
+    template_sha256: str
+    max_length: int
+    turns: Literal["all", "last"]
+    overlong: Literal["truncate", "drop"]
+    format: str | None
+    columns: tuple[str, ...]
 
 
 class Run:
@@ -38,16 +70,38 @@ class Run:
         self.folder = RunFolder(out)
 
     def score(
-        self, data: DataConfig, score: ScoreConfig | None = None, encode: EncodeConfig | None = None
+        self,
+        data: DataConfig | str | Sequence[Mapping[str, Any]] | datasets.Dataset,
+        score: ScoreConfig | None = None,
+        encode: EncodeConfig | None = None,
+        *,
+        model: tuple[Any, Any] | None = None,
     ) -> ScoreTable | None:
         """Losses of every row under every subnet; resumes, and is skipped when done. None off the main process.
+
+        Args:
+            data: what to read: options, the path of a file, a list of dictionaries, or a ``datasets.Dataset``.
+            score: the model's name and its subnets.
+            encode: how rows become tokens.
+            model: a model that is loaded already, in place of the name: (a causal language model of transformers, its
+                tokenizer), or for pictures (a module, its transform). It is used as it is: dtype and device are its own.
 
         Raises:
             IncompleteRunError: parts are missing; call again to complete.
         """
         from instruct_prune.run.score import score as stage
 
-        return stage(self.folder, data, encode or EncodeConfig(), score or ScoreConfig())
+        if isinstance(data, str | Path):
+            data = DataConfig((str(data),))
+        named = isinstance(data, DataConfig)
+        return stage(
+            self.folder,
+            data if isinstance(data, DataConfig) else DataConfig(),
+            encode or EncodeConfig(),
+            score or ScoreConfig(),
+            memory=None if named else data,
+            loaded=model,
+        )
 
     def embed(self, embed: EmbedConfig | None = None) -> None:
         """Write ``embeddings.npy``."""
@@ -67,20 +121,136 @@ class Run:
 
         return stage(self.folder, export or ExportConfig())
 
-    def samples(self) -> Iterator[Row]:
-        """The rows of the data that could be read, in input order."""
-        from instruct_prune.run.encode import source_of
+    @property
+    def scores(self) -> ScoreTable:
+        """The table of a scored run."""
+        self.folder.require(ScoreFacts)
+        return self.folder.read_scores()
 
-        return (row for row in source_of(self.folder) if not isinstance(row, Reject))
+    @property
+    def selection(self) -> Selection:
+        """The selection of the run; refused when it is stale."""
+        from instruct_prune.run.select import selection_of
+
+        self._exists()
+        return selection_of(self.folder)
+
+    @property
+    def model(self) -> str:
+        """Name of the scoring model."""
+        self._exists()
+        return self.folder.facts(ScoreFacts).model
+
+    @property
+    def facts(self) -> RunFacts:
+        """How the rows were read, written and scored.
+
+        Raises:
+            InputError: nothing is scored here, or rows that are no text are.
+        """
+        self._exists()
+        rows, encode = self.folder.require(RowsFacts), self.folder.require(EncodeFacts)
+        config, facts = encode.config, encode.facts
+        assert facts is not None
+        if "template" not in config:
+            raise InputError(
+                f"{self.folder.path} is a run over pictures, which have no template and no tokens. Name a run over text."
+            )
+        names = ("template", "template_sha256", "max_length", "turns", "overlong")
+        return RunFacts(
+            model=self.model,
+            model_revision=facts.revision,
+            format=rows.config["format"],
+            columns=tuple(rows.config["columns"]),
+            **{name: config[name] for name in names},
+        )
+
+    def encoder(
+        self,
+        model: str | None = None,
+        revision: str | None = None,
+        *,
+        max_length: int | None = None,
+        data_format: str | None = None,
+        other_template: bool = False,
+    ) -> Encoder:
+        """The run's encoder: ``encode(rows)`` gives the tokens and masks that were scored.
+
+        Args:
+            model: whose tokenizer; the scoring model's when None.
+            revision: of a Hub model.
+            max_length: tokens of a row at most, when other than the run's; never more than the model takes.
+            data_format: of the rows that will be encoded, where they are others than the run's.
+            other_template: let the template's text be another than the one that the rows were scored under.
+
+        Raises:
+            InputError: the run is over pictures, there is no such model, or its chat template is another text.
+        """
+        from instruct_prune.encode.tokenize import Encoder
+        from instruct_prune.models import names as models
+
+        facts = self.facts
+        source = models.find_model(model or facts.model, revision if model else facts.model_revision)
+        tokenizer, context = models.load_tokenizer(source), models.context_length(source)
+        encoder = Encoder(
+            tokenizer,
+            facts.template,
+            max_length=min(max_length or facts.max_length, context),
+            turns=facts.turns,
+            overlong=facts.overlong,
+            data_format=data_format,
+        )
+        if facts.template_sha256 != encoder.identity["template_sha256"] and not other_template:
+            raise InputError(
+                f"the template {facts.template!r} is not the text that {self.folder.path} was scored under (another SHA-256): "
+                f"the chat template of {source.name} differs from that of {facts.model}, or the file was changed. Train "
+                f"{facts.model}, score with the model that is trained, or pass --other-template to train under the other text "
+                "knowingly."
+            )
+        return encoder
+
+    def rows(self, kept: bool | None = True) -> Iterator[Row]:
+        """Scored rows in input order.
+
+        Args:
+            kept: True for those that the selection keeps, False for those that it drops, None for all.
+
+        Raises:
+            InputError: nothing is scored or selected, the selection is stale, or the data changed.
+        """
+        from instruct_prune.run.rows import rows_of
+
+        self._exists()
+        if kept is None:
+            wanted = self.scores.row_id[self.scores.scored]
+        else:
+            wanted = self.selection.row_id[self.selection.selected == kept]
+        return rows_of(self.folder).take(wanted)
 
     def kept(self) -> datasets.Dataset:
-        """The pruned rows as a ``datasets`` table."""
+        """The pruned rows, as export() wrote them, as a ``datasets`` table.
+
+        Raises:
+            InputError: nothing is exported, or the selection is another one since.
+        """
         import datasets
 
-        path = self.folder / "pruned.jsonl"
-        if not path.exists():
-            raise InputError(f"{path} does not exist. Call export() first.")
-        import json
-
-        with open(path, "rb") as file:
+        self._exists()
+        self.folder.require(ExportFacts)
+        with open(self.folder / "pruned.jsonl", "rb") as file:
             return datasets.Dataset.from_list([json.loads(line) for line in file])
+
+    def _exists(self) -> None:
+        if not self.folder.exists:
+            raise InputError(
+                f"{self.folder.path}: there is no such run folder. Make one: instruct-prune run --data ... --out {self.folder.path}"
+            )
+
+    def _repr_html_(self) -> str:
+        """For notebooks: what stages have run, and how many rows they left."""
+        from instruct_prune.report.summary import state_lines
+
+        lines = "".join(
+            f"<tr><td>{html.escape(a)}</td><td>{html.escape(b)}</td></tr>" for a, b in state_lines(self.folder)
+        )
+        return f"<b>Run</b> <code>{html.escape(str(self.folder.path))}</code><table>{lines}</table>"

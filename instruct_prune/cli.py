@@ -187,11 +187,12 @@ def _select(config: Any) -> int:
 
 def _export(config: Any) -> int:
     from instruct_prune.run import pipeline
+    from instruct_prune.run.records import ExportFacts
 
     folder = _existing(config.run.out)
     pipeline.export(folder, config.export)
     print(f"kept rows: {folder / 'pruned.jsonl'}")
-    for line in folder.stage("export")["told"]:
+    for line in folder.facts(ExportFacts).told:
         print(line)
     return 0
 
@@ -233,10 +234,10 @@ def _report(config: Any) -> int:
 
 def _show(config: Any) -> int:
     from instruct_prune.report.show import show
-    from instruct_prune.run import pipeline
+    from instruct_prune.run.rows import rows_of
 
     for folder in _run_folders(config.runs):
-        show(folder, pipeline.source_of(folder))
+        show(folder, rows_of(folder))
     return 0
 
 
@@ -258,7 +259,7 @@ def _existing(path: str) -> RunFolder:
     from instruct_prune.run import pipeline
 
     folder = pipeline.open_run(path)
-    if not folder.manifest:
+    if not folder.exists:
         raise InputError(f"{path}: there is no run here. Make one with `instruct-prune score --data ... --out ...`.")
     return folder
 

@@ -69,12 +69,14 @@ class EncodeConfig:
 class ScoreConfig:
     """Which subnets of which model."""
 
-    model: str = "smollm2-135m-instruct"
-    """Hub id, local folder, GGUF file, or the embedded default."""
+    model: str | None = None
+    """Hub id, local folder, GGUF file, or your own as module:function; an embedded default for the kind of rows."""
     model_revision: str | None = None
     """Branch, tag or commit of a Hub model."""
     subnets: tuple[str, ...] = ("dlc",)
-    """Presets (dlc, dlc-released, lc-dropout, perplexity, ifd) or lists: magnitude:1.0,0.8 dropout:0.02,0.05 depth:10,20"""
+    """Presets (dlc, dlc-released, lc-dropout, perplexity, ifd) or lists: magnitude:1.0,0.8 dropout:0.02,0.05 depth:10,20 dense@alone"""
+    probes: tuple[str, ...] = ()
+    """What else to read in the dense pass: pooled states (mean, weighted, last, each with @DEPTH), or your own module:Class"""
     subnet_seeds: int = 1
     """Mask seeds for random and dropout subnets."""
     include_head: bool = False
@@ -99,8 +101,9 @@ class ScoreConfig:
 class EmbedConfig:
     """How a row becomes a vector."""
 
-    embedder: str = "all-minilm-l6-v2"
-    """Hub id or local folder of a sentence-transformers model, the embedded default, or a .npy file of vectors."""
+    embedder: str = "auto"
+    """model (the scoring model's own states, without another model), a Hub id or folder of a sentence-transformers model,
+    all-minilm-l6-v2, or a .npy file of vectors; auto: all-minilm-l6-v2 for texts, model for pictures."""
     embed_batch: int = 64
     """Rows encoded at a time."""
 
@@ -114,9 +117,11 @@ class SelectConfig:
     keep_tokens: int | None = None
     """Keep this many response tokens (never more)."""
     method: str = "flexrand"
-    """Selection rule: flexrand, easy_diverse, easiest, hardest, random, or a baseline."""
+    """Selection rule: flexrand, easy_diverse, easiest, hardest, random, a baseline, or your own as module:function."""
+    param: tuple[str, ...] = ()
+    """Parameters of the method, as in: split=0.25 or threshold=0.95"""
     score: str | None = None
-    """dlc, lc, loss, perplexity or ifd; what the subnets were scored for when not given."""
+    """dlc, lc, loss, perplexity, ifd, knn_lc, or your own as module:function; what was scored for when not given."""
     score_subnets: tuple[str, ...] = ()
     """Average over these subnets only, as in: dense magnitude:0.8"""
     score_weights: tuple[float, ...] = ()
@@ -218,7 +223,7 @@ class InspectCommand:
 
     data: DataConfig = field(default_factory=DataConfig)
     encode: EncodeConfig = field(default_factory=EncodeConfig)
-    model: str = "smollm2-135m-instruct"
+    model: str | None = None
     """Whose tokenizer and chat template: Hub id, local folder, GGUF file, or the embedded default."""
     model_revision: str | None = None
     """Branch, tag or commit of a Hub model."""

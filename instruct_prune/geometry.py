@@ -1,4 +1,4 @@
-"""Distances between unit vectors: what selection and its reports share. numpy only, memory linear in the rows."""
+"""Distances between vectors: what scores, selection and reports share. numpy only, memory linear in the rows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def blocks(n: int, size: int = BLOCK) -> Iterator[slice]:
 def median_distance(x: Float32) -> float:
     """The median rule for a kernel's width: the median Euclidean distance between two of the rows (float32 [m, d])."""
     above = np.triu_indices(len(x), k=1)
-    distance = float(np.median(np.sqrt(_squared(x, x)[above]))) if len(x) > 1 else 0.0
+    distance = float(np.median(np.sqrt(squared_distances(x, x)[above]))) if len(x) > 1 else 0.0
     return distance or 1.0
 
 
@@ -109,11 +109,11 @@ def _between(x: Float32, y: Float32, width: float, shared: int) -> float:
 def _kernel_sum(x: Float32, y: Float32, width: float) -> float:
     total = 0.0
     for rows in blocks(len(x)):
-        total += float(np.exp(_squared(x[rows], y) / np.float32(-2 * width**2)).sum(dtype=np.float64))
+        total += float(np.exp(squared_distances(x[rows], y) / np.float32(-2 * width**2)).sum(dtype=np.float64))
     return total
 
 
-def _squared(x: Float32, y: Float32) -> Float32:
+def squared_distances(x: Float32, y: Float32) -> Float32:
     """float32 [m, n]: squared Euclidean distances."""
     squared: Float32 = (x**2).sum(axis=1)[:, None] + (y**2).sum(axis=1)[None, :] - 2 * (x @ y.T)
     return np.maximum(squared, 0)

@@ -5,8 +5,8 @@ The key says which lines were planted; the tool itself never reads it.
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +48,8 @@ def main(run: str, key_path: str) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit("usage: python recipes/demo_report.py RUN KEY.json")
-    main(sys.argv[1], sys.argv[2])
+    parser = argparse.ArgumentParser(description="What pruning did to the planted rows of data_samples/.")
+    parser.add_argument("run", help="the run folder")
+    parser.add_argument("key", help="KEY.json: which lines were planted")
+    given = parser.parse_args()
+    main(given.run, given.key)

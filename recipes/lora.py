@@ -4,61 +4,51 @@
     accelerate launch recipes/lora.py --config recipes/configs/llama3-8b.yaml --run-folder RUN --out ADAPTER
     torchrun --nproc_per_node 2 recipes/lora.py ...                                (also on CPU)
 
-RUN is a run folder of instruct-prune; its pruned.jsonl is trained on. Without --run-folder, --data trains on any file that
-instruct-prune reads. Run the same command again to go on after an interruption. Written to be copied and changed.
+RUN is a run folder of instruct-prune; the rows that its selection keeps are trained on. Without --run-folder, --data trains on
+any file that instruct-prune reads. Run the same command again to go on after an interruption. Written to be copied and changed.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
+import hashlib
 import shutil
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from peft import PeftModel
-from training import (
-    EveryStep,
-    Row,
-    Training,
+
+from instruct_prune import Encoded, Encoder, InputError, Reject, Row, Run, load_data
+from instruct_prune.train import (
+    Base,
+    TrainConfig,
+    TrainRow,
     attach_lora,
-    check_ranges,
-    device_type,
-    held_out_losses,
+    claim,
+    evaluate_shared,
+    find_base,
+    finish,
     is_main,
-    last_checkpoint,
-    load_base,
-    make_trainer,
-    packed,
+    pack,
     parse,
-    row_of,
     run_script,
     say,
     step_count,
+    train,
+    train_rows,
     world_size,
 )
 
-from instruct_prune.encode.item import Encoded
-from instruct_prune.encode.tokenize import Encoder
-from instruct_prune.errors import InputError
-from instruct_prune.models import names as models
-from instruct_prune.rows import open_data
-from instruct_prune.rows.row import Reject
-from instruct_prune.run.folder import RunFolder
-from instruct_prune.storage import digest, write_json
-
 
 @dataclass(frozen=True)
-class Recipe(Training):
+class Recipe(TrainConfig):
     """What to train on what."""
 
     run_folder: str = ""  # not `run`: torchrun would take --run for an abbreviation of its own options
-    """Run folder of instruct-prune: its pruned.jsonl is trained on, under the template and mask it was scored with."""
+    """Run folder of instruct-prune: the rows that it keeps are trained on, under the template and mask they were scored with."""
     data: tuple[str, ...] = ()
     """Other files to train on (anything that instruct-prune reads)."""
     out: str = ""
@@ -85,101 +75,82 @@ class Recipe(Training):
     """Discard what --out holds and begin anew."""
 
 
-# ---- what was scored ----
+UNIMPORTANT = ("out", "merge", "restart", "run_folder", "log_steps", "save_steps", "micro_batch", "eval_steps")
+"""Options that do not change the adapter."""
 
 
-@dataclass(frozen=True)
-class Scored:
-    """What the run's manifest says about how its rows were read and scored."""
-
-    template: str = "auto"
-    template_sha256: str = ""
-    turns: Literal["all", "last"] = "all"
-    overlong: Literal["truncate", "drop"] = "truncate"
-    max_length: int | None = None
-    format: str | None = None
-    columns: tuple[str, ...] = ()
-    model: str = ""
+# ---- rows ----
 
 
-def scored_as(run: str) -> Scored:
-    """Read a run's manifest.
-
-    Raises:
-        InputError: there is no scored run.
-    """
-    if not Path(run).is_dir():
-        raise InputError(
-            f"--run-folder {run}: there is no such run folder. Make one: instruct-prune run --data ... --out {run}"
-        )
-    folder = RunFolder(run)
-    config = folder.require("encode", f"run --data ... --out {run}")["config"]
-    scoring = folder.require("score", f"score --data ... --out {run}")["config"]
-    names = ("template", "template_sha256", "turns", "overlong", "max_length", "format")
-    facts = {name: config[name] for name in names}
-    return Scored(**facts, columns=tuple(config["columns"]), model=scoring["model"]["name"])
-
-
-def make_encoder(recipe: Recipe, scored: Scored, tokenizer: Any, context: int, data_format: str) -> Encoder:
-    """The scorer's encoder.
+def encoder_for(recipe: Recipe, base: Base, data_format: str | None) -> Encoder:
+    """The encoder that scored the run; without a run, the one that the options ask for.
 
     Raises:
         InputError: the template is another than the one that the rows were scored under.
     """
-    if recipe.run_folder and recipe.template and recipe.template != scored.template:
+    settings: dict[str, Any] = {"max_length": longest_row(recipe, base), "data_format": data_format}
+    if not recipe.run_folder:
+        return Encoder(base.tokenizer, recipe.template or "auto", **settings)
+    run = Run(recipe.run_folder)
+    template = run.facts.template
+    if recipe.template and recipe.template != template:
         raise InputError(
-            f"--template {recipe.template}: {recipe.run_folder} was scored under the template {scored.template!r}, and what is scored "
+            f"--template {recipe.template}: {recipe.run_folder} was scored under the template {template!r}, and what is scored "
             f"must be what is trained on. Leave --template out, or score again with --template {recipe.template}."
         )
-    settings: dict[str, Any] = {"turns": scored.turns, "overlong": scored.overlong, "data_format": data_format}
-    settings["max_length"] = longest_row(recipe, scored, context)
-    template = recipe.template or scored.template
-    encoder = Encoder(tokenizer, template, **settings)
-    if recipe.run_folder and recipe.data and not recipe.template and template in ("alpaca", "chat"):
-        usual = Encoder(tokenizer, "auto", **settings).template_name
+    if recipe.data and not recipe.template and template in ("alpaca", "chat"):
+        usual = Encoder(base.tokenizer, "auto", **settings).template_name
         if usual != template:
             raise InputError(
                 f"{', '.join(recipe.data)}: rows of this form ({data_format}) are written with the template {usual!r}, but "
                 f"{recipe.run_folder} was scored under {template!r}. Say --template {template} to train them under it all the same."
             )
-    if scored.template_sha256 not in ("", encoder.identity["template_sha256"]) and not recipe.other_template:
-        raise InputError(
-            f"the template {template!r} is not the text that {recipe.run_folder} was scored under (another SHA-256): the chat template "
-            f"of {tokenizer.name_or_path} differs from that of {scored.model}, or the file was changed. Train {scored.model}, "
-            "score with the model that is trained, or pass --other-template to train under the other text knowingly."
-        )
-    return encoder
+    return run.encoder(base.name, base.source.revision, other_template=recipe.other_template, **settings)
 
 
-def longest_row(recipe: Recipe, scored: Scored, context: int) -> int:
+def longest_row(recipe: Recipe, base: Base) -> int:
     """Tokens of a row at most."""
-    return min(recipe.max_length or scored.max_length or context, context)
+    scored = Run(recipe.run_folder).facts.max_length if recipe.run_folder else base.context
+    return min(recipe.max_length or scored, base.context)
 
 
-def read_rows(
-    data: Sequence[str], encoder_for: Callable[[str], Encoder], scored: Scored, strict: bool
-) -> list[Encoded]:
-    """Read and tokenize files; rows that carry nothing to learn are counted and left out.
+def read_kept(recipe: Recipe, base: Base) -> list[Encoded]:
+    """The rows that the run's selection keeps.
+
+    Raises:
+        InputError: there is no selection, or it was made from other scores or data.
+    """
+    rows = list(Run(recipe.run_folder).rows(kept=True))
+    return usable(encoder_for(recipe, base, None), rows, f"{recipe.run_folder}, kept rows")
+
+
+def read_files(recipe: Recipe, base: Base, files: Sequence[str]) -> list[Encoded]:
+    """The rows of any files.
 
     Raises:
         InputError: a file is missing, empty or has no row to learn from.
     """
-    columns = dict(text.split("=", 1) for text in scored.columns)
-    source = open_data(
-        list(data), format=scored.format if strict else None, columns=columns if strict else {}, strict=strict
-    )
-    samples = [row for row in source if not isinstance(row, Reject)]
-    encoder = encoder_for(source.format)
-    encoded = encoder.encode(samples) if samples else []
-    usable = [row for row in encoded if row.status.scored]
-    if len(usable) < len(encoded):
-        first = next(row for row in encoded if not row.status.scored)
+    source = load_data(list(files))
+    found = list(source)
+    if rejected := [row for row in found if isinstance(row, Reject)]:
+        first = rejected[0]
         say(
-            f"left out: {len(encoded) - len(usable)} rows with nothing to learn (first: row {first.row_id}, {first.reason})"
+            f"left out: {len(rejected)} rows that cannot be read (first: {first.source}, line {first.line}: {first.reason})"
         )
-    if not usable:
-        raise InputError(f"{', '.join(data)}: none of its rows can be trained on.")
-    return usable
+    rows = [row for row in found if isinstance(row, Row)]
+    return usable(encoder_for(recipe, base, source.format), rows, ", ".join(files))
+
+
+def usable(encoder: Encoder, rows: Sequence[Row], where: str) -> list[Encoded]:
+    """Tokenized rows; those that carry nothing to learn are counted and left out."""
+    encoded = encoder.encode(rows) if rows else []
+    if left_out := [row for row in encoded if not row.status.scored]:
+        say(
+            f"left out: {len(left_out)} rows with nothing to learn (first: row {left_out[0].row_id}, {left_out[0].reason})"
+        )
+    if len(left_out) == len(encoded):
+        raise InputError(f"{where}: none of its rows can be trained on.")
+    return [row for row in encoded if row.status.scored]
 
 
 def split_rows(rows: list[Encoded], share: float, seed: int) -> tuple[list[Encoded], list[Encoded]]:
@@ -199,115 +170,90 @@ def split_rows(rows: list[Encoded], share: float, seed: int) -> tuple[list[Encod
     return [row for i, row in enumerate(rows) if i not in out], [row for i, row in enumerate(rows) if i in out]
 
 
+def rows_hash(rows: Iterable[Encoded]) -> str:
+    """Equal when tokens, masks and order are."""
+    return hashlib.sha256(" ".join(row.content_hash for row in rows).encode()).hexdigest()
+
+
 # ---- the run ----
 
 
-def train(recipe: Recipe) -> dict[str, Any]:
-    """Everything, in order; returns what training.json says.
+def run_recipe(recipe: Recipe) -> None:
+    """Everything, in order.
 
     Raises:
         InputError: something given is wrong.
     """
     check(recipe)
-    scored = scored_as(recipe.run_folder) if recipe.run_folder else Scored()
-    source = models.find_model(recipe.model or scored.model, recipe.model_revision)
-    tokenizer = models.load_tokenizer(source)
-    context = models.context_length(source)
-
-    def encoder_for(data_format: str) -> Encoder:
-        return make_encoder(recipe, scored, tokenizer, context, data_format)
-
-    own = not recipe.data
-    encoded = read_rows(recipe.data or (pruned_file(recipe.run_folder),), encoder_for, scored, strict=own)
+    if recipe.model:
+        base = find_base(recipe.model, recipe.model_revision)
+    else:
+        facts = Run(recipe.run_folder).facts
+        base = find_base(facts.model, recipe.model_revision or facts.model_revision)
+    encoded = read_files(recipe, base, recipe.data) if recipe.data else read_kept(recipe, base)
     if recipe.eval_data:
-        learnt, held_out = encoded, read_rows(recipe.eval_data, encoder_for, scored, strict=False)
+        learnt, held_out = encoded, read_files(recipe, base, recipe.eval_data)
     else:
         learnt, held_out = split_rows(encoded, recipe.eval_share, recipe.seed)
-    rows = [row_of(row) for row in learnt]
+    rows = train_rows(learnt)
     if recipe.packing:
-        rows = packed(rows, longest_row(recipe, scored, context))
-    dtype = models.pick_dtype(recipe.dtype, device_type())
-    steps = step_count(len(rows), recipe)
-    say(summary(recipe, learnt, held_out, len(rows), steps))
-
+        rows = pack(rows, longest_row(recipe, base))
+    say(summary(recipe, learnt, held_out, len(rows)))
     out = Path(recipe.out)
     identity = {
-        **{k: v for k, v in dataclasses.asdict(recipe).items() if k not in UNIMPORTANT},
-        "model": source.identity(),
-        "rows": digest([row.content_hash for row in learnt]),
-        "held_out": digest([row.content_hash for row in held_out]),
+        **{name: value for name, value in dataclasses.asdict(recipe).items() if name not in UNIMPORTANT},
+        "model": base.identity(),
+        "rows": rows_hash(learnt),
+        "held_out": rows_hash(held_out),
     }
     if claim(out, identity, recipe.restart):
         say(f"{out}: trained before, with these options and rows; skipped")
     else:
-        fit(recipe, rows, held_out, source, tokenizer, dtype, out)
+        fit(recipe, rows, held_out, base, out)
     if recipe.merge and is_main() and not (out / "merged" / "config.json").exists():
-        merge(source, out, dtype, tokenizer)
-    if not is_main():
-        return {}
-    facts: dict[str, Any] = json.loads((out / "training.json").read_text())
-    return facts
+        merge(recipe, base, out)
 
 
-UNIMPORTANT = ("out", "merge", "restart", "run_folder", "log_steps", "save_steps", "micro_batch", "eval_steps")
-"""Options that do not change the adapter."""
-
-
-def fit(
-    recipe: Recipe,
-    rows: Sequence[Row],
-    held_out: Sequence[Encoded],
-    source: models.ModelSource,
-    tokenizer: Any,
-    dtype: str,
-    out: Path,
-) -> None:
+def fit(recipe: Recipe, rows: Sequence[TrainRow], held_out: Sequence[Encoded], base: Base, out: Path) -> None:
     """Train, save the adapter and training.json; goes on from the last checkpoint."""
-    model = attach_lora(load_base(source, dtype, recipe.quantize), recipe)
+    model = attach_lora(base.load(recipe), recipe)
     trainable, total = model.get_nb_trainable_parameters()
-    say(
-        f"model     {source.name} in {dtype}: {trainable:,} of {total:,} parameters are trained ({trainable / total:.2%})"
-    )
-    trainer = make_trainer(model, rows, recipe, out / "checkpoints", dtype)
+    say(f"model     {base.name}: {trainable:,} of {total:,} parameters are trained ({trainable / total:.2%})")
     curve: dict[int, float] = {}
 
-    def evaluate(step: int) -> None:
-        curve[step] = float(held_out_losses(model, held_out).mean())
+    def look(step: int) -> None:
+        curve[step] = float(evaluate_shared(model, held_out).per_row.mean())
         say(f"held-out loss at step {step}: {curve[step]:.4f}")
 
+    def on_step(step: int) -> None:
+        if held_out and recipe.eval_steps and step % recipe.eval_steps == 0:
+            look(step)
+
     if held_out:
-        evaluate(0)  # a fresh adapter changes nothing: this is the base model, also when a checkpoint follows
-        if recipe.eval_steps:
-            steps = range(recipe.eval_steps, trainer.args.max_steps, recipe.eval_steps)
-            trainer.add_callback(EveryStep(steps, evaluate))
-    began = time.monotonic()
-    checkpoint = last_checkpoint(out / "checkpoints")
-    if checkpoint is not None:
-        say(f"resuming from {checkpoint}")
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    seconds = time.monotonic() - began
-    if held_out:
-        evaluate(trainer.state.global_step)
+        look(0)  # a fresh adapter changes nothing: this is the base model, also when a checkpoint follows
+    result = train(model, rows, recipe, checkpoints=out / "checkpoints", on_step=on_step)
+    if held_out and result.steps not in curve:
+        look(result.steps)
     if not is_main():
         return
     model.save_pretrained(out / "adapter", safe_serialization=True)
-    tokenizer.save_pretrained(out / "adapter")
-    losses = [[entry["step"], float(entry["loss"])] for entry in trainer.state.log_history if "loss" in entry]
-    facts = {"steps": trainer.state.global_step, "seconds": round(seconds, 1), "loss": losses, "held_out_loss": curve}
-    write_json(out / "training.json", {**facts, "recipe": dataclasses.asdict(recipe)})
-    RunFolder(out).finish("train", seconds=round(seconds, 1))
+    base.tokenizer.save_pretrained(out / "adapter")
+    done = dataclasses.asdict(result)
+    finish(out, {**done, "held_out_loss": curve, "recipe": dataclasses.asdict(recipe)})
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
     if held_out:
-        before, after = curve[0], curve[trainer.state.global_step]
+        before, after = curve[0], curve[result.steps]
         print(f"held-out loss: {before:.4f} before, {after:.4f} after ({len(held_out)} rows, nats per response token)")
-    print(f"adapter:       {out / 'adapter'} ({seconds:.0f} s of training)")
+    print(f"adapter:       {out / 'adapter'} ({result.seconds:.0f} s of training)")
 
 
-def merge(source: models.ModelSource, out: Path, dtype: str, tokenizer: Any) -> None:
+def merge(recipe: Recipe, base: Base, out: Path) -> None:
     """The adapter added to the unquantised base: merging into 4-bit weights would round it away."""
-    model = PeftModel.from_pretrained(models.load_causal_lm(source, dtype), out / "adapter")
+    from peft import PeftModel
+
+    model = PeftModel.from_pretrained(base.load(dataclasses.replace(recipe, quantize="none")), out / "adapter")
     model.merge_and_unload().save_pretrained(out / "merged")
-    tokenizer.save_pretrained(out / "merged")
+    base.tokenizer.save_pretrained(out / "merged")
     print(f"merged:        {out / 'merged'}")
 
 
@@ -321,63 +267,32 @@ def check(recipe: Recipe) -> None:
         )
     if not recipe.run_folder and not recipe.model:
         raise InputError("--model is missing: without --run-folder there is no scoring model to take in its place.")
-    check_ranges(recipe)
+    recipe.check()
     if recipe.eval_steps < 0:
         raise InputError(f"--eval-steps {recipe.eval_steps}: it must be at least 0.")
     if recipe.max_length is not None and recipe.max_length < 2:
         raise InputError(f"--max-length {recipe.max_length}: a row needs at least 2 tokens.")
 
 
-def pruned_file(run: str) -> str:
-    path = Path(run) / "pruned.jsonl"
-    if not path.exists():
-        raise InputError(f"{path} does not exist. Write it: instruct-prune export --out {run}")
-    return str(path)
-
-
-def summary(recipe: Recipe, learnt: Sequence[Encoded], held_out: Sequence[Encoded], sequences: int, steps: int) -> str:
+def summary(recipe: Recipe, learnt: Sequence[Encoded], held_out: Sequence[Encoded], sequences: int) -> str:
     """Tokens and steps, before an hour is spent on them."""
     tokens = sum(len(row.input_ids) for row in learnt)
     responses = sum(int(row.response_mask.sum()) for row in learnt)
     cut = sum(row.n_cut > 0 for row in learnt)
-    world = world_size()
+    steps, world = step_count(sequences, recipe), world_size()
+    epochs = steps * recipe.batch_size / sequences
     units = f"{sequences:,} packed sequences" if recipe.packing else f"{sequences:,} rows"
     return (
         f"rows      {len(learnt):,} to train on, {len(held_out):,} held out; {tokens:,} tokens an epoch, {responses:,} of them learnt"
         f"{f'; {cut:,} responses cut' if cut else ''}\n"
-        f"steps     {steps:,} of {recipe.batch_size} ({units}, {steps * recipe.batch_size / sequences:.2f} epochs; "
-        f"micro-batch {recipe.micro_batch}, {world} process{'es' if world > 1 else ''}): "
-        f"about {tokens * steps * recipe.batch_size / sequences:,.0f} tokens"
+        f"steps     {steps:,} of {recipe.batch_size} ({units}, {epochs:.2f} epochs; micro-batch {recipe.micro_batch}, "
+        f"{world} process{'es' if world > 1 else ''}): about {tokens * epochs:,.0f} tokens"
     )
-
-
-def claim(out: Path, identity: dict[str, Any], restart: bool) -> bool:
-    """True when the folder holds this very training, finished. Only the main process writes.
-
-    Raises:
-        InputError: it holds another one.
-    """
-    from accelerate.utils import broadcast_object_list
-
-    found: bool | str = False
-    if is_main():
-        try:
-            folder = RunFolder(out)
-            for name in ("checkpoints", "adapter", "merged") if restart else ():
-                shutil.rmtree(folder / name, ignore_errors=True)
-            found = folder.begin("train", identity, restart)
-        except InputError as error:
-            found = str(error)
-    if world_size() > 1:
-        found = broadcast_object_list([found])[0]
-    if isinstance(found, str):
-        raise InputError(found)
-    return found
 
 
 def main(words: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if words is None else words
-    return run_script("lora", lambda: train(parse(Recipe, arguments, "LoRA on a pruned set.")))
+    return run_script("lora", lambda: run_recipe(parse(Recipe, arguments, "LoRA on a pruned set.")))
 
 
 if __name__ == "__main__":

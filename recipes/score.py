@@ -8,10 +8,9 @@ The options are those of `instruct-prune score`; run the same command again to g
 
 from __future__ import annotations
 
+import runpy
 import sys
-
-from instruct_prune.cli import console_script
 
 if __name__ == "__main__":
     sys.argv.insert(1, "score")
-    console_script()
+    runpy.run_module("instruct_prune", run_name="__main__")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -24,13 +24,14 @@ from instruct_prune.errors import InputError
 from instruct_prune.rows.pixels import decode
 from instruct_prune.rows.reader import RowError
 from instruct_prune.rows.row import ImageRef, Row
+from instruct_prune.storage import replaced
 
 ROWS_PER_GROUP = 2048
 
 
 @dataclass(frozen=True)
-class ImageIndex:
-    """Read-only view; ``index[i]`` is picture i, not decoded yet. What `merge` asks of a token store, it has too.
+class PictureStore:
+    """Read-only view; ``store[i]`` is picture i, not decoded yet. What `merge` asks of a token store, it has too.
 
     Attributes:
         row_id: int64 [n].
@@ -54,7 +55,7 @@ class ImageIndex:
     content: NDArray[np.uint8] = field(repr=False)
 
     @classmethod
-    def open(cls, folder: Path) -> ImageIndex:
+    def open(cls, folder: Path) -> PictureStore:
         import pyarrow.parquet as pq
 
         columns = ["row_id", "status", "label", "path", "short", "offset", "size"]
@@ -134,15 +135,15 @@ class ImageIndex:
         table = pq.read_table(self.folder / "rows.parquet", columns=list(names))
         return tuple(table.column(name).to_pylist() for name in names)
 
-    def unigram_losses(self, rows: Int64) -> Float32:
+    def guess_losses(self, rows: Int64) -> Float32:
         """Empty: a softmax of inverse distances has no scale, so no loss of guessing says that a subnet has collapsed."""
         return np.empty(0, dtype=np.float32)
 
 
-def write_index(
-    folder: Path, pictures: Iterable[Row], advance: Any = lambda rows: None, strict: bool = False
-) -> ImageIndex:
-    """Decode every picture once, list it with its status, and open the result. ``rows.parquet`` comes into place last.
+def write_pictures(
+    folder: Path, rows: Iterable[Row], advance: Callable[[int], None] = lambda rows: None, strict: bool = False
+) -> None:
+    """Decode every picture once and list it with its status. ``rows.parquet`` comes into place last.
 
     Raises:
         InputError: ``strict``, and a picture cannot be used.
@@ -153,60 +154,71 @@ def write_index(
     text = ("status", "label", "path", "content_hash", "source", "reason")
     numbers = ("row_id", "short", "offset", "size", "line")
     schema = pa.schema([(n, pa.int64()) for n in numbers] + [(n, pa.string()) for n in text])
-    folder.mkdir(parents=True, exist_ok=True)
     target = folder / "rows.parquet"
     target.unlink(missing_ok=True)
-    temporary = target.with_suffix(".tmp")
-    with open(folder / "pictures.bin", "wb") as blob, pq.ParquetWriter(temporary, schema) as writer:
-        for group in _checked(pictures):
+    with (
+        replaced(target) as temporary,
+        replaced(folder / "pictures.bin") as beside,
+        open(beside, "wb") as blob,
+        pq.ParquetWriter(temporary, schema) as writer,
+    ):
+        for group in _checked(rows):
             lines: list[dict[str, Any]] = []
-            for row, digest, short, reason in group:
-                if strict and reason:
-                    raise InputError(f"{row.source}, line {row.line}: {reason}. Mend it, or run without --strict.")
-                picture, label = picture_of(row)
-                held = picture.data if picture.data is not None and not reason else b""
-                facts: dict[str, Any] = {
-                    "row_id": row.row_id,
-                    "short": short,
-                    "offset": blob.tell(),
-                    "size": len(held),
-                    "line": row.line,
-                }
-                status = Status.FAILED if reason else Status.OK
-                facts |= {"status": status.value, "label": label, "path": picture.path}
-                lines.append(facts | {"content_hash": digest, "source": row.source, "reason": reason})
+            for one in group:
+                if strict and one.reason:
+                    raise InputError(
+                        f"{one.row.source}, line {one.row.line}: {one.reason}. Mend it, or run without --strict."
+                    )
+                held = one.picture.data if one.picture.data is not None and not one.reason else b""
+                lines.append(
+                    {
+                        "row_id": one.row.row_id,
+                        "short": one.short,
+                        "offset": blob.tell(),
+                        "size": len(held),
+                        "line": one.row.line,
+                        "status": (Status.FAILED if one.reason else Status.OK).value,
+                        "label": one.label,
+                        "path": one.picture.path,
+                        "content_hash": one.digest,
+                        "source": one.row.source,
+                        "reason": one.reason,
+                    }
+                )
                 blob.write(held)
             writer.write_table(pa.Table.from_pylist(lines, schema=schema))
             advance(len(lines))
-        blob.flush()
-        os.fsync(blob.fileno())
-    os.replace(temporary, target)
-    return ImageIndex.open(folder)
 
 
-def picture_of(row: Row) -> tuple[ImageRef, str]:
-    """The picture of a row and its class: what the user shows and what the assistant answers."""
-    shown, said = row.messages
-    return shown.images[0], said.text
+@dataclass(frozen=True)
+class _Checked:
+    """A row's picture after a look at it: content hash, shorter side, and why it cannot be used ("" where it can)."""
+
+    row: Row
+    picture: ImageRef
+    label: str
+    digest: str
+    short: int
+    reason: str
 
 
-def _checked(rows: Iterable[Row]) -> Iterator[list[tuple[Row, str, int, str]]]:
-    """Groups of (row, content hash, shorter side, reason why its picture cannot be used or "")."""
+def _checked(rows: Iterable[Row]) -> Iterator[list[_Checked]]:
     waiting = iter(rows)
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # Pillow decodes outside the GIL
         while group := list(islice(waiting, ROWS_PER_GROUP)):
             yield list(pool.map(_check, group))
 
 
-def _check(row: Row) -> tuple[Row, str, int, str]:
-    picture, label = picture_of(row)
+def _check(row: Row) -> _Checked:
+    picture, label = row.messages[0].images[0], row.messages[-1].text
     digest = ""
     try:
         data = picture.read()
         digest = hashlib.blake2b(data + b"\0" + label.encode(), digest_size=16).hexdigest()
-        return row, digest, min(decode(data).size), ""
+        return _Checked(row, picture, label, digest, min(decode(data).size), "")
     except OSError as error:
         reason = f"the file cannot be read: {error.strerror}"
     except RowError as error:
         reason = error.reason
-    return row, digest, 0, reason if picture.path == row.source else f"{picture.path}: {reason}"
+    named = reason if picture.path == row.source else f"{picture.path}: {reason}"
+    return _Checked(row, picture, label, digest, 0, named)

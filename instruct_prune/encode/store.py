@@ -94,7 +94,7 @@ class TokenStore:
         table = pq.read_table(self.folder / "rows.parquet", columns=list(names))
         return tuple(table.column(name).to_pylist() for name in names)
 
-    def unigram_losses(self, rows: Int64) -> np.ndarray[Any, np.dtype[np.float32]]:
+    def guess_losses(self, rows: Int64) -> np.ndarray[Any, np.dtype[np.float32]]:
         """float32 [len(rows)]: mean loss of each row when its response tokens are guessed by their frequency.
 
         A subnet that is no better than this carries no signal about the text.
@@ -114,37 +114,6 @@ class TokenStore:
         for i in rows:
             tokens = self[int(i)]
             yield tokens.ids[tokens.response_mask]
-
-
-@dataclass(frozen=True)
-class AloneView:
-    """The responses without their prompts, for IFD: BOS where the row has one, then the response tokens.
-
-    Without a BOS the first response token has no context, so it is no target ("the first token of a row never is").
-    """
-
-    store: TokenStore
-    bos_token_id: int | None
-
-    def __len__(self) -> int:
-        return len(self.store)
-
-    @property
-    def lengths(self) -> Int32:
-        """int32 [n]: tokens of each row's view."""
-        leading = np.zeros(len(self.store), dtype=np.int32)
-        filled = np.diff(self.store.offset) > 0
-        leading[filled] = self.store.ids[self.store.offset[:-1][filled]] == self.bos_token_id
-        return self.store.n_response + leading
-
-    def __getitem__(self, i: int) -> Tokens:
-        row = self.store[i]
-        ids = row.ids[row.response_mask]
-        if self.bos_token_id is not None and row.ids[0] == self.bos_token_id:
-            ids = np.concatenate([[np.int32(self.bos_token_id)], ids]).astype(np.int32)
-        mask = np.ones(len(ids), dtype=bool)
-        mask[0] = False
-        return Tokens(ids, mask)
 
 
 def write_store(folder: Path, encoded: Iterable[tuple[Encoded, str, int]]) -> TokenStore:

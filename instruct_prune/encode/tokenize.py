@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +18,26 @@ from instruct_prune.errors import InputError
 from instruct_prune.rows.row import Row
 
 _NO_IDS = np.zeros(0, dtype=np.int32)
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How rows are written as text for a language model: what trainers' files say of it.
+
+    Attributes:
+        template: "alpaca", "chat", "plain" or a Jinja file.
+        max_length: tokens per row at most.
+        turns: whether every trained assistant turn counts, or the last one.
+        render: a row's text in pieces, (text, is it response).
+        bos, eos: the tokenizer's begin and end tokens as text, "" where it has none.
+    """
+
+    template: str
+    max_length: int
+    turns: Literal["all", "last"]
+    render: Callable[[Row], list[tuple[str, bool]]]
+    bos: str = ""
+    eos: str = ""
 
 
 class Encoder:
@@ -62,6 +83,7 @@ class Encoder:
         self._name = str(tokenizer.name_or_path)
         self._backend = _bare(tokenizer.backend_tokenizer)
         self._unknown = tokenizer.unk_token_id
+        self._bos, self._eos = str(tokenizer.bos_token or ""), str(tokenizer.eos_token or "")
         self._ids_before: list[int] = []
         self._ids_after: list[int] = []
         self.template_name: str = self._template.name
@@ -94,6 +116,11 @@ class Encoder:
             "turns": self._turns,
             "overlong": self._overlong,
         }
+
+    @property
+    def writing(self) -> Writing:
+        """How rows are written, for those who write them for trainers."""
+        return Writing(self.template_name, self._max_length, self._turns, self.render, self._bos, self._eos)
 
     def encode(self, batch: Sequence[Row]) -> list[Encoded]:
         """Tokenize rows in one call; a row that cannot be encoded gets a status and a reason, never an exception."""

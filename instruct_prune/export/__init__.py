@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from instruct_prune.export.job import Exported, ExportJob, KeptSamples
+from instruct_prune.export.job import Exported, ExportJob
 from instruct_prune.registry import resolve
+
+Exporter = Callable[[ExportJob], Exported]
 
 EXPORTS: dict[str, str] = {
     "alpaca": "instruct_prune.export.trainers:alpaca",
@@ -16,7 +18,19 @@ EXPORTS: dict[str, str] = {
     "parquet": "instruct_prune.export.tables:parquet",
     "disk": "instruct_prune.export.tables:disk",
     "hub": "instruct_prune.export.hub:hub",
+    "links": "instruct_prune.export.images:links",
+    "copies": "instruct_prune.export.images:copies",
 }
+"""{name: "module:function"}. One file and one line here add a format."""
+
+
+def exporters_of(to: Sequence[str]) -> dict[str, Exporter]:
+    """The exporters of these names, each once: those of the package, or the user's own as ``module:function``.
+
+    Raises:
+        InputError: an unknown format.
+    """
+    return {name: resolve(EXPORTS, name, "--to") for name in dict.fromkeys(to)}
 
 
 def export_selection(to: Sequence[str], job: ExportJob) -> list[Exported]:
@@ -25,8 +39,7 @@ def export_selection(to: Sequence[str], job: ExportJob) -> list[Exported]:
     Raises:
         InputError: an unknown format, nothing was kept, or a format that cannot hold the rows.
     """
-    exporters = {name: resolve(EXPORTS, name, "export format") for name in dict.fromkeys(to)}
-    return [exporter(job) for exporter in exporters.values()]
+    return [exporter(job) for exporter in exporters_of(to).values()]
 
 
-__all__ = ["EXPORTS", "ExportJob", "Exported", "KeptSamples", "export_selection"]
+__all__ = ["EXPORTS", "ExportJob", "Exported", "export_selection", "exporters_of"]

@@ -1,19 +1,17 @@
-"""The kept pictures: a tree of links, a tree of copies, or a `datasets` folder."""
+"""Labelled pictures: a tree of links, a tree of copies, or a `datasets` folder."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from instruct_prune.errors import InputError
-from instruct_prune.registry import suggestion
+from instruct_prune.export.job import Exported, ExportJob
+from instruct_prune.rows.row import ImageRef, Row
 from instruct_prune.storage import replaced_folder
-
-Kept = tuple[str, str, int]
-"""Path (or a name), class, position."""
 
 SUFFIX_OF = {
     b"\x89PNG": ".png",
@@ -26,76 +24,72 @@ SUFFIX_OF = {
 }
 
 
-def write_images(folder: Path, to: Sequence[str], kept: Sequence[Kept], encoded: Callable[[int], bytes]) -> list[str]:
-    """Write the kept pictures in each of the forms ``to``: "links", "copies", "disk".
+def links(job: ExportJob) -> Exported:
+    """``pruned_links/CLASS/FILE``: a tree of links to the pictures."""
 
-    Args:
-        folder: the run folder; the trees are ``pruned_links/CLASS/FILE`` and ``pruned_copies/CLASS/FILE``, the dataset
-            is ``pruned_dataset`` (``datasets.load_from_disk``, features image and label).
-        to: forms, each once.
-        kept: the kept pictures, in input order.
-        encoded: a picture's bytes by position.
+    def put(target: Path, picture: ImageRef) -> None:
+        if not os.path.isabs(picture.path):
+            raise InputError(
+                "--to links: the pictures lie inside a table and are no files. Use --to copies or --to disk."
+            )
+        target.symlink_to(picture.path)
 
-    Returns:
-        A line about each, for people.
-
-    Raises:
-        InputError: an unknown form, or links to pictures that are no files.
-    """
-    forms: dict[str, Callable[[Path, Sequence[Kept], Callable[[int], bytes]], Path]] = {
-        "links": _links,
-        "copies": _copies,
-        "disk": _disk,
-    }
-    for name in to:
-        if name not in forms:
-            raise InputError(f"--to {name}: unknown for images.{suggestion(name, forms)} Known: {', '.join(forms)}.")
-    return [f"{name}: {len(kept)} images in {forms[name](folder, kept, encoded)}" for name in dict.fromkeys(to)]
+    return _tree(job, "links", put)
 
 
-def _links(folder: Path, kept: Sequence[Kept], encoded: Callable[[int], bytes]) -> Path:
-    if not all(os.path.isabs(path) for path, _, _ in kept):
-        raise InputError("--to links: the pictures lie inside a table and are no files. Use --to copies or --to disk.")
-    return _tree(folder / "pruned_links", kept, lambda target, path, _: target.symlink_to(path))
+def copies(job: ExportJob) -> Exported:
+    """``pruned_copies/CLASS/FILE``: a tree of the pictures themselves."""
+
+    def put(target: Path, picture: ImageRef) -> None:
+        data = picture.read()
+        if not target.suffix:
+            target = target.with_suffix(next((s for magic, s in SUFFIX_OF.items() if data.startswith(magic)), ".img"))
+        target.write_bytes(data)
+
+    return _tree(job, "copies", put)
 
 
-def _copies(folder: Path, kept: Sequence[Kept], encoded: Callable[[int], bytes]) -> Path:
-    return _tree(folder / "pruned_copies", kept, lambda target, _, i: _write(target, encoded(i)))
-
-
-def _write(target: Path, data: bytes) -> None:
-    if not target.suffix:
-        target = target.with_suffix(next((s for magic, s in SUFFIX_OF.items() if data.startswith(magic)), ".img"))
-    target.write_bytes(data)
-
-
-def _tree(target: Path, kept: Sequence[Kept], put: Callable[[Path, str, int], object]) -> Path:
-    """A tree of class folders, made beside and renamed into place."""
-    with replaced_folder(target) as scratch:
-        taken: set[Path] = set()
-        for path, label, i in kept:
-            folder = scratch / (re.sub(r"[/\\\0]+", "_", label).strip(".") or "_")
-            folder.mkdir(parents=True, exist_ok=True)
-            name = folder / Path(path).name
-            if name in taken:  # the same name from two folders
-                name = folder / f"{i:07d}-{Path(path).name}"
-            taken.add(name)
-            put(name, path, i)
-    return target
-
-
-def _disk(folder: Path, kept: Sequence[Kept], encoded: Callable[[int], bytes]) -> Path:
+def dataset(job: ExportJob) -> Exported:
+    """``pruned_dataset``: for ``datasets.load_from_disk``, features image and label."""
     import datasets
 
-    target = folder / "pruned_dataset"
+    target = job.folder / "pruned_dataset"
+    kept = [(*_labelled(row, "disk"), row) for row in job.samples]
     names = sorted({label for _, label, _ in kept})
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
-
-    def rows() -> Any:
-        for path, label, i in kept:
-            yield {"image": {"path": Path(path).name, "bytes": encoded(i)}, "label": label}
-
-    made = datasets.Dataset.from_list(list(rows()), features=features)
+    rows: list[Any] = [
+        {"image": {"path": Path(picture.path).name, "bytes": picture.read()}, "label": label}
+        for picture, label, _ in kept
+    ]
     with replaced_folder(target) as scratch:
-        made.save_to_disk(str(scratch))
-    return target
+        datasets.Dataset.from_list(rows, features=features).save_to_disk(str(scratch))
+    return Exported("disk", (target,), len(rows))
+
+
+def _labelled(row: Row, to: str) -> tuple[ImageRef, str]:
+    """The picture and the class of a row.
+
+    Raises:
+        InputError: it is no labelled picture.
+    """
+    images = [image for message in row.messages for image in message.images]
+    if len(images) != 1 or row.messages[-1].role != "assistant":
+        raise InputError(f"--to {to} is for labelled pictures, and row {row.row_id} ({row.source}) is none.")
+    return images[0], row.messages[-1].text
+
+
+def _tree(job: ExportJob, to: str, put: Callable[[Path, ImageRef], None]) -> Exported:
+    """A tree of class folders, made beside and renamed into place."""
+    target = job.folder / f"pruned_{to}"
+    taken: set[Path] = set()
+    with replaced_folder(target) as scratch:
+        for row in job.samples:
+            picture, label = _labelled(row, to)
+            folder = scratch / (re.sub(r"[/\\\0]+", "_", label).strip(".") or "_")
+            folder.mkdir(parents=True, exist_ok=True)
+            name = folder / Path(picture.path).name
+            if name in taken:  # the same name from two folders
+                name = folder / f"{row.row_id:07d}-{Path(picture.path).name}"
+            taken.add(name)
+            put(name, picture)
+    return Exported(to, (target,), len(taken))

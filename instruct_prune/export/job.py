@@ -5,36 +5,19 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from instruct_prune.arrays import Int64
+from instruct_prune.encode.tokenize import Writing
 from instruct_prune.errors import InputError
-from instruct_prune.rows.row import Reject, Row
+from instruct_prune.rows.row import Row
 from instruct_prune.storage import atomic
 
 
 class CannotExpressError(ValueError):
     """The target format has no place for something in this row; the text says for what."""
-
-
-@dataclass(frozen=True)
-class KeptSamples:
-    """The kept rows of a source as samples, in input order; iterate as often as needed.
-
-    Attributes:
-        source: samples and rejects in input order (``instruct_prune.rows.Source``), readable many times.
-        kept: int64 [k], the row ids that were kept.
-    """
-
-    source: Iterable[Row | Reject]
-    kept: Int64
-
-    def __iter__(self) -> Iterator[Row]:
-        wanted = set(self.kept.tolist())
-        return (row for row in self.source if isinstance(row, Row) and row.row_id in wanted)
 
 
 @dataclass(frozen=True)
@@ -44,6 +27,7 @@ class Survey:
     Attributes:
         rows: how many.
         text: rows of plain text, without turns.
+        pictures: rows that show a picture.
         systems, tools, calls: rows with a system message, with tool definitions, with tool calls or tool results.
         many_turns: rows in which the assistant speaks more than once.
         earlier_trained: rows that train an assistant turn before the last one.
@@ -53,6 +37,7 @@ class Survey:
 
     rows: int = 0
     text: int = 0
+    pictures: int = 0
     systems: int = 0
     tools: int = 0
     calls: int = 0
@@ -64,7 +49,7 @@ class Survey:
     @classmethod
     def of(cls, job: ExportJob) -> Survey:
         counts = dict.fromkeys(
-            ("rows", "text", "systems", "tools", "calls", "many_turns", "earlier_trained", "untrained"), 0
+            ("rows", "text", "pictures", "systems", "tools", "calls", "many_turns", "earlier_trained", "untrained"), 0
         )
         last_only = True
         for sample in job.samples:
@@ -72,6 +57,7 @@ class Survey:
             trained = job.trained(sample)
             counts["rows"] += 1
             counts["text"] += any(m.role == "text" for m in sample.messages)
+            counts["pictures"] += any(m.images for m in sample.messages)
             counts["systems"] += any(m.role == "system" for m in sample.messages)
             counts["tools"] += bool(sample.tools)
             counts["calls"] += any(m.tool_calls or m.role == "tool" for m in sample.messages)
@@ -90,13 +76,10 @@ class ExportJob:
         samples: the kept rows in input order; must be iterable many times (`KeptSamples`).
         folder: where the files go.
         name: of the data set, in trainers' files.
-        template: the template that the rows were scored under ("alpaca", "chat", "plain" or a Jinja file).
         model: the base model to name in trainers' files.
-        max_length: tokens per row at most.
+        writing: how rows are written as text for the model; None for rows that are no text.
+        model_kind: the kind of model that the rows are for.
         kind: how the input rows were stored (``Source.kind``).
-        turns: whether every trained assistant turn counts, or the last one.
-        render: ``Encoder.render``: a row's text in pieces (text, is it response); needed where a trainer has no such template.
-        bos, eos: the tokenizer's begin and end tokens as text ("" where it has none or the template writes them).
         split, subset: of a Hub or saved dataset, as given to ``open_data``.
         license: of the source data, or None where it is not known; never guessed.
         facts: lines for the dataset card, as in {"method": "flexrand", "kept": "125 of 417 rows"}.
@@ -107,14 +90,10 @@ class ExportJob:
     samples: Iterable[Row]
     folder: Path
     name: str
-    template: str
     model: str
-    max_length: int
+    writing: Writing | None
+    model_kind: str = "causal_lm"
     kind: str = "jsonl"
-    turns: Literal["all", "last"] = "all"
-    render: Callable[[Row], list[tuple[str, bool]]] | None = None
-    bos: str = ""
-    eos: str = ""
     split: str | None = None
     subset: str | None = None
     license: str | None = None
@@ -124,7 +103,18 @@ class ExportJob:
 
     def __post_init__(self) -> None:
         if iter(self.samples) is self.samples:
-            raise TypeError("samples must be iterable more than once, not an iterator: see KeptSamples")
+            raise TypeError("samples must be iterable more than once, not an iterator")
+
+    @property
+    def text(self) -> Writing:
+        """How rows are written as text.
+
+        Raises:
+            InputError: they are no text.
+        """
+        if self.writing is None:
+            raise InputError("these rows are no text for a language model, so this format cannot hold them.")
+        return self.writing
 
     @property
     def slug(self) -> str:
@@ -138,7 +128,7 @@ class ExportJob:
     def trained(self, sample: Row) -> set[int]:
         """Positions of the messages that are trained on."""
         found = [i for i, message in enumerate(sample.messages) if message.trained]
-        return set(found[-1:] if self.turns == "last" else found)
+        return set(found[-1:] if self.writing is not None and self.writing.turns == "last" else found)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from instruct_prune.errors import InputError
+from instruct_prune.export.images import dataset
 from instruct_prune.export.job import Exported, ExportJob
 from instruct_prune.export.own_format import kept_by_input
 from instruct_prune.rows.arrow_tables import ArrowTable, KeptTable, ParquetTable, write_parquet_table
@@ -57,9 +58,18 @@ def _inferred(samples: Iterable[Row]) -> KeptTable:
 
 
 def _batches(samples: Iterable[Row]) -> Iterator[list[Mapping[str, Any]]]:
-    rows = (as_mapping(sample.raw) for sample in samples)
+    rows = map(_raw, samples)
     while batch := list(islice(rows, BATCH_ROWS)):
         yield batch
+
+
+def _raw(sample: Row) -> Mapping[str, Any]:
+    if not sample.raw:
+        raise InputError(
+            f"{sample.source}, line {sample.line}: the row holds bytes, which are not stored beside rows of other inputs. Prune"
+            " this input in a run of its own."
+        )
+    return as_mapping(sample.raw)
 
 
 def _features(rows: list[Mapping[str, Any]]) -> Mapping[str, Any]:
@@ -122,6 +132,8 @@ def parquet(job: ExportJob) -> Exported:
 
 
 def disk(job: ExportJob) -> Exported:
-    """``disk/``: the kept rows with all their columns, for ``datasets.load_from_disk``."""
+    """``disk/``: the kept rows with all their columns, for ``datasets.load_from_disk``; pictures as `images.dataset`."""
+    if job.survey.pictures:
+        return dataset(job)
     target = job.folder / "disk"
     return Exported("disk", (target,), save_dataset(table_of(job), target))

@@ -47,7 +47,9 @@ def messages(job: ExportJob) -> Exported:
         return messages_row(sample, job.trained(sample), weights=found.untrained > 0, tools=found.tools > 0)
 
     notes = (
-        [] if job.template == "chat" else [_other_template(job, "messages are rendered by the trainer's chat template")]
+        []
+        if job.text.template == "chat"
+        else [_other_template(job, "messages are rendered by the trainer's chat template")]
     )
     if found.untrained:
         notes.append("turns with weight 0 were not scored; TRL trains them all the same, axolotl does not")
@@ -105,7 +107,7 @@ def axolotl(job: ExportJob) -> Exported:
     if found.text == found.rows:
         source["type"] = "completion"
         convert = text_row
-    elif job.template == "alpaca" and not (found.systems or found.many_turns or found.calls or found.text):
+    elif job.text.template == "alpaca" and not (found.systems or found.many_turns or found.calls or found.text):
         source["type"] = "alpaca"
 
         def convert(sample: Row) -> dict[str, Any]:
@@ -124,14 +126,14 @@ def axolotl(job: ExportJob) -> Exported:
         source["type"] = "input_output"
 
         def convert(sample: Row) -> dict[str, Any]:
-            opening = [{"label": False, "text": job.bos}] if job.bos else []
+            opening = [{"label": False, "text": job.text.bos}] if job.text.bos else []
             return {"segments": opening + [{"label": said, "text": text} for text, said in _rendered(job, sample)]}
 
     stanza = {
         "base_model": job.model,
         "datasets": [source],
         "train_on_inputs": False,
-        "sequence_len": job.max_length,
+        "sequence_len": job.text.max_length,
         "sample_packing": False,
         **{"adapter": "lora", "lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.05, "lora_target_linear": True},
         **{"learning_rate": 0.0002, "lr_scheduler": "cosine", "warmup_ratio": 0.03, "optimizer": "adamw_torch"},
@@ -158,7 +160,7 @@ def trl(job: ExportJob) -> Exported:
     else:
         if found.many_turns and not found.last_only:
             raise InputError(
-                f"--to trl: rows with several trained turns under the template {job.template!r} have no place in TRL's data "
+                f"--to trl: rows with several trained turns under the template {job.text.template!r} have no place in TRL's data "
                 "formats. Export axolotl (its segments keep text and mask), or score again with --template chat."
             )
         options["completion_only_loss"] = True
@@ -170,7 +172,7 @@ def trl(job: ExportJob) -> Exported:
         "model_name_or_path": job.model,
         "datasets": [{"path": "json", "data_files": target.name, "split": "train"}],
         **options,
-        "max_length": job.max_length,
+        "max_length": job.text.max_length,
         "packing": False,
         **{"use_peft": True, "lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.05, "lora_target_modules": "all-linear"},
         **{"learning_rate": 0.0002, "lr_scheduler_type": "cosine", "num_train_epochs": 3},
@@ -209,24 +211,24 @@ def _prompt_and_completion(job: ExportJob, sample: Row) -> dict[str, str]:
     prompt, completion = ("".join(text for text, _ in part) for part in (pieces[:n_prompt], pieces[n_prompt:]))
     if not prompt:
         raise CannotExpressError("the row has no prompt")
-    return {"prompt": prompt, "completion": completion.removesuffix(job.eos)}  # TRL appends the end token itself
+    return {"prompt": prompt, "completion": completion.removesuffix(job.text.eos)}  # TRL appends the end token itself
 
 
 def _rendered(job: ExportJob, sample: Row) -> list[tuple[str, bool]]:
-    if job.render is None:
-        raise TypeError(f"the template {job.template!r} needs ExportJob.render (Encoder.render)")
-    return job.render(sample)
+    if job.text.render is None:
+        raise TypeError(f"the template {job.text.template!r} needs ExportJob.render (Encoder.render)")
+    return job.text.render(sample)
 
 
 def _is_chat(job: ExportJob) -> bool:
     """The tokenizer's chat template, or a Jinja file written like one."""
-    return job.template not in ("alpaca", "plain")
+    return job.text.template not in ("alpaca", "plain")
 
 
 def _jinja(job: ExportJob, name_key: str | None, path_key: str) -> dict[str, Any]:
-    if job.template == "chat":
+    if job.text.template == "chat":
         return {name_key: "tokenizer_default"} if name_key else {}
-    return ({name_key: "jinja"} if name_key else {}) | {path_key: job.template}
+    return ({name_key: "jinja"} if name_key else {}) | {path_key: job.text.template}
 
 
 def _check_masks(job: ExportJob, sample: Row) -> None:
@@ -243,7 +245,7 @@ def _mask_notes(job: ExportJob) -> tuple[str, ...]:
 
 
 def _other_template(job: ExportJob, who: str) -> str:
-    return f"the rows were scored under the template {job.template!r}; {who}"
+    return f"the rows were scored under the template {job.text.template!r}; {who}"
 
 
 def _exported(

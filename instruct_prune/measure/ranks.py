@@ -67,7 +67,7 @@ class Ranks:
 
         return broadcast_object_list([value])[0]
 
-    def on_main(self, function: Callable[[], None]) -> None:
+    def on_main(self, function: Callable[[], object]) -> None:
         """Run on the main process while the others wait; an InputError there ends all (only the main one tells it)."""
         error: InputError | None = None
         if self.is_main:

@@ -1,4 +1,4 @@
-"""How fast this machine scores, measured on a few of the run's own batches."""
+"""How fast this machine measures, on a few of the run's own batches."""
 
 from __future__ import annotations
 
@@ -6,22 +6,21 @@ import time
 
 import numpy as np
 
-from instruct_prune.measure.engine import Work
-from instruct_prune.models.backbone import Backbone
+from instruct_prune.measure.engine import Work, run_batch
+from instruct_prune.models.model import Model
 
-PROBED_BATCHES = 4
+TIMED_BATCHES = 4
 
 
-def probe_speed(backbone: Backbone, work: Work) -> float:
-    """Padded tokens a second of the dense model, from batches spread over the plan's lengths."""
-    plan, items = work.plans[0], work.items[0]
-    backbone.fit(items)
-    backbone.start_pass(work.passes[0].subnets[:1], plan)
+def measure_speed(model: Model, work: Work) -> float:
+    """Padded tokens (or pictures) a second of the first pass, from batches spread over the plan's lengths."""
+    plan, items, a_pass = work.plans[0], work.items[0], work.passes[0]
+    model.start_pass(plan, a_pass.depths, a_pass.pooled)
     batches = [batch for chunk in plan.chunks for batch in chunk]
-    chosen = [batches[i] for i in np.unique(np.linspace(0, len(batches) - 1, PROBED_BATCHES).round().astype(int))]
-    backbone.losses(backbone.collate([items[int(i)] for i in chosen[-1].rows], chosen[-1].prefix))  # warm-up
-    tokens, began = 0, time.perf_counter()
+    chosen = [batches[i] for i in np.unique(np.linspace(0, len(batches) - 1, TIMED_BATCHES).round().astype(int))]
+    run_batch(model, a_pass, items, chosen[-1])  # warm-up
+    cost, began = 0, time.perf_counter()
     for batch in chosen:
-        backbone.losses(backbone.collate([items[int(i)] for i in batch.rows], batch.prefix)).cpu()
-        tokens += batch.width * len(batch.rows)
-    return tokens / (time.perf_counter() - began)
+        run_batch(model, a_pass, items, batch).cpu()
+        cost += batch.width * len(batch.rows)
+    return cost / (time.perf_counter() - began)

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from instruct_prune.errors import InputError
-from instruct_prune.measure.passes import Pass
 from instruct_prune.measure.subnet import SubnetSpec
 from instruct_prune.measure.weights import WeightMasker, seeded
+from instruct_prune.registry import load_attribute
 
 ATTENTION = re.compile(r"attention|attn", re.IGNORECASE)
 MLP = re.compile(r"mlp|feedforward|ffn|moe|sparse", re.IGNORECASE)
@@ -31,6 +31,7 @@ class SubnetSwitch:
         self._include_head = include_head
         self._masker: WeightMasker | None = None
         self._hooks: list[Any] = []
+        self._own = ExitStack()  # subnets of the user's own: context managers (module, value, seed)
 
     def __enter__(self) -> SubnetSwitch:
         return self
@@ -40,9 +41,12 @@ class SubnetSwitch:
         if self._masker is not None:
             self._masker.restore()
 
-    def to(self, a_pass: Pass) -> None:
-        """Make the model the subnet of ``a_pass``."""
-        spec = a_pass.subnets[0]
+    def to(self, spec: SubnetSpec) -> None:
+        """Make the model this subnet.
+
+        Raises:
+            InputError: the model has no such subnet, or the user's own family is not a context manager.
+        """
         self._unhook()
         if spec.kind in ("magnitude", "random") and self._masker is None:
             self._masker = WeightMasker(self.model, self._include_head)
@@ -50,6 +54,8 @@ class SubnetSwitch:
             self._masker.apply(spec)
         if spec.kind == "dropout":
             self._hooks = inject_dropout(self.model, spec)
+        if ":" in spec.kind:
+            self._own.enter_context(load_attribute(spec.kind, "--subnets")(self.model, spec.value, spec.seed))
 
     def left_whole(self) -> dict[str, str]:
         """Weights that no mask touches, with the reason; empty before the first masked subnet."""
@@ -59,6 +65,7 @@ class SubnetSwitch:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+        self._own.close()
 
 
 def inject_dropout(model: nn.Module, spec: SubnetSpec) -> list[Any]:
@@ -152,5 +159,5 @@ def decoder_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
 def subnet(model: nn.Module, spec: SubnetSpec, include_head: bool = False) -> Iterator[nn.Module]:
     """The model as one subnet, for people who experiment; bit-identical to before afterwards."""
     with SubnetSwitch(model, include_head) as switch:
-        switch.to(Pass((spec,)))
+        switch.to(spec)
         yield model

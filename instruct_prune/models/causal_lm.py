@@ -1,4 +1,4 @@
-"""Loss per response token of a causal language model (METHOD section 1).
+"""Causal language models: rows become tokens, and the loss is per response token (METHOD section 1).
 
 What makes it fast changes no number: the output head runs on response positions only, in pieces whose logits stay in
 cache; rows need no attention mask, because padding on the right cannot be seen by a causal model; the tokens that a whole
@@ -8,9 +8,12 @@ group of rows begins with (a template's preamble) are computed once for each sub
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,15 +21,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from instruct_prune.encode.batching import Plan
-from instruct_prune.encode.item import Tokens
+from instruct_prune.arrays import Int32, Int64
+from instruct_prune.config import EncodeConfig, ScoreConfig
+from instruct_prune.encode.batching import Plan, shared_prefixes
+from instruct_prune.encode.item import Encoded, Tokens
+from instruct_prune.encode.store import TokenStore, write_store
+from instruct_prune.encode.tokenize import Encoder, Writing
 from instruct_prune.errors import InputError
-from instruct_prune.measure.subnet import SubnetSpec
+from instruct_prune.models import names
+from instruct_prune.models.decoder import decoder_of, final_norm, logit_adjustment, output_head
 from instruct_prune.models.linear import OneDnnLinear
+from instruct_prune.models.model import Advance, Items, Model, States
+from instruct_prune.registry import is_reference, load_attribute
+from instruct_prune.rows.row import Row
 
+ENCODE_BATCH = 2048
 HEAD_POSITIONS = {"cpu": 256, "other": 4096}  # positions whose logits exist at a time when the vocabulary is whole
 BLOCK_POSITIONS, BLOCK_WORDS = 1024, 2048  # and when it is not: 8 MB of float32 logits, which a CPU keeps in cache
-PROBE_TOLERANCE = 1e-3  # relative, in the model's own dtype twice as many bits would be asked of float32
+CHECK_TOLERANCE = 1e-3  # relative, in the model's own dtype twice as many bits would be asked of float32
 
 
 @dataclass(frozen=True)
@@ -34,7 +46,9 @@ class TextBatch:
     """Right-padded rows.
 
     Attributes:
-        input_ids: int64 [b, t], without the shared prefix and without what comes after the last but one target.
+        input_ids: int64 [b, t], without the shared prefix and, where no states are pooled, without what comes after the
+            last but one target.
+        lengths: int64 [b], tokens of each row in ``input_ids``.
         rows, positions: int64 [m], where the states that predict the m targets lie.
         targets: int64 [m].
         counts: int64 [b], targets of each row.
@@ -42,6 +56,7 @@ class TextBatch:
     """
 
     input_ids: Tensor
+    lengths: Tensor
     rows: Tensor
     positions: Tensor
     targets: Tensor
@@ -49,44 +64,186 @@ class TextBatch:
     prefix: int
 
 
-class CausalLM:
-    """The text backbone.
+@dataclass(frozen=True)
+class Prefix:
+    """What a shared beginning leaves under the present weights: keys and values by layer, states [p, h] by depth."""
+
+    cache: list[tuple[Tensor, Tensor]]
+    states: dict[int | None, Tensor]
+
+
+class CausalLM(Model):
+    """A causal language model of transformers.
 
     Args:
-        model: a transformers causal language model, in evaluation mode.
+        config: its name and how it is run.
+        encode: how rows become tokens.
+        data_format: ``Source.format``; decides what the template "auto" is.
+        loaded: a model and its tokenizer made in Python, in place of those that ``config.model`` names.
+
+    Raises:
+        InputError: no such model, no fast tokenizer, a template that does not fit.
     """
 
-    def __init__(self, model: Any) -> None:
-        self.model: Any = model.eval()
-        self.head = output_head(model)
-        self.decoder = decoder_of(model)
-        self._adjust = logit_adjustment(model.config)
-        # transformers 5.23 renamed the argument, and warns of the old name.
-        names = inspect.signature(self.decoder.forward).parameters
-        self._cache_argument = "cache" if "cache" in names else "past_key_values"
+    default = "smollm2-135m-instruct"
+    unit = "tokens"
+    batch = {"cpu": 4096, "other": 32768}  # noqa: RUF012
+
+    def __init__(
+        self, config: ScoreConfig, encode: EncodeConfig, data_format: str | None, loaded: tuple[Any, Any] | None = None
+    ) -> None:
+        self._encode = encode
+        self._data_format = data_format
+        self.name = (config.model or self.default) if loaded is None else type(loaded[0]).__name__
+        if loaded is None and is_reference(self.name):
+            loaded = from_factory(self.name)
+        self._loaded = loaded
+        self._share_prefix = config.share_prefix
+        self.source = None if loaded is not None else names.find_model(self.name, config.model_revision)
         self._prefixes: tuple[Tensor, ...] = ()
-        self._caches: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        self._shared: dict[int, Prefix] = {}
         self._depths: tuple[int, ...] = ()
+        self._pooled = False
+
+    @classmethod
+    def holding(cls, module: Any) -> CausalLM:
+        """For items that are encoded already: a loaded model, without a tokenizer.
+
+        Raises:
+            InputError: as `hold`.
+        """
+        model = cls(ScoreConfig(), EncodeConfig(), None, (module, None))
+        model.hold(module)
+        return model
+
+    # ---- rows become tokens ----
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        if self._loaded is not None:
+            return self._loaded[1]
+        assert self.source is not None
+        return names.load_tokenizer(self.source)
 
     @property
-    def device(self) -> torch.device:
-        weight: Tensor = self.model.get_input_embeddings().weight
-        hook = getattr(self.model, "_hf_hook", None)
-        offloaded = getattr(hook, "execution_device", None)
-        return torch.device(offloaded) if weight.device.type == "meta" and offloaded is not None else weight.device
+    def bos_token_id(self) -> int | None:
+        found: int | None = self.tokenizer.bos_token_id
+        return found
 
-    def fit(self, items: Any) -> None:
+    @cached_property
+    def encoder(self) -> Encoder:
+        """Rows to tokens, under the template that the options and the data ask for."""
+        wanted = self._encode.max_length
+        if wanted is not None and wanted < 2:
+            raise InputError(f"--max-length {wanted}: a row needs at least two tokens, one of them to be predicted.")
+        context = (
+            names.context_of(self._loaded[0].config) if self._loaded is not None else names.context_length(self.source)  # type: ignore[arg-type]
+        )
+        return Encoder(
+            self.tokenizer,
+            self._encode.template,
+            max_length=min(wanted or context, context),
+            turns=self._encode.turns,
+            overlong=self._encode.overlong,
+            data_format=self._data_format,
+        )
+
+    def writing(self) -> Writing:
+        return self.encoder.writing
+
+    @property
+    def encoding(self) -> Mapping[str, Any]:
+        # The tokenizer's name may be a path: its hash is what counts.
+        return {k: v for k, v in self.encoder.identity.items() if k != "tokenizer"}
+
+    @property
+    def notes(self) -> Sequence[str]:
+        return self.encoder.notes
+
+    def write_items(self, folder: Path, rows: Iterable[Row], advance: Advance, strict: bool) -> None:
+        write_store(folder, self._encoded(rows, advance))
+
+    def _encoded(self, rows: Iterable[Row], advance: Advance) -> Iterator[tuple[Encoded, str, int]]:
+        waiting = iter(rows)
+        while batch := list(islice(waiting, ENCODE_BATCH)):
+            for row, encoded in zip(batch, self.encoder.encode(batch), strict=True):
+                yield encoded, row.source, row.line
+            advance(len(batch))
+
+    def open_items(self, folder: Path) -> TokenStore:
+        return TokenStore.open(folder)
+
+    def cost(self, item: Tokens) -> int:
+        return len(item.ids)
+
+    def shared_prefixes(self, items: Items, rows: Int64) -> tuple[Int32 | None, tuple[Int32, ...]]:
+        if not self._share_prefix:
+            return None, ()
+        assert isinstance(items, TokenStore)
+        return shared_prefixes(items.ids, items.offset, rows, items.first_target[rows])
+
+    # ---- tokens become numbers ----
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        if self.source is not None:
+            return self.source.identity()
+        assert self._loaded is not None
+        return {"name": self.name, "content": names.weights_hash(self._loaded[0])}
+
+    def dtype(self, wanted: str, device: torch.device) -> str:
+        if self._loaded is not None:
+            return str(self._loaded[0].dtype).removeprefix("torch.")
+        return names.pick_dtype(wanted, device.type)
+
+    def load(self, dtype: str, device: torch.device, offload: Path | None = None) -> None:
+        if self._loaded is not None:
+            self.hold(self._loaded[0].to(device).eval().requires_grad_(False))
+            return
+        assert self.source is not None
+        if offload is not None:
+            self.hold(names.load_causal_lm(self.source, dtype, "auto", offload))
+        else:
+            self.hold(names.load_causal_lm(self.source, dtype).to(device))
+
+    def hold(self, module: Any) -> None:
+        """Take a loaded transformers model.
+
+        Raises:
+            InputError: it has no output head, or does something unknown to its logits.
+        """
+        self.module: Any = module
+        self.head = output_head(module)
+        self.decoder = decoder_of(module)
+        self._adjust = logit_adjustment(module.config)
+        # transformers 5.23 renamed the argument, and warns of the old name.
+        parameters = inspect.signature(self.decoder.forward).parameters
+        self._cache_argument = "cache" if "cache" in parameters else "past_key_values"
         with torch.inference_mode():
             self._check_head()
 
-    def start_pass(self, subnets: tuple[SubnetSpec, ...], plan: Plan) -> None:
+    @property
+    def device(self) -> torch.device:
+        weight: Tensor = self.module.get_input_embeddings().weight
+        hook = getattr(self.module, "_hf_hook", None)
+        offloaded = getattr(hook, "execution_device", None)
+        return torch.device(offloaded) if weight.device.type == "meta" and offloaded is not None else weight.device
+
+    def depths(self) -> tuple[int, ...]:
+        return tuple(range(1, self.module.config.get_text_config().num_hidden_layers + 1))
+
+    def width(self, depth: int | None) -> int:
+        size: int = self.module.config.get_text_config().hidden_size
+        return size
+
+    def start_pass(self, plan: Plan, depths: Sequence[int], pooled: bool) -> None:
         self._prefixes = tuple(torch.as_tensor(p, dtype=torch.int64) for p in plan.prefixes)
-        self._caches.clear()
-        self._depths = tuple(int(s.value) for s in subnets if s.kind == "depth")
-        n_blocks = self.model.config.num_hidden_layers
-        wrong = [d for d in self._depths if not 1 <= d <= n_blocks]
+        self._shared.clear()
+        self._depths, self._pooled = tuple(depths), pooled
+        n_blocks = self.module.config.get_text_config().num_hidden_layers
+        wrong = [d for d in depths if not 1 <= d <= n_blocks]
         if wrong:
-            raise InputError(f"depth:{wrong[0]} was asked for, but the model has {n_blocks} blocks (1 to {n_blocks}).")
+            raise InputError(f"depth {wrong[0]} was asked for, but the model has {n_blocks} blocks (1 to {n_blocks}).")
 
     def collate(self, items: Sequence[Tokens], prefix: int) -> TextBatch:
         skip = len(self._prefixes[prefix]) if prefix >= 0 else 0
@@ -94,63 +251,93 @@ class CausalLM:
         for i, item in enumerate(items):
             own = torch.from_numpy(item.ids[skip:].astype("int64"))
             at = torch.from_numpy(item.response_mask[skip + 1 :].nonzero()[0])  # state at p predicts token p + 1
-            inputs.append(own[: int(at[-1]) + 1])  # nothing comes of the states from the last target on
+            # Nothing comes of the states from the last target on, unless states are pooled.
+            inputs.append(own if self._pooled else own[: int(at[-1]) + 1])
             rows.append(torch.full_like(at, i))
             positions.append(at)
             targets.append(own[at + 1])
-        ids = nn.utils.rnn.pad_sequence(inputs, batch_first=True)
-        counts = torch.as_tensor([len(p) for p in positions])
-        device = self.device
+
+        def there(tensor: Tensor) -> Tensor:
+            return tensor.to(self.device, non_blocking=True)
+
         return TextBatch(
-            input_ids=ids.to(device, non_blocking=True),
-            rows=torch.cat(rows).to(device, non_blocking=True),
-            positions=torch.cat(positions).to(device, non_blocking=True),
-            targets=torch.cat(targets).to(device, non_blocking=True),
-            counts=counts.to(device, non_blocking=True),
+            input_ids=there(nn.utils.rnn.pad_sequence(inputs, batch_first=True)),
+            lengths=there(torch.as_tensor([len(ids) for ids in inputs])),
+            rows=there(torch.cat(rows)),
+            positions=there(torch.cat(positions)),
+            targets=there(torch.cat(targets)),
+            counts=there(torch.as_tensor([len(p) for p in positions])),
             prefix=prefix,
         )
 
-    @torch.inference_mode()
-    def losses(self, batch: TextBatch) -> Tensor:
-        by_onednn = batch.input_ids.device.type == "cpu" and self.model.dtype == torch.float32
-        with OneDnnLinear() if by_onednn else nullcontext():
-            states = self._states(batch)
-            losses = [self._token_losses(hidden[batch.rows, batch.positions], batch.targets) for hidden in states]
-        columns = []
-        for nll in losses:
-            # Back on the padded grid and summed by row: a scatter-add would not be deterministic on a GPU.
-            grid = nll.new_zeros(batch.input_ids.shape)
-            grid[batch.rows, batch.positions] = nll
-            columns.append(grid.sum(dim=1) / batch.counts)
-        return torch.stack(columns, dim=1)
-
-    def _states(self, batch: TextBatch) -> tuple[Tensor, ...]:
-        """Final hidden states [b, t, h]: one tensor, or one for each exit depth."""
+    def forward(self, batch: TextBatch) -> States:
         inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
         if batch.prefix >= 0:
-            cache, length = self._prefix_cache(batch.prefix, len(batch.input_ids))
+            length = len(self._prefixes[batch.prefix])
             width = batch.input_ids.shape[1]
             positions = torch.arange(length, length + width, device=batch.input_ids.device)
+            cache = self._cache_for(batch.prefix, len(batch.input_ids))
             inputs |= {self._cache_argument: cache, "use_cache": True, "position_ids": positions[None]}
-        if not self._depths:
-            return (self.decoder(**inputs).last_hidden_state,)
-        states = self.decoder(**inputs, output_hidden_states=True).hidden_states
-        last, norm = len(states) - 1, final_norm(self.decoder)
-        # The state after the last block comes back normed already; the others are raw.
-        return tuple(states[d] if d == last else norm(states[d]) for d in self._depths)
+        with self._fast():
+            return self._states(inputs)
 
-    def _prefix_cache(self, index: int, n_rows: int) -> tuple[DynamicCache, int]:
-        """Keys and values of a shared prefix under the present weights, computed once, repeated for each row."""
-        prefix = self._prefixes[index]
-        if index not in self._caches:
+    def losses(self, batch: TextBatch, states: States, depth: int | None) -> Tensor:
+        nll = self.token_losses(batch, states, depth)
+        # Back on the padded grid and summed by row: a scatter-add would not be deterministic on a GPU.
+        grid = nll.new_zeros(batch.input_ids.shape)
+        grid[batch.rows, batch.positions] = nll
+        return grid.sum(dim=1) / batch.counts
+
+    def token_losses(self, batch: TextBatch, states: States, depth: int | None = None) -> Tensor:
+        """float32 [m]: -log p of every target, row after row."""
+        hidden = states[depth][batch.rows, batch.positions]
+        with self._fast():
+            # The state after the last block comes back normed already; the others are raw.
+            if depth is not None and depth != self.depths()[-1]:
+                hidden = final_norm(self.decoder)(hidden)
+            return self._token_losses(hidden, batch.targets)
+
+    def pool(self, batch: TextBatch, states: States, depth: int | None, how: str) -> Tensor:
+        own = states[depth].float()
+        before = (
+            self._prefix(batch.prefix).states[depth].float() if batch.prefix >= 0 else own.new_zeros(0, own.shape[2])
+        )
+        if how == "last":
+            return own[torch.arange(len(own), device=own.device), batch.lengths - 1]
+        place = torch.arange(own.shape[1], device=own.device)[None]
+        inside = (place < batch.lengths[:, None]).float()
+        weights = inside if how == "mean" else inside * (place + len(before) + 1)
+        head = torch.ones(len(before), device=own.device)
+        head = head if how == "mean" else head.cumsum(0)
+        total = torch.einsum("bt,bth->bh", weights, own) + head @ before
+        return total / (weights.sum(dim=1) + head.sum())[:, None]
+
+    def _fast(self) -> AbstractContextManager[Any]:
+        return OneDnnLinear() if self.device.type == "cpu" and self.module.dtype == torch.float32 else nullcontext()
+
+    def _states(self, inputs: Mapping[str, Any]) -> dict[int | None, Tensor]:
+        """Hidden states [b, t, h] after the model, and after each depth that the pass reads."""
+        output = self.decoder(**inputs, **({"output_hidden_states": True} if self._depths else {}))
+        every = output.hidden_states if self._depths else ()
+        return {None: output.last_hidden_state, **{depth: every[depth] for depth in self._depths}}
+
+    def _prefix(self, index: int) -> Prefix:
+        """What a shared prefix leaves, computed once for each subnet."""
+        if index not in self._shared:
             cache = DynamicCache()
-            ids = prefix[None].to(self.device)
-            self.decoder(**{"input_ids": ids, self._cache_argument: cache, "use_cache": True})
-            self._caches[index] = [(layer.keys, layer.values) for layer in cache.layers]
+            ids = self._prefixes[index][None].to(self.device)
+            states = self._states({"input_ids": ids, self._cache_argument: cache, "use_cache": True})
+            layers = [(layer.keys, layer.values) for layer in cache.layers]
+            self._shared[index] = Prefix(layers, {d: s[0] for d, s in states.items()} if self._pooled else {})
+        return self._shared[index]
+
+    def _cache_for(self, index: int, n_rows: int) -> DynamicCache:
+        """Keys and values of a shared prefix under the present weights, repeated for each row."""
         cache = DynamicCache()
-        for i, (keys, values) in enumerate(self._caches[index]):
-            cache.update(keys.expand(n_rows, -1, -1, -1), values.expand(n_rows, -1, -1, -1), i)
-        return cache, len(prefix)
+        with self._fast():
+            for i, (keys, values) in enumerate(self._prefix(index).cache):
+                cache.update(keys.expand(n_rows, -1, -1, -1), values.expand(n_rows, -1, -1, -1), i)
+        return cache
 
     def _token_losses(self, states: Tensor, targets: Tensor) -> Tensor:
         """float32 [m]: -log p(target). Logits exist for a few positions at a time, never for all."""
@@ -190,58 +377,28 @@ class CausalLM:
 
     def _check_head(self) -> None:
         """Compare with the model's own forward once, so that an unknown scaling of logits cannot go unnoticed."""
-        ids = torch.arange(8, device=self.device)[None] % self.model.config.get_text_config().vocab_size
-        own = self.model(input_ids=ids, use_cache=False).logits[0, -1].float()
+        ids = torch.arange(8, device=self.device)[None] % self.module.config.get_text_config().vocab_size
+        own = self.module(input_ids=ids, use_cache=False).logits[0, -1].float()
         state = self.decoder(input_ids=ids, use_cache=False).last_hidden_state[0, -1:]
         ours = self._adjust(self.head(state))[0].float().to(own.device)
         scale = float(own.abs().max()) + 1e-6
-        coarse = 16 if self.model.dtype != torch.float32 else 1
-        if float((own - ours).abs().max()) > coarse * PROBE_TOLERANCE * scale:
+        coarse = 16 if self.module.dtype != torch.float32 else 1
+        if float((own - ours).abs().max()) > coarse * CHECK_TOLERANCE * scale:
             raise InputError(
-                f"{type(self.model).__name__} changes its logits after the output head in a way that is not known here "
+                f"{type(self.module).__name__} changes its logits after the output head in a way that is not known here "
                 "(neither soft-capping nor scaling of the configuration), so its losses would be wrong. Please report it."
             )
 
 
-def output_head(model: Any) -> nn.Module:
-    """The layer that turns states into logits."""
-    head = model.get_output_embeddings()
-    if head is None:
-        raise InputError(f"{type(model).__name__} has no language-model head; --model must be a causal language model.")
-    return head  # type: ignore[no-any-return]
+def from_factory(name: str) -> tuple[Any, Any]:
+    """Call a factory of the user's own: (transformers model, its tokenizer).
 
-
-def decoder_of(model: Any) -> nn.Module:
-    """The model without its head: token ids in, final states out."""
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
-    if decoder is None or decoder is model:
-        decoder = model.base_model
-    return decoder  # type: ignore[no-any-return]
-
-
-def final_norm(decoder: nn.Module) -> nn.Module:
-    """The norm between the last block and the head, by the names that model families give it."""
-    for name in ("norm", "ln_f", "final_layernorm", "final_layer_norm", "norm_f"):
-        module = getattr(decoder, name, None)
-        if isinstance(module, nn.Module):
-            return module
-    raise InputError(f"{type(decoder).__name__} has no final norm of a known name, so depth subnets cannot exit early.")
-
-
-def logit_adjustment(config: Any) -> Callable[[Tensor], Tensor]:
-    """What the model does to logits after the head: Gemma's soft-capping, Cohere's and Granite's scaling."""
-    text = config.get_text_config()
-    cap = getattr(text, "final_logit_softcapping", None)
-    times = getattr(text, "logit_scale", None)
-    divided = getattr(text, "logits_scaling", None)
-
-    def adjust(logits: Tensor) -> Tensor:
-        if times is not None:
-            logits = logits * times
-        if divided is not None:
-            logits = logits / divided
-        if cap is not None:
-            logits = torch.tanh(logits / cap) * cap
-        return logits
-
-    return adjust
+    Raises:
+        InputError: no such module or function, or it returns something else.
+    """
+    made = load_attribute(name, "--model", "a factory, a function without parameters,")()
+    if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module)):
+        raise InputError(
+            f"--model {name}: for texts, the factory must return (a causal language model of transformers, its tokenizer)."
+        )
+    return made

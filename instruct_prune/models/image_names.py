@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib
 import inspect
-import os
-import re
-import sys
 from functools import partial
 from typing import Any
 
@@ -17,7 +12,8 @@ from torch import Tensor, nn
 
 from instruct_prune.errors import InputError
 from instruct_prune.models import names as models
-from instruct_prune.models.image_encoder import ImageModel, Transform
+from instruct_prune.models.image_features import ImageModel, Transform
+from instruct_prune.registry import load_attribute
 
 DEFAULT = "efficientnet-lite0"
 SIZES = (96, 128, 160, 192, 224)
@@ -26,18 +22,6 @@ ENLARGED = 3
 """How far small pictures are enlarged: a compromise. Of 32 pixels, 64 are too few; 160 are better than 96, at 2.4 times the
 cost (docs/images.md)."""
 LONGEST = 16  # long side over short side; of longer pictures the middle is seen
-FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-
-
-def find_image_model(name: str, revision: str | None = None) -> models.ModelSource:
-    """Resolve a name: ``module:factory``, or what `models.find_model` knows.
-
-    Raises:
-        InputError: as `models.find_model`.
-    """
-    if FACTORY.fullmatch(name):
-        return models.ModelSource(name, name, None, False)
-    return models.find_model(name, revision)
 
 
 def size_for(source: models.ModelSource, short_side: float, asked: int | None = None) -> int | None:
@@ -78,30 +62,13 @@ def load_image_model(
     Raises:
         InputError: it cannot be loaded, or is no image model.
     """
-    if FACTORY.fullmatch(source.name):
-        model, transform = _from_factory(source.name)
-    elif source.name.lower() == DEFAULT:
+    transform: Transform
+    if source.name.lower() == DEFAULT:
         model, transform = efficientnet_lite0(source.location), partial(lite_transform, size=size or SIZES[-1])
     else:
         model = models.load_vision_model(source, dtype)
         transform = _processor_transform(models.load_image_processor(source))
     return ImageModel(model.to(device=device, dtype=getattr(torch, dtype)), transform)
-
-
-def identity_of(source: models.ModelSource, image_model: ImageModel | None) -> dict[str, Any]:
-    """Name and content; of a model that a factory made, the hash of its weights."""
-    if image_model is not None:
-        return {"name": source.name, "content": weights_hash(image_model.model)}
-    return source.identity()
-
-
-def weights_hash(model: nn.Module) -> str:
-    """Hash of all parameters and buffers by name."""
-    total = hashlib.blake2b(digest_size=16)
-    for name, tensor in model.state_dict().items():
-        total.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype}".encode())
-        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return total.hexdigest()
 
 
 def efficientnet_lite0(weights: str) -> nn.Module:
@@ -159,30 +126,21 @@ def _middle(image: Any) -> Any:
     return image.crop((left, top, left + width, top + height))
 
 
-def _from_factory(name: str) -> tuple[nn.Module, Transform]:
+def from_factory(name: str) -> ImageModel:
     """Call ``factory()`` of a module on the import path or in the working folder.
 
     Raises:
         InputError: no such module or function, it has parameters, or it returns no (module, transform).
     """
-    module_name, _, function = name.partition(":")
-    here = os.getcwd()
-    added = here not in sys.path
-    if added:
-        sys.path.insert(0, here)
+    factory = load_attribute(name, "--model", "a factory, a function without parameters,")
     try:
-        factory = getattr(importlib.import_module(module_name), function)
         inspect.signature(factory).bind()  # TypeError: it has parameters
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
+    except (TypeError, ValueError) as error:
         raise InputError(f"--model {name}: {error}. Write module:factory, a function without parameters.") from error
-    else:
-        made = factory()
-    finally:
-        if added:
-            sys.path.remove(here)
+    made = factory()
     if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module) and callable(made[1])):
         raise InputError(
             f"--model {name}: the factory must return (torch.nn.Module, transform); a transform takes a PIL image and "
             "gives a float tensor [3, height, width]."
         )
-    return made
+    return ImageModel(*made)

@@ -321,9 +321,25 @@ def context_length(source: ModelSource) -> int:
     """Tokens that fit in the model's context; 2048 where its configuration does not say."""
     from transformers import AutoConfig
 
-    config = _load(AutoConfig, source).get_text_config()
+    return context_of(_load(AutoConfig, source))
+
+
+def context_of(config: Any) -> int:
+    """The same, of a configuration of transformers."""
+    text = config.get_text_config()
     for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
-        value = getattr(config, name, None)
+        value = getattr(text, name, None)
         if isinstance(value, int) and value > 0:
             return value
     return 2048
+
+
+def weights_hash(model: Any) -> str:
+    """Hash of all parameters and buffers of a module, by name."""
+    import torch
+
+    total = hashlib.blake2b(digest_size=16)
+    for name, tensor in model.state_dict().items():
+        total.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype}".encode())
+        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
@@ -10,17 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from instruct_prune.arrays import Float32, Int64
+from instruct_prune.arrays import Float32
 from instruct_prune.errors import InputError
 from instruct_prune.rows.row import Row
+from instruct_prune.storage import replaced, write_array
 
 PART_ROWS = 2048
-
-
-def embedding_text(sample: Row) -> str:
-    """What is embedded: the turns in order, without role names (system prompts shared by all rows say nothing)."""
-    pieces = [piece for m in sample.messages if m.role != "system" for piece in (m.text, m.context) if piece.strip()]
-    return "\n".join(pieces)
 
 
 class TextEncoder:
@@ -84,7 +78,7 @@ def embed_rows(
         path = parts / f"{len(paths):06d}.npy"
         if _rows_in(path) != len(piece):
             made = made or encoder()
-            _save(path, made.encode([embedding_text(sample) for sample in piece]))
+            write_array(path, made.encode([sample.text for sample in piece]))
         paths.append(path)
         count += len(piece)
         advance(len(piece))
@@ -93,39 +87,6 @@ def embed_rows(
             f"the data has {count} rows to embed, but {n} were encoded: it has changed since. Use another --out."
         )
     _join(paths, n, target)
-
-
-def check_vectors(vectors: Float32, n: int, path: str) -> Float32:
-    """Precomputed vectors: float [n, d], finite and not zero, returned as float32 and L2-normalised.
-
-    Raises:
-        InputError: shape, type or values are wrong.
-    """
-    if vectors.ndim != 2 or not np.issubdtype(vectors.dtype, np.floating):
-        raise InputError(f"--embedder {path}: expected a 2-D array of floats, found {vectors.dtype} {vectors.shape}.")
-    if len(vectors) != n:
-        raise InputError(
-            f"--embedder {path} has {len(vectors)} vectors, but {n} rows were encoded. Make one for each of them, in order."
-        )
-    norms = np.linalg.norm(np.asarray(vectors, dtype=np.float64), axis=1)
-    bad = np.flatnonzero(~np.isfinite(norms) | (norms == 0))
-    if len(bad):
-        raise InputError(f"--embedder {path}: vector {bad[0]} (and {len(bad) - 1} more) is zero or not finite.")
-    unit: Float32 = np.divide(vectors, norms[:, None]).astype(np.float32)
-    return unit
-
-
-def save_row_ids(path: Path, row_id: Int64) -> None:
-    _save(path, row_id)
-
-
-def _save(path: Path, array: np.ndarray[Any, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
-        np.save(file, array, allow_pickle=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _rows_in(path: Path) -> int:
@@ -138,12 +99,11 @@ def _rows_in(path: Path) -> int:
 
 def _join(paths: list[Path], n: int, target: Path) -> None:
     width = np.load(paths[0], mmap_mode="r", allow_pickle=False).shape[1] if paths else 0
-    temporary = target.with_suffix(".tmp")
-    whole = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=(n, width))
-    at = 0
-    for path in paths:
-        part = np.load(path, allow_pickle=False)
-        whole[at : at + len(part)] = part
-        at += len(part)
-    whole.flush()
-    os.replace(temporary, target)
+    with replaced(target) as temporary:
+        whole = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=(n, width))
+        at = 0
+        for path in paths:
+            part = np.load(path, allow_pickle=False)
+            whole[at : at + len(part)] = part
+            at += len(part)
+        whole.flush()

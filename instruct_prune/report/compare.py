@@ -209,14 +209,6 @@ def correlation_tables(correlation: Correlation) -> list[Table]:
     ]
 
 
-def split_table(curve: Sequence[Sequence[float]], chosen: float) -> Table:
-    """For the terminal: the curve of ``--split mmd``, [split, squared MMD] points (``Selection.params["mmd"]``)."""
-    table = _table("Distance of the subset to the whole set, by split", "split", ["MMD² x 1000", ""])
-    for split, mmd in curve:
-        table.add_row(f"{split:g}", f"{1000 * mmd:.3f}", "chosen" if split == chosen else "")
-    return table
-
-
 class _Measure:
     """Profiles of selections from one pool, with what they share computed once."""
 

@@ -40,10 +40,10 @@ def thirds(tables: Tables) -> Int64:
 def families_of(tables: Tables) -> list[Family]:
     """Families with at least two points; the dense model is the first point of each."""
     third = thirds(tables)
-    kinds = dict.fromkeys(spec.kind for spec in tables.subnets if spec.kind not in ("dense", "alone"))
+    kinds = dict.fromkeys(spec.kind for spec in tables.subnets if spec.kind != "dense" and spec.is_full)
     found = []
     for kind in kinds:
-        points = [(j, spec) for j, spec in enumerate(tables.subnets) if spec.kind in (kind, "dense")]
+        points = [(j, spec) for j, spec in enumerate(tables.subnets) if spec.kind in (kind, "dense") and spec.is_full]
         points.sort(key=lambda point: _whole_first(point[1], kind))
         columns = [j for j, _ in points]
         bands = {

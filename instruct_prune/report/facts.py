@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from instruct_prune.report.tables import Tables
+from instruct_prune.report.tables import Records, Tables
 from instruct_prune.run.folder import RunFolder
+from instruct_prune.run.records import ScoreFacts
 
 TRAINING_COST = 3.0
 """Forward passes that a training step costs: the backward pass is about two (Kaplan et al., arXiv 2001.08361, section 2.1)."""
@@ -17,12 +18,12 @@ TRAINING_COST = 3.0
 
 @dataclass(frozen=True)
 class Facts:
-    """What was run, in words. ``images``: pictures were scored, which have no tokens."""
+    """What was run, in words. ``tokens``: whether rows have tokens (pictures have none)."""
 
     name: str
     data: str
     files: list[str]
-    images: bool
+    tokens: bool
     model: str
     device: str
     score: str
@@ -60,8 +61,7 @@ class Seconds:
     Attributes:
         stages: {stage: seconds}.
         selecting: their sum.
-        saved_per_epoch: dropped tokens x seconds of a forward pass over one token in this run x TRAINING_COST: training
-            the same model on the same machine. None where scoring was not timed.
+        saved_per_epoch: `epoch_seconds` of the dropped rows. None where scoring was not timed or nothing was selected.
     """
 
     stages: dict[str, float]
@@ -71,29 +71,28 @@ class Seconds:
 
 def by_tokens(tables: Tables) -> bool:
     """Whether the budget was in response tokens."""
-    config = tables.stages.get("select", {}).get("config", {})
-    return config.get("keep") is None and config.get("keep_tokens") is not None
+    chosen = tables.run.chosen
+    return chosen.get("keep") is None and chosen.get("keep_tokens") is not None
 
 
 def facts_of(folder: RunFolder, tables: Tables) -> Facts:
-    manifest, stages, chosen = folder.manifest, tables.stages, tables.selection
-    encode, score = stages.get("encode", {}), stages.get("score", {})
-    files = [str(entry.get("path") or entry.get("id") or "?") for entry in encode.get("inputs", [])]
+    run, chosen = tables.run, tables.selection
+    files = [str(entry.get("path") or entry.get("id") or "?") for entry in run.source.identity]
     return Facts(
         name=tables.name,
-        data=_named(str(encode.get("description", "")), files),
+        data=_named(run.source.description, files),
         files=files,
-        images=bool(encode.get("images")),
-        model=str(score.get("config", {}).get("model", {}).get("name", "")),
-        device=str(score.get("device", "")),
+        tokens=run.score.unit == "tokens",
+        model=run.score.model,
+        device=run.score.device,
         score=tables.score_name,
         subnets=[spec.name for spec in tables.subnets],
-        embedder=str(stages.get("embed", {}).get("config", {}).get("embedder", "")),
+        embedder="" if run.embed is None else run.embed.embedder,
         method="" if chosen is None else chosen.method,
         budget=_budget(tables),
         params={} if chosen is None else {k: v for k, v in chosen.params.items() if not isinstance(v, list | dict)},
         seed=None if chosen is None else chosen.seed,
-        versions={str(k): str(v) for k, v in manifest.get("versions", {}).items()},
+        versions={str(k): str(v) for k, v in folder.manifest.get("versions", {}).items()},
     )
 
 
@@ -105,7 +104,7 @@ def _named(description: str, files: list[str]) -> str:
 
 
 def _budget(tables: Tables) -> str:
-    config = tables.stages.get("select", {}).get("config", {})
+    config = tables.run.chosen
     if tables.selection is None:
         return ""
     if by_tokens(tables):
@@ -115,13 +114,12 @@ def _budget(tables: Tables) -> str:
 
 
 def counts_of(tables: Tables) -> Counts:
-    rows = tables.stages["score"].get("accounting", {})
     kept, length = tables.kept, tables.n_response.astype(np.int64)
     whole = length + tables.n_prompt
     dropped = 0 if tables.selection is None else int((~kept).sum())
     return Counts(
-        read=int(rows.get("read", len(tables))),
-        rejected=int(rows.get("rejected", 0)),
+        read=tables.run.score.read,
+        rejected=tables.run.score.rejected,
         scored=len(tables),
         kept=int(kept.sum()),
         dropped=dropped,
@@ -136,21 +134,36 @@ def counts_of(tables: Tables) -> Counts:
 
 
 def seconds_of(tables: Tables) -> Seconds:
-    stages = {name: float(stage["seconds"]) for name, stage in tables.stages.items() if "seconds" in stage}
-    scoring = tables.stages["score"].get("scoring_seconds")
-    whole = tables.n_prompt.astype(np.int64) + tables.n_response
-    kinds = [spec.kind for spec in tables.subnets]
-    # All depths come out of one forward pass; "alone" reads responses without their prompts.
-    passes = sum(kind not in ("alone", "depth") for kind in kinds) + ("depth" in kinds)
-    done = passes * int(whole.sum()) + ("alone" in kinds) * int(tables.n_response.sum())
+    run = tables.run
+    stages = seconds_by_stage(run)
     saved = None
-    if scoring and done and tables.selection is not None:
-        saved = TRAINING_COST * float(scoring) / done * int(whole[~tables.kept].sum())
+    if run.select is not None:
+        whole, kept = (epoch_seconds(run.score, n) for n in (run.select.tokens.scored, run.select.tokens.kept))
+        saved = None if whole is None or kept is None else whole - kept
     return Seconds(stages, sum(stages.values()), saved)
 
 
+def seconds_by_stage(run: Records) -> dict[str, float]:
+    """Seconds that each finished stage took."""
+    found = {"read": run.rows.seconds, "encode": run.encode.seconds, "score": run.score.seconds}
+    found |= {} if run.embed is None else {"embed": run.embed.seconds}
+    return found | ({} if run.select is None else {"select": run.select.seconds})
+
+
+def epoch_seconds(score: ScoreFacts, tokens: int) -> float | None:
+    """Estimate of one epoch of fine-tuning the same model on the same machine; None where nothing was timed.
+
+    Args:
+        score: says how many tokens (or pictures) a second were computed.
+        tokens: of the rows that are trained on, prompts included.
+    """
+    if not score.scoring_seconds or not score.tokens:
+        return None
+    return TRAINING_COST * tokens * score.scoring_seconds / score.tokens
+
+
 def warnings_of(tables: Tables) -> list[str]:
-    lines = [str(line) for stage in tables.stages.values() for line in stage.get("warnings", [])]
+    lines = list(tables.run.score.health.warnings)
     truncated, duplicates = int(tables.truncated.sum()), int((tables.representative >= 0).sum())
     if truncated:
         lines.append(

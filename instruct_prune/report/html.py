@@ -15,7 +15,7 @@ from instruct_prune.report.others import Other, read_other
 from instruct_prune.report.pack import squeeze
 from instruct_prune.report.page import page_data
 from instruct_prune.report.pick import pick_rows
-from instruct_prune.report.rows import Thumbnail, read_rows, visible
+from instruct_prune.report.rows import read_rows, visible
 from instruct_prune.report.tables import Tables, read_tables
 from instruct_prune.rows.row import Reject, Row
 from instruct_prune.run.folder import RunFolder
@@ -34,7 +34,6 @@ def write_report(
     *,
     samples: int = 5000,
     others: Sequence[RunFolder] = (),
-    thumbnail: Thumbnail | None = None,
 ) -> Path:
     """Write ``report.html`` and ``report.json`` into the run's folder.
 
@@ -43,7 +42,6 @@ def write_report(
         rows: its data, read once.
         samples: rows whose text is in the page.
         others: runs over the same data, whose selections are put beside this one's.
-        thumbnail: gives a row's picture, for image runs.
 
     Returns:
         The path of ``report.html``.
@@ -60,7 +58,7 @@ def write_report(
     picks = pick_rows(tables, boundary, first.groups, first.duplicates, samples)
     limit = min(MOST_BYTES, max(LEAST_BYTES, TEXT_BYTES // max(len(picks), 1)))
     typical = [row for group in first.groups for row in group.typical]
-    facts = read_rows(rows, tables.row_id, picks, limit, thumbnail, typical)
+    facts = read_rows(rows, tables.row_id, picks, limit, typical)
     numbers = dataclasses.replace(first, shifts=shifts_of(tables, facts.columns, compared))
     write_json(folder / "report.json", numbers.to_json())
     page = _render(numbers, page_data(tables, numbers, boundary, picks, facts, compared))

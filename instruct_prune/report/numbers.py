@@ -177,8 +177,7 @@ def groups_of(tables: Tables) -> list[Group]:
 
 
 def _health(tables: Tables) -> dict[str, Any]:
-    health = tables.stages["score"].get("health", {})
-    return dict(health) if isinstance(health, dict) else {}
+    return dataclasses.asdict(tables.run.score.health)
 
 
 def _duplicates(tables: Tables) -> list[DuplicateGroup]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from instruct_prune.arrays import Bool
 from instruct_prune.errors import InputError
 from instruct_prune.report.shift import Mmd
-from instruct_prune.report.tables import Tables
+from instruct_prune.report.tables import Tables, read_records
 from instruct_prune.run.folder import RunFolder
+from instruct_prune.run.records import SelectFacts
 
 
 @dataclass(frozen=True)
@@ -64,19 +67,19 @@ def read_other(folder: RunFolder, first: RunFolder, tables: Tables, name: str) -
     Raises:
         InputError: it was made from other data, or has no selection.
     """
-    theirs, ours = (f.stage("encode").get("config", {}).get("inputs") for f in (folder, first))
-    if theirs != ours:
+    theirs = read_records(folder)
+    if _content(theirs.source.identity) != _content(tables.run.source.identity):
         raise InputError(
             f"{folder.path} and {first.path} were made from different data (another SHA-256), so their rows cannot be put side "
             "by side. Compare runs over the same files."
         )
+    folder.require(SelectFacts)
     selection = folder.read_selection()
     at = np.minimum(np.searchsorted(selection.row_id, tables.row_id), len(selection) - 1)
     scored = selection.row_id[at] == tables.row_id
     if not scored.any():
         raise InputError(f"{folder.path} and {first.path} have no scored row in common.")
-    model = folder.stage("score").get("config", {}).get("model", {}).get("name", "")
-    facts = {"method": selection.method, "model": str(model), "rows kept": f"{int(selection.selected.sum()):,}"}
+    facts = {"method": selection.method, "model": theirs.score.model, "rows kept": f"{int(selection.selected.sum()):,}"}
     facts |= {str(k): str(v) for k, v in selection.params.items() if isinstance(v, int | float | str) and k != "method"}
     return Other(name, scored & selection.selected[at], scored, facts | {"seed": str(selection.seed)})
 
@@ -98,3 +101,8 @@ def other_numbers(tables: Tables, other: Other, mmd: Mmd | None) -> OtherNumbers
         group_kept=np.bincount(tables.labels[theirs], minlength=len(tables.label_names)).tolist(),
         mmd=mmd,
     )
+
+
+def _content(identity: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """What files held, wherever they lay."""
+    return [entry.get("sha256") or dict(entry) for entry in identity]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,7 +14,8 @@ import numpy as np
 from instruct_prune.arrays import Float32, Int32, Int64
 from instruct_prune.errors import InputError
 from instruct_prune.report.scripts import NAMES, scripts_of
-from instruct_prune.rows.row import Reject, Row
+from instruct_prune.rows.pixels import thumbnail_of
+from instruct_prune.rows.row import ImageRef, Reject, Row
 
 MOST_COLUMNS = 24
 """Columns that are followed; data whose every row has other keys would otherwise have no end of them."""
@@ -25,7 +26,6 @@ IMAGE_BYTES = 5_000_000
 """Characters of all thumbnails together; other rows go without."""
 BATCH = 4096
 
-Thumbnail = Callable[[Row], bytes | None]
 """A small picture of a row (PNG, JPEG, GIF or WebP), or None where it has none."""
 
 # Controls, bidirectional marks, invisible characters and lone surrogates. Not the joiners U+200C and U+200D:
@@ -86,7 +86,6 @@ def read_rows(
     row_id: Int64,
     wanted: Int64,
     max_bytes: int,
-    thumbnail: Thumbnail | None = None,
     foremost: Iterable[int] = (),
 ) -> RowFacts:
     """Read the data once.
@@ -96,7 +95,6 @@ def read_rows(
         row_id: int64 [n], ascending, the scored rows.
         wanted: positions in ``row_id`` whose text is to be kept.
         max_bytes: UTF-8 bytes of a row's text that are kept.
-        thumbnail: gives a row's picture.
         foremost: row ids whose pictures are not to be left out for want of room.
 
     Raises:
@@ -119,13 +117,22 @@ def read_rows(
         columns.add(at, row)
         if at in keep:
             texts[at] = shown(row, max_bytes)
-            if thumbnail is not None:
-                pictures[at] = image_address(thumbnail(row))
+            picture = next((image for message in row.messages for image in message.images), None)
+            if picture is not None:
+                pictures[at] = image_address(_small(picture))
     if seen != len(row_id):
         raise InputError(f"the data has {seen} of the {len(row_id)} scored rows: it has changed since it was scored.")
     for at in _with_room(pictures, [int(position[i]) for i in foremost]):
         texts[at] = replace(texts[at], image=pictures[at])
     return RowFacts(texts, columns.found())
+
+
+def _small(picture: ImageRef) -> bytes | None:
+    """A small JPEG, or None where the picture is gone or cannot be decoded."""
+    try:
+        return thumbnail_of(picture.read())
+    except OSError:
+        return None
 
 
 def _with_room(pictures: Mapping[int, str], foremost: Iterable[int]) -> Iterator[int]:

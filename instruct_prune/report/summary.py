@@ -6,7 +6,10 @@ import math
 from typing import Any
 
 from instruct_prune.progress import clock
+from instruct_prune.report.facts import epoch_seconds, seconds_by_stage
+from instruct_prune.report.tables import read_records
 from instruct_prune.run.folder import RunFolder
+from instruct_prune.run.records import STAGES, ScoreFacts, SelectFacts
 from instruct_prune.terminal import safe
 
 EPOCHS = 3  # as Stanford Alpaca was trained
@@ -16,10 +19,7 @@ def print_summary(folder: RunFolder) -> None:
     """The end of ``run``."""
     print_health(folder)
     print_selection(folder)
-    stages = folder.manifest["stages"]
-    seconds = {
-        name: stages[name].get("seconds", 0.0) for name in ("encode", "score", "embed", "select") if name in stages
-    }
+    seconds = seconds_by_stage(read_records(folder))
     print("time:     " + ", ".join(f"{name} {took:.1f} s" for name, took in seconds.items()))
     print(tuning_line(folder, sum(seconds.values())))
     print(f"result:   {folder / 'pruned.jsonl'}")
@@ -33,41 +33,41 @@ def print_summary(folder: RunFolder) -> None:
 
 def print_score_summary(folder: RunFolder) -> None:
     """The end of ``score``."""
-    stage = folder.stage("score")
+    facts = folder.facts(ScoreFacts)
     print_health(folder)
     print(accounting_line(folder))
-    print(f"scores:   {folder / 'scores.parquet'} ({stage['seconds']:.1f} s, {stage['device']})")
+    print(f"scores:   {folder / 'scores.parquet'} ({facts.seconds:.1f} s, {facts.device})")
     print(f"next:     instruct-prune embed --out {folder.path}")
 
 
 def print_selection(folder: RunFolder) -> None:
     """The accounting line and how the selection was made."""
-    stage = folder.stage("select")
-    params = stage["params"]
-    told = ", ".join(f"{key} {_short(value)}" for key, value in params.items() if not isinstance(value, list | dict))
+    facts, config = folder.facts(SelectFacts), folder.require(SelectFacts).config
+    told = ", ".join(
+        f"{key} {_short(value)}" for key, value in facts.params.items() if not isinstance(value, list | dict)
+    )
     print(accounting_line(folder))
-    if stage.get("duplicates"):
+    if facts.duplicates:
         print(
-            f"          {stage['duplicates']:,} near-duplicates were dropped; selection.parquet names the row that stands for each"
+            f"          {facts.duplicates:,} near-duplicates were dropped; selection.parquet names the row that stands for each"
         )
-    if stage.get("unstable") is not None:
+    if facts.unstable is not None:
         print(
-            f"          {stage['unstable']:,} rows would flip between kept and dropped with another mask seed (column `unstable`)"
+            f"          {facts.unstable:,} rows would flip between kept and dropped with another mask seed (column `unstable`)"
         )
-    print(f"selected: {told}; {stage['strata']} strata, seed {stage['config']['seed']}")
+    print(f"selected: {told}; {facts.strata} strata, seed {config['seed']}")
 
 
 def print_health(folder: RunFolder) -> None:
     """The table of subnets, and what is wrong with them."""
-    stage = folder.stage("score")
-    health = stage["health"]
+    health = folder.facts(ScoreFacts).health
     print(f"{'subnet':<24}{'mean loss':>10}{'rho dense':>11}{'same order':>12}")
-    for row in health["subnets"]:
-        mark = "  collapsed" if row["collapsed"] else ""
-        print(f"{row['name']:<24}{row['mean_loss']:>10.3f}{row['rho_dense']:>11.3f}{row['same_order']:>12.1%}{mark}")
-    if math.isfinite(health["unigram_loss"]):  # pictures have no such guess
-        print(f"{'(unigram guess)':<24}{health['unigram_loss']:>10.3f}")
-    for line in stage["warnings"]:
+    for row in health.subnets:
+        mark = "  collapsed" if row.collapsed else ""
+        print(f"{row.name:<24}{row.mean_loss:>10.3f}{row.rho_dense:>11.3f}{row.same_order:>12.1%}{mark}")
+    if math.isfinite(health.unigram_loss):  # pictures have no such guess
+        print(f"{'(unigram guess)':<24}{health.unigram_loss:>10.3f}")
+    for line in health.warnings:
         print(f"WARNING: {line}")
 
 
@@ -76,28 +76,42 @@ def tuning_line(folder: RunFolder, selecting: float) -> str:
 
     A training step costs about three forward passes (forward, and twice that backward) at the rate that scoring measured.
     """
-    score, tokens = folder.stage("score"), folder.stage("select")["tokens"]
-    rate = score["tokens"] / score["scoring_seconds"] if score.get("scoring_seconds") else 0.0
-    if not rate:
+    score, tokens = folder.facts(ScoreFacts), folder.facts(SelectFacts).tokens
+    full, kept = epoch_seconds(score, tokens.scored), epoch_seconds(score, tokens.kept)
+    if full is None or kept is None:
         return "          (no estimate of training time: nothing was scored in this run)"
-    full, kept = (EPOCHS * 3 * tokens[which] / rate for which in ("scored", "kept"))
     return (
-        f"          selecting {clock(selecting)}; {EPOCHS} epochs of fine-tuning here would take about {clock(full)} on all rows, "
-        f"{clock(kept)} on the kept ones"
+        f"          selecting {clock(selecting)}; {EPOCHS} epochs of fine-tuning here would take about "
+        f"{clock(EPOCHS * full)} on all rows, {clock(EPOCHS * kept)} on the kept ones"
     )
 
 
 def accounting_line(folder: RunFolder) -> str:
     """``read = scored + rejected, scored = kept + dropped``, as counted from the files."""
-    scored = folder.stage("score")["accounting"]
-    line = f"rows:     {scored['read']:,} read = {scored['scored']:,} scored + {scored['rejected']:,} rejected"
-    chosen = folder.stage("select").get("accounting")
-    if chosen:
-        line += f"; {chosen['scored']:,} scored = {chosen['kept']:,} kept + {chosen['dropped']:,} dropped"
-    if scored["rejected"]:
+    scored = folder.facts(ScoreFacts)
+    line = f"rows:     {scored.read:,} read = {scored.scored:,} scored + {scored.rejected:,} rejected"
+    record = folder.find(SelectFacts)
+    if record is not None and record.facts is not None:
+        chosen = record.facts
+        line += f"; {chosen.scored:,} scored = {chosen.kept:,} kept + {chosen.dropped:,} dropped"
+    if scored.rejected:
         line += f"\n          rejected rows are listed with their reasons in {safe(str(folder / 'rejected.jsonl'))}"
     return line
 
 
 def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def state_lines(folder: RunFolder) -> list[tuple[str, str]]:
+    """What each stage of a run left, in a few words; for notebooks."""
+    told: list[tuple[str, str]] = []
+    for kind in STAGES:
+        record = folder.record(kind)  # type: ignore[type-var]
+        if record is None:
+            continue
+        state = "unfinished" if record.facts is None else "stale" if folder.stale(record) else "finished"
+        told.append((kind.stage, state))
+    if folder.find(ScoreFacts) is not None:
+        told.append(("rows", accounting_line(folder).partition("\n")[0].removeprefix("rows:").strip()))
+    return told

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from instruct_prune.arrays import Bool, Float32, Int32, Int64
+from instruct_prune.arrays import Bool, Float32, Int32, Int64, positions_of
 from instruct_prune.errors import InputError
 from instruct_prune.measure.subnet import SubnetSpec
+from instruct_prune.rows.table import RowFacts, RowTable
 from instruct_prune.run.folder import RunFolder
+from instruct_prune.run.records import EmbedFacts, EncodeFacts, RowsFacts, ScoreFacts, SelectFacts
 from instruct_prune.select.data import Selection
 
 FATES = ("dropped", "kept: easy pool", "kept: hard pool", "kept", "scored")
@@ -19,6 +22,24 @@ FATES = ("dropped", "kept: easy pool", "kept: hard pool", "kept", "scored")
 DROPPED, KEPT_EASY, KEPT_HARD, KEPT, SCORED = range(len(FATES))
 
 UInt8 = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Records:
+    """What the stages of a run say about themselves; None where a stage has not run or is stale.
+
+    Attributes:
+        source: what is known of the rows.
+        chosen: the options of the selection.
+    """
+
+    source: RowFacts
+    rows: RowsFacts
+    encode: EncodeFacts
+    score: ScoreFacts
+    embed: EmbedFacts | None
+    select: SelectFacts | None
+    chosen: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -43,7 +64,7 @@ class Tables:
         label_kind: "cluster", "stratum", or "" where all rows are together.
         distance: float32 [n] to the cluster's centre, or None.
         unstable: bool [n], rows that another mask seed would have decided otherwise; None with fewer than two seeds.
-        stages: of the manifest.
+        run: the records of the stages that these tables come from.
     """
 
     name: str
@@ -64,7 +85,7 @@ class Tables:
     label_kind: str
     distance: Float32 | None
     unstable: Bool | None
-    stages: dict[str, Any] = field(default_factory=dict)
+    run: Records
 
     def __len__(self) -> int:
         return len(self.row_id)
@@ -99,19 +120,19 @@ def read_tables(folder: RunFolder) -> Tables:
     Raises:
         InputError: nothing was scored, or tables of the folder belong to different runs.
     """
-    folder.require("score", f"score --data ... --out {folder.path}")
+    records = read_records(folder)
     table = folder.read_scores()
     scored = table.scored
     row_id = table.row_id[scored]
-    selection = _selection(folder, row_id)
+    selection = None if records.select is None else _selection(folder, row_id)
     statuses, counts = np.unique(table.status, return_counts=True)
-    vectors, vector_at = _vectors(folder, row_id)
-    labels, names, kind, distance = _groups(folder, row_id, selection)
+    vectors, vector_at = _vectors(folder, records, row_id)
+    labels, names, kind, distance = _groups(folder, records, row_id, selection)
     return Tables(
         name=folder.path.resolve().name,
         row_id=row_id,
         score=table.score[scored] if selection is None else selection.score,
-        score_name=str(folder.stage("select").get("score") or table.score_name),
+        score_name=table.score_name if records.select is None else records.select.score,
         n_prompt=table.n_prompt[scored],
         n_response=table.n_response[scored],
         truncated=table.status[scored] == "truncated",
@@ -126,29 +147,29 @@ def read_tables(folder: RunFolder) -> Tables:
         label_kind=kind,
         distance=distance,
         unstable=_unstable(folder) if selection is not None else None,
-        stages=folder.manifest.get("stages", {}),
+        run=records,
     )
 
 
-def positions(row_id: Int64, there: Int64, what: str) -> Int64:
-    """int64 [n]: where each row id is found in ``there`` (int64 [m], ascending).
+def read_records(folder: RunFolder) -> Records:
+    """The records of a scored run.
 
     Raises:
-        InputError: one of them is not.
+        InputError: nothing was scored, or what it was scored from has changed.
     """
-    at = np.minimum(np.searchsorted(there, row_id), max(len(there) - 1, 0))
-    missing = np.flatnonzero(there[at] != row_id) if len(there) else np.arange(len(row_id))
-    if len(missing):
-        raise InputError(
-            f"{what} has no row {row_id[missing[0]]} ({len(missing)} of the {len(row_id)} scored rows are missing): it "
-            "was made before these scores. Run the later stages again (`instruct-prune embed`, `instruct-prune select`)."
-        )
-    return at
+    embed, select = folder.find(EmbedFacts), folder.find(SelectFacts)
+    return Records(
+        source=RowTable.open(folder / "rows").facts,
+        rows=folder.facts(RowsFacts),
+        encode=folder.facts(EncodeFacts),
+        score=folder.facts(ScoreFacts),
+        embed=None if embed is None else embed.facts,
+        select=None if select is None else select.facts,
+        chosen={} if select is None else select.config,
+    )
 
 
-def _selection(folder: RunFolder, row_id: Int64) -> Selection | None:
-    if not (folder / "selection.parquet").exists():
-        return None
+def _selection(folder: RunFolder, row_id: Int64) -> Selection:
     selection = folder.read_selection()
     if not np.array_equal(selection.row_id, row_id):
         raise InputError(
@@ -167,24 +188,24 @@ def _unstable(folder: RunFolder) -> Bool | None:
     return np.asarray(pq.read_table(path, columns=["unstable"]).column(0).to_numpy(), dtype=bool)
 
 
-def _vectors(folder: RunFolder, row_id: Int64) -> tuple[Float32 | None, Int64]:
-    if not folder.stage("embed").get("complete"):
+def _vectors(folder: RunFolder, records: Records, row_id: Int64) -> tuple[Float32 | None, Int64]:
+    if records.embed is None:
         return None, np.empty(0, dtype=np.int64)
     embeddings = folder.read_embeddings()
-    return embeddings.vectors, positions(row_id, embeddings.row_id, str(folder / "embeddings.npy"))
+    return embeddings.vectors, positions_of(row_id, embeddings.row_id, str(folder / "embeddings.npy"))
 
 
 def _groups(
-    folder: RunFolder, row_id: Int64, selection: Selection | None
+    folder: RunFolder, records: Records, row_id: Int64, selection: Selection | None
 ) -> tuple[Int32, tuple[str, ...], str, Float32 | None]:
     """Clusters where there are any (named as the strata are, where they are the strata), else the strata, else one."""
     path = folder / "clusters.parquet"
-    if path.exists():
+    if records.select is not None and records.select.clustered:
         import pyarrow.parquet as pq
 
         columns = pq.read_table(path, page_checksum_verification=True)
         there = columns.column("row_id").to_numpy()
-        at = positions(row_id, there, str(path))
+        at = positions_of(row_id, there, str(path))
         labels = columns.column("cluster").to_numpy()[at].astype(np.int32)
         names = tuple(f"cluster {i}" for i in range(int(labels.max(initial=0)) + 1))
         if selection is not None and np.array_equal(selection.stratum, labels):

@@ -23,6 +23,7 @@ class RowFacts:
         format: name of the row format.
         kind: how the rows were stored.
         model_kind: the kind of model that they are for, "causal_lm" or "image_encoder".
+        strata: the column that says by itself which rows belong together, or None.
         files: paths and Hub ids.
         identity: of each file path, sha256 and bytes (`Source.identity`).
         stamps: of each file on disk its absolute path, size in bytes and time of change in ns, by name.
@@ -36,6 +37,7 @@ class RowFacts:
     format: str
     kind: str
     model_kind: str
+    strata: str | None
     files: tuple[str, ...]
     identity: tuple[Mapping[str, Any], ...]
     stamps: Mapping[str, tuple[str, int, int]]
@@ -102,6 +104,15 @@ def facts_of(source: Source, read: int, rejected: int) -> RowFacts:
     stats = {name: (path, path.stat()) for name, path in source.paths().items()}
     stamps = {name: (str(path.resolve()), stat.st_size, stat.st_mtime_ns) for name, (path, stat) in stats.items()}
     return RowFacts(
-        source.description, source.format, source.kind, source.model_kind, source.files, tuple(source.identity()), stamps,
-        read, rejected, source.opened_with,
-    )  # fmt: skip
+        description=source.description,
+        format=source.format,
+        kind=source.kind,
+        model_kind=source.model_kind,
+        strata=source.strata,
+        files=source.files,
+        identity=tuple(source.identity()),
+        stamps=stamps,
+        read=read,
+        rejected=rejected,
+        opened_with=source.opened_with,
+    )

@@ -96,6 +96,18 @@ class Row:
     columns: Mapping[str, Any] = field(default_factory=dict)
     tools: tuple[Mapping[str, Any], ...] = ()
 
+    @property
+    def text(self) -> str:
+        """What rows are compared by: the turns in order, without role names, pictures by their paths.
+
+        System prompts are left out: those that all rows share say nothing about a row.
+        """
+        pieces: list[str] = []
+        for message in self.messages:
+            if message.role != "system":
+                pieces += [*(image.path for image in message.images), message.text, message.context]
+        return "\n".join(piece for piece in pieces if piece.strip())
+
 
 @dataclass(frozen=True, slots=True)
 class Reject:

@@ -99,6 +99,7 @@ class Source:
         kind: how the rows are stored ("jsonl", "json", "csv", "tsv", "parquet", "arrow", "dataset", "hub", "imagefolder",
             "memory"); "mixed" when files differ.
         model_kind: the kind of model that the rows are for: "causal_lm" or "image_encoder".
+        strata: the column that says by itself which rows belong together, or None.
         description: what was found, in one sentence for people.
         files: paths or Hub ids.
         opened_with: the arguments of `open_data` that open the same rows again; "data" is None for rows in memory.
@@ -120,6 +121,7 @@ class Source:
         self.description = description
         self.format = "+".join(dict.fromkeys(each.shown_format for each in inputs))
         self.model_kind = inputs[0].format.model
+        self.strata = inputs[0].format.strata
         kinds = {each.reader.kind for each in inputs}
         self.kind = kinds.pop() if len(kinds) == 1 else "mixed"
         self.files = tuple(each.reader.name for each in inputs)

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from instruct_prune.arrays import Int32, Int64
+from instruct_prune.arrays import Int32, Int64, positions_of
 from instruct_prune.errors import InputError
 from instruct_prune.report.compare import Comparison
 from instruct_prune.report.compare import compare as put_side_by_side
 from instruct_prune.run.folder import RunFolder
+from instruct_prune.run.records import EmbedFacts, ScoreFacts, SelectFacts
+from instruct_prune.run.select import selection_of
 from instruct_prune.select import build_pool
 
 
@@ -20,6 +22,8 @@ def compare(folders: Sequence[RunFolder], seed: int = 0) -> Comparison:
     Raises:
         InputError: a run has no selection, or the runs are not over the same rows.
     """
+    for folder in folders:
+        folder.require(ScoreFacts)
     tables = [folder.read_scores() for folder in folders]
     for folder, table in zip(folders[1:], tables[1:], strict=True):
         same = np.array_equal(table.row_id, tables[0].row_id) and np.array_equal(
@@ -30,10 +34,10 @@ def compare(folders: Sequence[RunFolder], seed: int = 0) -> Comparison:
                 f"{folder.path} and {folders[0].path} are not over the same rows (their content hashes differ), so their "
                 "selections cannot be compared. Compare runs with the same --data, --limit, template and tokenizer."
             )
-    with_vectors = next((f for f in folders if f.stage("embed").get("complete")), None)
+    with_vectors = next((f for f in folders if f.find(EmbedFacts) is not None), None)
     pool = build_pool(tables[0], embeddings=with_vectors.read_embeddings() if with_vectors else None)
     names = _names(folders)
-    kept = {name: folder.read_selection().kept for name, folder in zip(names, folders, strict=True)}
+    kept = {name: selection_of(folder).kept for name, folder in zip(names, folders, strict=True)}
     return put_side_by_side(pool, kept, clusters=_cluster_labels(folders, pool.row_id), seed=seed)
 
 
@@ -46,13 +50,10 @@ def _names(folders: Sequence[RunFolder]) -> list[str]:
 def _cluster_labels(folders: Sequence[RunFolder], row_id: Int64) -> Int32 | None:
     import pyarrow.parquet as pq
 
-    path = next((f / "clusters.parquet" for f in folders if (f / "clusters.parquet").exists()), None)
-    if path is None:
+    chosen = next((f for f in folders if f.facts(SelectFacts).clustered), None)
+    if chosen is None:
         return None
-    table = pq.read_table(path, columns=["row_id", "cluster"])
+    table = pq.read_table(chosen / "clusters.parquet", columns=["row_id", "cluster"])
     there = table.column("row_id").to_numpy()
-    at = np.minimum(np.searchsorted(there, row_id), len(there) - 1)
-    if not np.array_equal(there[at], row_id):
-        return None
-    labels: Int32 = table.column("cluster").to_numpy()[at]
+    labels: Int32 = table.column("cluster").to_numpy()[positions_of(row_id, there, str(chosen / "clusters.parquet"))]
     return labels

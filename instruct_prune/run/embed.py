@@ -4,69 +4,195 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from instruct_prune.config import EmbedConfig
-from instruct_prune.encode.store import TokenStore
+from instruct_prune.arrays import Float32, Int64
+from instruct_prune.config import EmbedConfig, EncodeConfig, ScoreConfig
 from instruct_prune.errors import InputError
-from instruct_prune.models import names as models
+from instruct_prune.geometry import blocks
+from instruct_prune.measure.measurement import Measurement
+from instruct_prune.measure.parts import PartStore
+from instruct_prune.measure.probes import parse_probe
+from instruct_prune.measure.ranks import Ranks
+from instruct_prune.measure.stored import Stored, find
+from instruct_prune.measure.subnet import DENSE
+from instruct_prune.models import names
+from instruct_prune.models.model import Items, Model
 from instruct_prune.progress import Progress, say
-from instruct_prune.rows.row import Row
-from instruct_prune.run.encode import source_of
+from instruct_prune.rows.table import RowTable
+from instruct_prune.run.encode import make_model
 from instruct_prune.run.folder import RunFolder
-from instruct_prune.storage import atomic, row_ids_hash, sha256_of
+from instruct_prune.run.measure import batch_cost, plan_work, run_work
+from instruct_prune.run.records import EmbedFacts, EncodeFacts, ScoreFacts
+from instruct_prune.run.rows import rows_of
+from instruct_prune.storage import digest, replaced, sha256_of, write_array
+
+MODEL = "model"
+POOLING = "mean"
+"""How ``--embedder model`` pools unless it says otherwise, as in model:weighted or model:last@12."""
+TEXT_EMBEDDER = "all-minilm-l6-v2"
+
+
+def by_model(model: Model, config: EmbedConfig | None) -> str | None:
+    """The probe that reads a row's vector off the scoring model itself; None where another embedder does it."""
+    embedder = config.embedder if config is not None else "auto"
+    name, _, pooling = embedder.partition(":")
+    if name == MODEL:
+        return pooling or POOLING
+    return POOLING if model.embeds else None
 
 
 def embed(folder: RunFolder, config: EmbedConfig, restart: bool = False) -> None:
-    """``embeddings.npy``: one vector for each row that encoding found fit to score."""
-    from instruct_prune.models.sentence_encoder import TextEncoder, check_vectors, embed_rows, save_row_ids
+    """Write ``embeddings.npy``: L2-normalised float32 [m, d] of the m rows that were fit to score, in input order.
 
-    encoded = folder.require("encode", f"score --data ... --out {folder.path}")
-    if encoded.get("images"):
-        folder.require("embed", f"score --data ... --out {folder.path}")
-        say("embed: the pooled features of scoring")
-        return
-    store = TokenStore.open(folder / "tokens")
-    row_id = store.row_id[store.scorable]
-    precomputed = Path(config.embedder).expanduser() if config.embedder.endswith(".npy") else None
-    if precomputed is not None:
-        if not precomputed.is_file():
-            raise InputError(f"--embedder {config.embedder}: there is no such file.")
-        identity: dict[str, Any] = {"sha256": sha256_of(precomputed)}
-        found = None
+    Raises:
+        InputError: no such embedder, vectors that do not fit the rows, or the folder holds those of another embedder.
+    """
+    began = time.monotonic()
+    encoded = folder.facts(EncodeFacts)
+    options = EncodeConfig(**encoded.options)
+    rows = RowTable.open(folder / "rows").facts
+    model = make_model(
+        ScoreConfig(model=encoded.model, model_revision=encoded.revision), options, rows.model_kind, rows.format
+    )
+    items = model.open_items(folder / "items")
+    embedder = config.embedder
+    if embedder == "auto":
+        embedder = MODEL if model.embeds else TEXT_EMBEDDER
+    if embedder.partition(":")[0] == MODEL:
+        _by_states(folder, model, items, config, embedder, restart)
+    elif embedder.endswith(".npy"):
+        _by_file(folder, items, embedder, restart)
     else:
-        found = models.find_model(config.embedder, option="--embedder")
-        identity = found.identity()
-    identity = {
-        "embedder": config.embedder,
-        "identity": identity,
-        "data": encoded["config"]["inputs"],
-        "rows": row_ids_hash(row_id),
-    }
-    parts = folder / "parts" / "embed"
-    if restart:
-        shutil.rmtree(parts, ignore_errors=True)
-    if folder.begin("embed", identity, restart):
+        _by_encoder(folder, items, config, embedder, restart)
+    record = folder.record(EmbedFacts)
+    if record is not None and record.facts is not None:
         say("embed: done before, skipped")
         return
-    began = time.monotonic()
-    if precomputed is not None:
-        vectors = check_vectors(np.load(precomputed, mmap_mode="r", allow_pickle=False), len(row_id), config.embedder)
-        with atomic(folder / "embeddings.npy") as file:
-            np.save(file, vectors, allow_pickle=False)
-    else:
-        assert found is not None
-        wanted = set(row_id.tolist())
-        samples = (row for row in source_of(folder) if isinstance(row, Row) and row.row_id in wanted)
-        location, name = found.location, found.name
-        with Progress("embedding", len(row_id), "rows") as progress:
-            embed_rows(
-                samples, len(row_id), lambda: TextEncoder(location, name, batch_size=config.embed_batch), parts,
-                folder / "embeddings.npy", progress.advance,
-            )  # fmt: skip
-    save_row_ids(folder / "embeddings_rows.npy", row_id)
-    folder.finish("embed", seconds=round(time.monotonic() - began, 3))
-    shutil.rmtree(parts, ignore_errors=True)
+    write_array(folder / "embeddings_rows.npy", items.row_id[items.scorable])
+    width = np.load(folder / "embeddings.npy", mmap_mode="r", allow_pickle=False).shape[1]
+    folder.finish(EmbedFacts(embedder=embedder, width=width, seconds=round(time.monotonic() - began, 3)))
+    shutil.rmtree(folder / "parts" / "embed", ignore_errors=True)
+
+
+# ---- the scoring model's own states ----
+
+
+def save_states(folder: RunFolder, items: Items, vectors: Sequence[Stored]) -> None:
+    """Write ``states/NAME.npy``, float32 [m, d] for the m rows that were fit to score, of each measurement of vectors, and which
+    rows they are."""
+    rows = np.flatnonzero(items.scorable).astype(np.int64)
+    if vectors:
+        write_array(folder / "states" / "rows.npy", items.row_id[rows])
+    for one in vectors:
+        one.save(folder / "states" / f"{one.measurement.column}.npy", rows)
+
+
+def _by_states(
+    folder: RunFolder, model: Model, items: Items, config: EmbedConfig, embedder: str, restart: bool
+) -> None:
+    probe = parse_probe(embedder.partition(":")[2] or POOLING)
+    measurement = Measurement(DENSE, probe)
+    scored = folder.require(ScoreFacts)
+    if folder.begin(EmbedFacts, {"embedder": embedder}, (EncodeFacts, ScoreFacts), restart):
+        return
+    states = folder / "states" / f"{measurement.column}.npy"
+    if list(scored.config["probes"]).count(embedder.partition(":")[2] or POOLING) == 0 or not states.exists():
+        _measure(folder, model, items, measurement, dict(scored.config))
+    unit_rows(states, folder / "embeddings.npy", centred=not model.compares)
+
+
+def _measure(folder: RunFolder, model: Model, items: Items, measurement: Measurement, scored: dict[str, Any]) -> None:
+    """One more dense pass, for states that scoring did not read."""
+    ranks = Ranks()
+    config = ScoreConfig(model=model.name)
+    model.load(scored["dtype"], ranks.device)
+    parts = PartStore(folder / "parts" / "embed", digest([scored, measurement.column]))
+    work = plan_work(model, items, [measurement], batch_cost(model, config, ranks.device.type), parts)
+    run_work(folder, model, work, config, ranks)
+    if ranks.is_main:
+        save_states(folder, items, [find(work, measurement.column)])
+
+
+def unit_rows(source: Path, target: Path, centred: bool) -> None:
+    """The rows of a .npy file L2-normalised into another, in blocks; zero rows and missing ones stay zero.
+
+    With ``centred`` the mean row is taken off first: hidden states of language models share one large direction, which
+    says nothing about a row (Mu and Viswanath, "All-but-the-Top", ICLR 2018).
+    """
+    vectors = np.load(source, mmap_mode="r", allow_pickle=False)
+    mean = np.zeros(vectors.shape[1])
+    if centred:
+        total, count = np.zeros(vectors.shape[1]), 0
+        for block in blocks(len(vectors)):
+            good = np.isfinite(vectors[block]).all(axis=1)
+            total += vectors[block][good].sum(axis=0, dtype=np.float64)
+            count += int(good.sum())
+        mean = total / max(count, 1)
+    with replaced(target) as temporary:
+        whole = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=vectors.shape)
+        for block in blocks(len(vectors)):
+            moved = vectors[block] - mean
+            norms = np.linalg.norm(moved, axis=1, keepdims=True)
+            whole[block] = np.nan_to_num(moved / np.maximum(norms, 1e-12))
+        whole.flush()
+
+
+# ---- vectors of the user's own, and embedding models ----
+
+
+def _by_file(folder: RunFolder, items: Items, embedder: str, restart: bool) -> None:
+    path = Path(embedder).expanduser()
+    if not path.is_file():
+        raise InputError(f"--embedder {embedder}: there is no such file.")
+    if folder.begin(EmbedFacts, {"embedder": embedder, "sha256": sha256_of(path)}, (EncodeFacts,), restart):
+        return
+    try:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        raise InputError(f"--embedder {embedder} is no .npy file of numbers: {error}") from None
+    write_array(folder / "embeddings.npy", check_vectors(found, int(items.scorable.sum()), embedder))
+
+
+def check_vectors(vectors: Float32, n: int, path: str) -> Float32:
+    """Precomputed vectors: float [n, d], finite and not zero, returned as float32 and L2-normalised.
+
+    Raises:
+        InputError: shape, type or values are wrong.
+    """
+    if vectors.ndim != 2 or not np.issubdtype(vectors.dtype, np.floating):
+        raise InputError(f"--embedder {path}: expected a 2-D array of floats, found {vectors.dtype} {vectors.shape}.")
+    if len(vectors) != n:
+        raise InputError(
+            f"--embedder {path} has {len(vectors)} vectors, but {n} rows were encoded. Make one for each of them, in order."
+        )
+    norms = np.linalg.norm(np.asarray(vectors, dtype=np.float64), axis=1)
+    bad = np.flatnonzero(~np.isfinite(norms) | (norms == 0))
+    if len(bad):
+        raise InputError(f"--embedder {path}: vector {bad[0]} (and {len(bad) - 1} more) is zero or not finite.")
+    unit: Float32 = np.divide(vectors, norms[:, None]).astype(np.float32)
+    return unit
+
+
+def _by_encoder(folder: RunFolder, items: Items, config: EmbedConfig, embedder: str, restart: bool) -> None:
+    from instruct_prune.models.sentence_encoder import TextEncoder, embed_rows
+
+    found = names.find_model(embedder, option="--embedder")
+    if restart:
+        shutil.rmtree(folder / "parts" / "embed", ignore_errors=True)
+    if folder.begin(EmbedFacts, {"embedder": embedder, "identity": found.identity()}, (EncodeFacts,), restart):
+        return
+    row_id: Int64 = items.row_id[items.scorable]
+    with Progress("embedding", len(row_id), "rows") as progress:
+        embed_rows(
+            rows_of(folder).take(row_id),
+            len(row_id),
+            lambda: TextEncoder(found.location, found.name, batch_size=config.embed_batch),
+            folder / "parts" / "embed",
+            folder / "embeddings.npy",
+            progress.advance,
+        )

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from instruct_prune.config import ExportConfig
 from instruct_prune.errors import InputError
-from instruct_prune.export import Exported, ExportJob, KeptSamples, export_selection
+from instruct_prune.export import Exported, ExportJob, export_selection, exporters_of
 from instruct_prune.export.hub import inherited_license
 from instruct_prune.export.own_format import write_own_format
 from instruct_prune.export.rows import write_pruned
-from instruct_prune.rows import Source, read_raw
-from instruct_prune.run.encode import encoder_of, source_of
+from instruct_prune.rows.row import Row
+from instruct_prune.rows.table import RowTable
+from instruct_prune.run.encode import model_of
 from instruct_prune.run.folder import RunFolder
-from instruct_prune.run.image_strata import is_image_run
-from instruct_prune.run.images import export_images
+from instruct_prune.run.records import ExportFacts, ScoreFacts, SelectFacts
+from instruct_prune.run.rows import rows_of
+from instruct_prune.run.select import selection_of
 from instruct_prune.select.data import Selection
-from instruct_prune.storage import row_ids_hash, sha256_of
+from instruct_prune.storage import sha256_of
+
+
+def check_export(config: ExportConfig) -> None:
+    """What can be known to be wrong before an hour is spent.
+
+    Raises:
+        InputError: an unknown format, or a push without a repository.
+    """
+    exporters_of(config.to)
+    if "hub" in config.to and not config.hub_repo:
+        raise InputError("--to hub needs --hub-repo owner/name: where the dataset is pushed to.")
 
 
 def export(folder: RunFolder, config: ExportConfig) -> Path:
@@ -25,56 +39,57 @@ def export(folder: RunFolder, config: ExportConfig) -> Path:
     Raises:
         InputError: there is no selection, the data changed, an unknown format or one that cannot hold the rows.
     """
-    if is_image_run(folder):
-        return export_images(folder, config)
-    stage = folder.require("select", f"select --out {folder.path} --keep ...")
-    selection = folder.read_selection()
-    source = source_of(folder)
+    check_export(config)
+    chosen = folder.facts(SelectFacts)
+    selection = selection_of(folder)
+    table = rows_of(folder)
+    options = {"to": list(config.to), "selected": chosen.selected_hash}
+    folder.begin(ExportFacts, options, (SelectFacts,), restart=True)
     target = folder / "pruned.jsonl"
-    written = write_pruned(read_raw(source, selection.kept.tolist()), target)
-    if written != stage["accounting"]["kept"]:
-        raise AssertionError(f"{written} rows were written, {stage['accounting']['kept']} were kept")
-    kept = KeptSamples(source, selection.kept)
-    data = folder.stage("encode")["data"]
-    own = []
-    if source.kind not in ("jsonl", "mixed"):
-        own = write_own_format(kept, source.kind, folder.path, split=data["data_split"], subset=data["data_subset"])
+    written = write_pruned(table.raw(selection.kept), target)
+    if written != chosen.kept:
+        raise AssertionError(f"{written} rows were written, {chosen.kept} were kept")
+    facts = table.facts
+    kept = Kept(table, selection)
+    split, subset = facts.opened_with.get("split"), facts.opened_with.get("subset")
+    own = write_own_format(kept, facts.kind, folder.path, split=split, subset=subset)
     told = [f"in the input's own format: {path}" for path in own]
     if config.to:
-        done = export_selection(config.to, _job(folder, config, selection, source, kept))
+        done = export_selection(config.to, _job(folder, config, selection, kept))
         told += [line for one in done for line in _tell(one)]
-    folder.begin("export", {"selected": row_ids_hash(selection.kept), "to": list(config.to)}, restart=True)
-    folder.finish("export", rows=written, sha256=sha256_of(target), told=told)
+    folder.finish(ExportFacts(rows=written, sha256=sha256_of(target), told=tuple(told)))
     return target
 
 
-def _job(folder: RunFolder, config: ExportConfig, selection: Selection, source: Source, kept: KeptSamples) -> ExportJob:
-    if "hub" in config.to and not config.hub_repo:
-        raise InputError("--to hub needs --hub-repo owner/name: where the dataset is pushed to.")
-    encoded = folder.stage("encode")
-    model = encoded["model"]["name"]
-    encoder = encoder_of(folder, source)
-    accounting = folder.stage("select")["accounting"]
+class Kept:
+    """The kept rows in input order; iterate as often as needed."""
+
+    def __init__(self, table: RowTable, selection: Selection) -> None:
+        self.table, self.row_id = table, selection.kept
+
+    def __iter__(self) -> Iterator[Row]:
+        return self.table.take(self.row_id)
+
+
+def _job(folder: RunFolder, config: ExportConfig, selection: Selection, kept: Kept) -> ExportJob:
+    source, chosen, scored = kept.table.facts, folder.facts(SelectFacts), folder.facts(ScoreFacts)
+    model = model_of(folder)
     return ExportJob(
         samples=kept,
         folder=folder.path,
         name=f"{Path(source.files[0]).stem}-pruned",
-        template=encoded["config"]["template"],
-        model=model,
-        max_length=encoded["config"]["max_length"],
+        model=scored.model,
+        writing=model.writing(),
+        model_kind=source.model_kind,
         kind=source.kind,
-        turns=encoded["config"]["turns"],
-        render=encoder.render,
-        bos=encoded["tokenizer"]["bos_token"] or "",
-        eos=encoded["tokenizer"]["eos_token"] or "",
-        split=encoded["data"]["data_split"],
-        subset=encoded["data"]["data_subset"],
+        split=source.opened_with.get("split"),
+        subset=source.opened_with.get("subset"),
         license=config.license or inherited_license(source.files, source.kind),
         facts={
             "method": selection.method,
-            "score": str(folder.stage("select")["score"]),
-            "scored with": model,
-            "kept": f"{accounting['kept']} of {accounting['scored']} rows",
+            "score": chosen.score,
+            "scored with": scored.model,
+            "kept": f"{chosen.kept} of {chosen.scored} rows",
         },
         hub_repo=config.hub_repo,
         hub_private=not config.hub_public,

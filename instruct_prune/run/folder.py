@@ -1,29 +1,24 @@
-"""The files of a run: atomic writes, the manifest, what a finished stage looks like, and the parts of the scorer.
-
-Every file is written under a temporary name, flushed to disk and renamed, so a reader (another process, a later
-resume) sees a whole file or none.
-"""
+"""The folder of a run: the records of its stages, and its tables."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import platform
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from instruct_prune.errors import InputError
 from instruct_prune.measure.subnet import SubnetSpec
+from instruct_prune.run.records import LAYOUT, STAGES, EmbedFacts, Facts, Record, read_record
 from instruct_prune.score.table import ScoreTable
 from instruct_prune.select.data import Clusters, Embeddings, Selection
 from instruct_prune.storage import write_json, write_parquet
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 MANIFEST = "manifest.json"
 PACKAGES = (
@@ -57,10 +52,10 @@ def _short(value: Any) -> str:
 
 
 class RunFolder:
-    """One run's folder and its manifest.
+    """One run's folder: records of its stages in ``manifest.json``, tables beside it.
 
     Raises:
-        InputError: the folder holds other files, so it is not a run's.
+        InputError: the folder holds other files, so it is not a run's, or it was made by a version with another layout.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -72,9 +67,18 @@ class RunFolder:
                 f"--out {self.path} exists, is not empty and is not a run of instruct-prune (it has no {MANIFEST}). "
                 "Nothing was written. Name a new or empty folder."
             )
+        if self.exists and self.manifest.get("layout") != LAYOUT:
+            raise InputError(
+                f"{self.path} was made by another version of instruct-prune, whose run folders this one does not read. Its "
+                "tables (scores.parquet, pruned.jsonl) are as they were; to select or export anew, score into a new --out."
+            )
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
+
+    @property
+    def exists(self) -> bool:
+        return (self.path / MANIFEST).exists()
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -89,55 +93,114 @@ class RunFolder:
             raise InputError(f"{path} is not a manifest of instruct-prune. Use another --out.")
         return value
 
-    def update(self, **sections: Any) -> None:
-        """Replace top-level sections of the manifest, atomically."""
-        manifest = self.manifest | sections
-        manifest |= {"argv": sys.argv, "versions": versions()}
-        write_json(self.path / MANIFEST, manifest)
+    def create(self) -> None:
+        """Make the folder a run's, so that an interrupted first command can be run again."""
+        if not self.exists:
+            self._save({})
 
-    def stage(self, name: str) -> dict[str, Any]:
-        found = self.manifest.get("stages", {}).get(name, {})
-        return found if isinstance(found, dict) else {}
+    # ---- records ----
 
-    def begin(self, stage: str, config: Mapping[str, Any], restart: bool = False) -> bool:
-        """Claim a stage for a configuration; True when it is already finished under the same one.
+    def record(self, kind: type[Facts]) -> Record[Facts] | None:
+        """A stage's record, finished or not, fresh or stale; None where it never began."""
+        entry = self.manifest.get("stages", {}).get(kind.stage)
+        if entry is None:
+            return None
+        try:
+            return read_record(kind, entry)
+        except (KeyError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"{self.path / MANIFEST}: the record of the {kind.stage} stage cannot be read ({reason}). Restore the file, "
+                "or score into another --out."
+            ) from None
+
+    def find(self, kind: type[Facts]) -> Record[Facts] | None:
+        """A stage's record where it is finished and fresh, else None."""
+        record = self.record(kind)
+        return record if record is not None and record.facts is not None and self.stale(record) is None else None
+
+    def stale(self, record: Record[Any]) -> str | None:
+        """The name of the stage that was made anew since this record was written, or None where it is fresh."""
+        for name, fingerprint in record.inputs.items():
+            kind = next(kind for kind in STAGES if kind.stage == name)
+            under = self.record(kind)  # type: ignore[type-var]
+            if under is None or under.facts is None or under.fingerprint != fingerprint:
+                return name
+            deeper = self.stale(under)
+            if deeper is not None:
+                return deeper
+        return None
+
+    def require(self, kind: type[Facts]) -> Record[Facts]:
+        """A stage's record, finished and fresh.
 
         Raises:
-            InputError: the folder holds this stage of another run; the message lists what differs.
+            InputError: it has not run, is unfinished or is stale; the message names the command to run.
         """
-        known = self.stage(stage)
-        wanted = json.loads(json.dumps(config, default=str))
-        if known and known.get("config") != wanted and not restart:
-            lines = "\n".join(differences(known.get("config"), wanted))
+        record = self.record(kind)
+        command = f"instruct-prune {kind.command} --out {self.path}"
+        if record is None or record.facts is None:
+            state = "has not run" if record is None else "is not finished"
+            raise InputError(f"{self.path}: the {kind.stage} stage {state}. Run `{command}` first.")
+        changed = self.stale(record)
+        if changed is not None:
             raise InputError(
-                f"{self.path} holds the {stage} stage of another run, and nothing of it was overwritten. What differs "
-                f"(there -> asked for):\n{lines}\nUse another --out, the same options, or --restart to discard it."
+                f"{self.path}: the {kind.stage} stage is stale: the {changed} stage has changed since it was made, so its "
+                f"results are not used. Run `{command}` again."
             )
-        if known.get("config") == wanted and known.get("complete") and not restart:
-            return True
-        if not known or restart or known.get("config") != wanted:
-            self._mark(stage, {"config": wanted, "complete": False})
+        return record
+
+    def facts(self, kind: type[Facts]) -> Facts:
+        """The facts of a stage that is finished and fresh, as `require`."""
+        facts = self.require(kind).facts
+        assert facts is not None
+        return facts
+
+    def begin(
+        self, kind: type[Facts], config: Mapping[str, Any], inputs: tuple[type[Any], ...] = (), restart: bool = False
+    ) -> bool:
+        """Claim a stage for options; True when it is already finished under the same ones, from the same inputs.
+
+        Args:
+            kind: of the stage.
+            config: the options that decide the result.
+            inputs: the stages that it is made from, all of them finished.
+            restart: discard what is there.
+
+        Raises:
+            InputError: the folder holds this stage under other options; the message lists what differs.
+        """
+        known = self.record(kind)
+        wanted = Record[Facts](
+            json.loads(json.dumps(config, default=str)), {each.stage: self.require(each).fingerprint for each in inputs}
+        )
+        if known is not None and not restart:
+            if known.fingerprint == wanted.fingerprint:
+                return known.facts is not None
+            lines = differences(known.config, wanted.config)
+            if lines:
+                raise InputError(
+                    f"{self.path} holds the {kind.stage} stage of another run, and nothing of it was overwritten. What differs "
+                    f"(there -> asked for):\n"
+                    + "\n".join(lines)
+                    + "\nUse another --out, the same options, or --restart to "
+                    "discard it."
+                )
+        self._write(kind, wanted)
         return False
 
-    def finish(self, stage: str, **facts: Any) -> None:
+    def finish(self, facts: Any) -> None:
         """Mark a stage complete: written last, when all its files are in place."""
-        self._mark(stage, {**self.stage(stage), "complete": True, **facts})
+        record = self.record(type(facts))
+        assert record is not None, "a stage begins before it is finished"
+        self._write(type(facts), Record(record.config, record.inputs, facts))
 
-    def forget(self, *stages: str) -> None:
-        """Drop stages that depended on one that has changed."""
-        kept = {name: value for name, value in self.manifest.get("stages", {}).items() if name not in stages}
-        self.update(stages=kept)
+    def _write(self, kind: type[Any], record: Record[Any]) -> None:
+        self._save({**self.manifest.get("stages", {}), kind.stage: record.to_json()})
 
-    def _mark(self, stage: str, value: Mapping[str, Any]) -> None:
-        self.update(stages={**self.manifest.get("stages", {}), stage: value})
-
-    def require(self, stage: str, command: str) -> dict[str, Any]:
-        """The finished stage, or an InputError that names the command to run first."""
-        found = self.stage(stage)
-        if not found.get("complete"):
-            state = "is not finished" if found else "has not run"
-            raise InputError(f"{self.path}: the {stage} stage {state}. Run `instruct-prune {command}` first.")
-        return found
+    def _save(self, stages: Mapping[str, Any]) -> None:
+        manifest = {"layout": LAYOUT, "stages": stages, "argv": sys.argv, "versions": versions()}
+        write_json(self.path / MANIFEST, manifest)
 
     # ---- the tables of a run ----
 
@@ -145,7 +208,8 @@ class RunFolder:
         import pyarrow as pa
 
         meta = {
-            "subnets": [[s.kind, s.value, s.seed, s.scope] for s in table.subnets],
+            "subnets": [dataclasses.astuple(spec) for spec in table.subnets],
+            "more": list(table.more),
             "score_name": table.score_name,
             "backbone": table.backbone,
         }
@@ -183,14 +247,15 @@ class RunFolder:
             score=columns["score"],
             score_name=meta["score_name"],
             backbone=meta["backbone"],
+            more={name: columns[name] for name in meta["more"]},
         )
 
     def read_embeddings(self) -> Embeddings:
-        """Memory-map ``embeddings.npy``; its rows are those of ``embeddings.json``, in input order."""
-        facts = self.require("embed", f"embed --out {self.path}")
+        """Memory-map ``embeddings.npy``; its rows are those of ``embeddings_rows.npy``, in input order."""
+        facts = self.facts(EmbedFacts)
         vectors = np.load(self / "embeddings.npy", mmap_mode="r", allow_pickle=False)
         row_id = np.load(self / "embeddings_rows.npy", allow_pickle=False)
-        return Embeddings(row_id, vectors, str(facts["config"].get("embedder")))
+        return Embeddings(row_id, vectors, facts.embedder)
 
     def write_clusters(self, clusters: Clusters) -> None:
         import pyarrow as pa
@@ -235,40 +300,6 @@ class RunFolder:
             strata_names=codes["stratum"][1], method=facts["method"], seed=facts["seed"], params=facts["params"],
             duplicate_of=duplicate_of,
         )  # fmt: skip
-
-
-class PartStore:
-    """One Parquet part for each (pass, chunk) of the scorer: the unit of resumption.
-
-    A part that is torn (no footer, wrong page checksum) or belongs to another configuration counts as missing.
-    """
-
-    def __init__(self, folder: Path, fingerprint: str) -> None:
-        self.folder = folder
-        self.fingerprint = fingerprint
-
-    def path(self, pass_name: str, chunk: int) -> Path:
-        return self.folder / pass_name / f"{chunk:06d}.parquet"
-
-    def write(self, pass_name: str, chunk: int, columns: Mapping[str, Any]) -> None:
-        import pyarrow as pa
-
-        table = pa.table({name: pa.array(c) for name, c in columns.items()})
-        write_parquet(self.path(pass_name, chunk), table.replace_schema_metadata({"fingerprint": self.fingerprint}))
-
-    def read(self, pass_name: str, chunk: int) -> pa.Table | None:
-        """The part, or None when it is missing, torn or foreign."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            table = pq.read_table(self.path(pass_name, chunk), page_checksum_verification=True)
-        except (FileNotFoundError, pa.ArrowException, OSError):
-            return None  # torn or absent: the chunk is done again
-        return table if (table.schema.metadata or {}).get(b"fingerprint") == self.fingerprint.encode() else None
-
-    def missing(self, pass_name: str, n_chunks: int) -> list[int]:
-        return [chunk for chunk in range(n_chunks) if self.read(pass_name, chunk) is None]
 
 
 def versions() -> dict[str, str]:

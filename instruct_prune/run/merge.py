@@ -2,108 +2,164 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from instruct_prune.config import ScoreConfig
+from instruct_prune.arrays import Float32
 from instruct_prune.encode.item import Status
-from instruct_prune.encode.pictures import ImageIndex
-from instruct_prune.encode.store import TokenStore
-from instruct_prune.measure.engine import Work, merge_parts
-from instruct_prune.measure.subnet import SubnetSpec
+from instruct_prune.measure.engine import Work
+from instruct_prune.measure.measurement import Measurement
+from instruct_prune.measure.probes import Loss
+from instruct_prune.measure.ranks import Ranks
+from instruct_prune.measure.stored import Stored, find, merge_columns
+from instruct_prune.measure.subnet import DENSE, SubnetSpec
+from instruct_prune.models.model import Items, Model
+from instruct_prune.rows.table import RowTable
+from instruct_prune.run.columns import columns_for
+from instruct_prune.run.embed import save_states
 from instruct_prune.run.encode import list_rejected
 from instruct_prune.run.folder import RunFolder
-from instruct_prune.score.aggregate import aggregate, left_out_of, subnet_health
+from instruct_prune.run.measure import Took
+from instruct_prune.run.records import RowsFacts, ScoreFacts
+from instruct_prune.score.aggregate import rescored
+from instruct_prune.score.health import left_out_of, subnet_health
 from instruct_prune.score.table import ScoreTable
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Finished passes.
+
+    Attributes:
+        model: that was measured.
+        works: the waves of passes, all parts written.
+        derived: losses that follow from stored states of the dense model.
+        took: what it took.
+    """
+
+    model: Model
+    works: tuple[Work, ...]
+    derived: tuple[Measurement, ...]
+    took: Took
+
+    def columns(self, items: Items) -> tuple[dict[Measurement, Float32], dict[int, str]]:
+        """Every measurement of one number a row, float32 [n], and {position: error of a failed row}."""
+        found: dict[Measurement, Float32] = {}
+        errors: dict[int, str] = {}
+        for work in self.works:
+            some, failed = merge_columns(work, len(items))
+            found |= some
+            errors |= failed
+        for one in self.derived:
+            column = found[one] = np.full(len(items), np.nan, dtype=np.float32)
+            for positions, values in find(self.works[0], f"mean_{DENSE.name}").blocks():
+                column[positions] = self.model.losses_of(items, positions, values)
+        return found, errors
+
+    def vectors(self) -> list[Stored]:
+        """The measurements of several numbers a row."""
+        return [
+            find(work, one.column)
+            for work in self.works
+            for a_pass in work.passes
+            for one in a_pass.measurements
+            if one.probe.width(self.model) > 1
+        ]
 
 
 def merge(
     folder: RunFolder,
-    store: TokenStore | ImageIndex,
-    work: Work,
+    items: Items,
+    measured: Measured,
     ladder: tuple[SubnetSpec, ...],
-    config: ScoreConfig,
-    facts: dict[str, Any],
     name: str,
+    dtype: str,
+    ranks: Ranks,
 ) -> ScoreTable:
-    """Parts -> ``scores.parquet`` under the score ``name``, statuses, health, accounting."""
-    losses, errors = merge_parts(work, len(store))
-    status = store.status_names.astype("<U16")
+    """Parts -> ``scores.parquet`` under the score ``name``, statuses, health, accounting.
+
+    Args:
+        folder: the run.
+        items: its rows as the model was given them.
+        measured: finished passes.
+        ladder: the subnets that were asked for, repeated as often as they count.
+        name: of the score.
+        dtype: of the weights.
+        ranks: the processes, for the record.
+    """
+    columns, errors = measured.columns(items)
+    losses = {spec: column for one, column in columns.items() if isinstance(one.probe, Loss) for spec in [one.spec]}
+    losses = {spec: losses[spec] for spec in sorted(losses, key=_place(ladder))}
+    status = items.status_names.astype("<U16")
     for i in errors:
         status[i] = Status.FAILED.value
-    alone = SubnetSpec("alone")
     for spec, column in losses.items():
-        planned = store.scorable if spec != alone else np.zeros(len(store), dtype=bool)
+        planned = items.scorable if spec.is_full else np.zeros(len(items), dtype=bool)
         known = np.isin(status, (Status.FAILED.value, Status.NONFINITE.value))  # the first reason stands
         broken = planned & ~np.isfinite(column) & ~known
-        errors = {**errors, **{int(i): f"loss under {spec.name} is {column[i]}" for i in np.flatnonzero(broken)}}
+        errors |= {int(i): f"loss under {spec.name} is {column[i]}" for i in np.flatnonzero(broken)}
         status[broken] = Status.NONFINITE.value
     scored = np.isin(status, [s.value for s in Status if s.scored])
-    for column in losses.values():
+    for column in columns.values():
         column[~scored] = np.nan
-    health = subnet_health(losses, scored, store.unigram_losses(np.flatnonzero(scored)))
-    (hashes,) = store.text_columns("content_hash")
-    specs = tuple(losses)
+    health = subnet_health(losses, scored, items.guess_losses(np.flatnonzero(scored)))
     table = ScoreTable(
-        row_id=store.row_id,
-        content_hash=np.asarray(hashes, dtype=np.str_),
+        row_id=items.row_id,
+        content_hash=np.asarray(items.text_columns("content_hash")[0], dtype=np.str_),
         status=status,
-        n_prompt=(store.lengths - store.n_response).astype(np.int32),
-        n_response=store.n_response,
-        n_cut=store.n_cut,
-        losses=np.stack([losses[s] for s in specs], axis=1),
-        subnets=specs,
-        score=np.full(len(store), np.nan, dtype=np.float32),
+        n_prompt=(items.lengths - items.n_response).astype(np.int32),
+        n_response=items.n_response,
+        n_cut=items.n_cut,
+        losses=np.stack([losses[s] for s in losses], axis=1),
+        subnets=tuple(losses),
+        score=np.full(len(items), np.nan, dtype=np.float32),
         score_name=name,
-        backbone=config.model,
+        backbone=measured.model.name,
+        more={one.column: column for one, column in columns.items() if not isinstance(one.probe, Loss)},
     )
     collapsed = left_out_of(health, ladder)
-    table = rescored(table, name, ladder, leave_out=collapsed)
-    list_rejected(folder, store, status, errors)
+    save_states(folder, items, measured.vectors())
+    more = columns_for(folder, RowTable.open(folder / "rows"), table, name)
+    full = tuple(spec for spec in ladder if spec.is_full)
+    table = rescored(table, name, subnets=full, leave_out=collapsed, more=more)
+    list_rejected(folder, items, status, errors)
     folder.write_scores(table)
+    read = folder.facts(RowsFacts).read
+    rejected = _count_lines(folder / "rejected.jsonl")
+    if read != int(scored.sum()) + rejected:
+        raise AssertionError(f"rows were lost: {read} read, {int(scored.sum())} scored, {rejected} rejected")
     folder.finish(
-        "score",
-        ladder=[dataclasses.astuple(spec) for spec in ladder],
-        collapsed=collapsed,
-        health={
-            "unigram_loss": health.unigram_loss,
-            "subnets": [dataclasses.asdict(row) for row in health.subnets],
-            "rho": health.rho.tolist(),
-        },
-        warnings=health.warnings,
-        accounting=_score_accounting(folder, int(scored.sum())),
-        **facts,
+        ScoreFacts(
+            model=measured.model.name,
+            dtype=dtype,
+            score=name,
+            ladder=ladder,
+            collapsed=tuple(collapsed),
+            health=health,
+            read=read,
+            scored=int(scored.sum()),
+            rejected=rejected,
+            tokens=measured.took.cost,
+            passes=tuple(a_pass.name for work in measured.works for a_pass in work.passes),
+            unit=measured.model.unit,
+            processes=ranks.world,
+            device=ranks.describe(),
+            switching_seconds=measured.took.spent.switching_seconds,
+            scoring_seconds=measured.took.spent.scoring_seconds,
+            seconds=measured.took.seconds,
+            left_whole=measured.took.spent.left_whole,
+        )
     )
     return table
 
 
-def _score_accounting(folder: RunFolder, scored: int) -> dict[str, int]:
-    read = folder.stage("encode")["accounting"]["read"]
-    with open(folder / "rejected.jsonl", "rb") as file:
-        rejected = sum(1 for _ in file)
-    if read != scored + rejected:
-        raise AssertionError(f"rows were lost: {read} read, {scored} scored, {rejected} rejected")
-    return {"read": read, "scored": scored, "rejected": rejected}
+def _place(ladder: tuple[SubnetSpec, ...]) -> Callable[[SubnetSpec], int]:
+    return lambda spec: ladder.index(spec)
 
 
-def ladder_of(stage: Mapping[str, Any]) -> tuple[SubnetSpec, ...]:
-    """The subnets a score stage was asked for, repeated as often as they count."""
-    return tuple(SubnetSpec(*spec) for spec in stage["ladder"])
-
-
-def rescored(
-    table: ScoreTable,
-    score_name: str,
-    subnets: tuple[SubnetSpec, ...] | None,
-    weights: tuple[float, ...] = (),
-    leave_out: list[str] | None = None,
-) -> ScoreTable:
-    """The same losses under another aggregate."""
-    losses = {spec: table.losses[:, j] for j, spec in enumerate(table.subnets)}
-    out = [spec for spec in table.subnets if spec.name in (leave_out or [])]
-    # IFD and the dense scores name their own columns; only averages can leave a subnet out.
-    values = aggregate(losses, score_name, subnets, weights or None, out)
-    return dataclasses.replace(table, score=values, score_name=score_name)
+def _count_lines(path: Path) -> int:
+    with open(path, "rb") as file:
+        return sum(1 for _ in file)

@@ -12,13 +12,12 @@ import numpy as np
 from instruct_prune.arrays import Int64
 from instruct_prune.config import SelectConfig
 from instruct_prune.errors import InputError
-from instruct_prune.models.sentence_encoder import embedding_text
+from instruct_prune.rows.reader import as_mapping
 from instruct_prune.rows.row import Row
-from instruct_prune.run.encode import source_of
 from instruct_prune.run.folder import RunFolder
+from instruct_prune.run.rows import rows_of
 from instruct_prune.score.table import ScoreTable
-from instruct_prune.select.near_duplicates import text_keys
-from instruct_prune.select.selection import CLUSTERED
+from instruct_prune.select.duplicates import text_keys
 
 NAMED_ROWS = 50_000  # rows that clusters are named by
 NAMED_CHARACTERS = 500
@@ -43,15 +42,14 @@ class RowFacts:
     must_keep: Int64 = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
 
-def read_facts(folder: RunFolder, table: ScoreTable, config: SelectConfig) -> RowFacts:
-    """Read the data once more, if something is wanted of it.
+def read_facts(folder: RunFolder, table: ScoreTable, config: SelectConfig, naming: bool) -> RowFacts:
+    """Read the stored rows once more, if something is wanted of them; with ``naming`` also texts for the names of clusters.
 
     Raises:
         InputError: no such column, a predicate or file of --must-keep that makes no sense, data that changed.
     """
     facts = RowFacts()
     column, value = _predicate(config.must_keep)
-    naming = config.stratify is None and config.clusters != "none" and config.method in CLUSTERED
     if config.must_keep and column is None:
         facts.must_keep = _listed(config.must_keep)
     if not (config.stratify or column or naming or config.dedup is not None):
@@ -62,15 +60,15 @@ def read_facts(folder: RunFolder, table: ScoreTable, config: SelectConfig) -> Ro
     forced: list[int] = []
 
     def texts() -> Iterator[str]:
-        for i, sample in enumerate(_samples(folder, table)):
+        for i, sample in enumerate(rows_of(folder).take(table.row_id)):
             if facts.strata is not None:
                 facts.strata.append(_field(sample, str(config.stratify)))
             if column is not None and scored[i] and str(_field(sample, column)) == value:
                 forced.append(sample.row_id)
             if naming and scored[i] and i % every == 0:
                 facts.named_rows.append(sample.row_id)
-                facts.texts.append(embedding_text(sample)[:NAMED_CHARACTERS])
-            yield embedding_text(sample)
+                facts.texts.append(sample.text[:NAMED_CHARACTERS])
+            yield sample.text
 
     if config.dedup is not None:
         facts.keys = text_keys(texts())
@@ -88,23 +86,10 @@ def read_facts(folder: RunFolder, table: ScoreTable, config: SelectConfig) -> Ro
     return facts
 
 
-def _samples(folder: RunFolder, table: ScoreTable) -> Iterator[Row]:
-    """The samples of the table's rows, in its order."""
-    at = 0
-    for row in source_of(folder):
-        if at < len(table) and isinstance(row, Row) and row.row_id == table.row_id[at]:
-            yield row
-            at += 1
-    if at != len(table):
-        raise InputError(
-            f"the data lacks row {table.row_id[at]}, which was scored: it has changed since. Score it anew."
-        )
-
-
 def _field(sample: Row, name: str) -> Any:
     if name in sample.columns:
         return sample.columns[name]
-    return sample.raw.get(name) if not isinstance(sample.raw, bytes) else None
+    return as_mapping(sample.raw).get(name)
 
 
 def _predicate(text: str | None) -> tuple[str | None, str]:

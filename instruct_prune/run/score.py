@@ -1,48 +1,66 @@
-"""Score: plan the work, run it on as many processes as were launched, put the parts together."""
+"""Score: read, encode, measure the loss of every row under every subnet, put the parts together."""
 
 from __future__ import annotations
 
 import shutil
-import time
-import uuid
-from typing import Any
+from collections.abc import Callable
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-
-from instruct_prune.arrays import Int32
-from instruct_prune.config import DataConfig, EncodeConfig, ScoreConfig, SelectConfig
-from instruct_prune.encode.batching import Plan, plan_batches, shared_prefixes
-from instruct_prune.encode.store import AloneView, TokenStore
-from instruct_prune.errors import IncompleteRunError, InputError
-from instruct_prune.measure.engine import ComputeChunk, Heartbeat, Todo, Work, score_parts, share, wait_for_ranks
-from instruct_prune.measure.passes import Pass, parse_subnets, plan_passes, score_name_of
+from instruct_prune.config import DataConfig, EmbedConfig, EncodeConfig, ScoreConfig, SelectConfig
+from instruct_prune.errors import InputError
+from instruct_prune.measure.ladder import PRESETS, Preset, parse_subnets, score_name_of
+from instruct_prune.measure.measurement import Measurement, measurements_of
+from instruct_prune.measure.parts import PartStore
+from instruct_prune.measure.probes import Loss, Probe, State, parse_probe
 from instruct_prune.measure.ranks import Ranks
-from instruct_prune.measure.speed import probe_speed
-from instruct_prune.models import names as models
-from instruct_prune.models.backbone import Backbone
-from instruct_prune.models.causal_lm import CausalLM
-from instruct_prune.progress import Progress, clock, say
-from instruct_prune.run.encode import encode, open_image_data
-from instruct_prune.run.folder import PartStore, RunFolder
-from instruct_prune.run.merge import merge
+from instruct_prune.measure.speed import measure_speed
+from instruct_prune.measure.stored import find
+from instruct_prune.measure.subnet import DENSE, SubnetSpec
+from instruct_prune.models.model import Items, Model
+from instruct_prune.progress import clock, say
+from instruct_prune.rows.table import RowTable
+from instruct_prune.run.embed import by_model
+from instruct_prune.run.embed import embed as embed_rows
+from instruct_prune.run.encode import encode, make_model
+from instruct_prune.run.folder import RunFolder
+from instruct_prune.run.measure import batch_cost, describe, plan_work, run_work
+from instruct_prune.run.merge import Measured, merge
+from instruct_prune.run.records import EncodeFacts, RowsFacts, ScoreFacts
+from instruct_prune.run.rows import InMemory, read_rows
 from instruct_prune.run.select import check_budget
 from instruct_prune.score.table import ScoreTable
 from instruct_prune.storage import digest
 
-BATCH_TOKENS = {"cpu": 4096, "other": 32768}
+if TYPE_CHECKING:
+    import datasets
+
+Made = TypeVar("Made")
+EVERY = "every"
+"""In a preset's probes: the mean state at every depth of the model."""
 
 
 def score(
-    folder: RunFolder, data: DataConfig, encoding: EncodeConfig, config: ScoreConfig, select: SelectConfig | None = None
+    folder: RunFolder,
+    data: DataConfig,
+    encoding: EncodeConfig,
+    config: ScoreConfig,
+    select: SelectConfig | None = None,
+    embed: EmbedConfig | None = None,
+    memory: InMemory | datasets.Dataset | None = None,
+    loaded: Any = None,
 ) -> ScoreTable | None:
     """Score every row under every subnet, on as many processes as were launched.
 
     Args:
         folder: the run.
         data: what to read.
-        encoding: how rows become tokens.
+        encoding: how rows become what the model is given.
         config: the model and its subnets.
         select: the selection that will follow, so that a budget that cannot be met is told before the work.
+        embed: the embedding that will follow, so that vectors of the model itself are read in the same pass.
+        memory: rows made in Python, in place of files.
+        loaded: a model made in Python: (model, tokenizer), or (module, transform) for pictures.
 
     Returns:
         The table, on the main process; None on the others and for a dry run.
@@ -51,51 +69,121 @@ def score(
         InputError: something given is wrong.
         IncompleteRunError: parts are missing; the same command completes the run.
     """
-    from instruct_prune.run import images  # which needs what is below
-
-    if open_image_data(data) is not None:
-        return images.score_images(folder, data, config, select)
-    ladder = parse_subnets(config.subnets, config.subnet_seeds)
     ranks = Ranks()
     _check(config, ranks)
-    source = _find_model(ranks, config)
-    ranks.on_main(lambda: encode(folder, data, encoding, source, config.restart))
-    store = TokenStore.open(folder / "tokens")
+    if config.restart:
+        ranks.on_main(lambda: shutil.rmtree(folder / "parts", ignore_errors=True))
+    ranks.on_main(lambda: read_rows(folder, data, config.restart, memory))
+    rows = RowTable.open(folder / "rows").facts
+    model = _first_on_main(ranks, lambda: make_model(config, encoding, rows.model_kind, rows.format, loaded))
+    table = RowTable.open(folder / "rows")
+    ranks.on_main(lambda: encode(folder, table, model, config, encoding, data.strict))
+    items = model.open_items(folder / "items")
     if select is not None:
-        ranks.on_main(lambda: check_budget(select, int(store.scorable.sum())))
-    dtype = models.pick_dtype(config.dtype, ranks.device.type)
-    identity = {
-        "encode": digest(folder.stage("encode")["config"]),
-        "model": source.identity(),
-        "dtype": dtype,
-        "subnets": [spec.name for spec in ladder],
-        "include_head": config.include_head,
-        "batch_tokens": config.batch_tokens or BATCH_TOKENS.get(ranks.device.type, BATCH_TOKENS["other"]),
-        "share_prefix": config.share_prefix,
-    }
-    if finished(folder, identity, config, ranks):
-        say_main(ranks, "score: done before, skipped")
+        ranks.on_main(lambda: check_budget(select, int(items.scorable.sum())))
+    wanted = Wanted(model, config, embed)
+    dtype = model.dtype(config.dtype, ranks.device)
+    identity = wanted.identity | {"dtype": dtype, "batch": batch_cost(model, config, ranks.device.type)}
+    if _finished(folder, identity, config, ranks):
+        if ranks.is_main:
+            say("score: done before, skipped")
         ranks.close()
         return folder.read_scores() if ranks.is_main else None
-
-    work = _plan_work(folder, store, plan_passes(ladder), identity)
-    say_main(ranks, f"scoring with {source.name} in {dtype}, {ranks.describe()}: {_describe_plan(work)}")
-    model = models.load_causal_lm(
-        source, dtype, None if config.device_map == "none" else "auto", folder / "parts" / "offload"
-    )
-    backbone = CausalLM(ranks.prepare(model) if config.device_map == "none" else model)
+    offload = folder / "parts" / "offload" if config.device_map == "auto" else None
+    model.load(dtype, ranks.device, offload)
+    waves = Waves(folder, model, items, wanted, identity)
+    if ranks.is_main:
+        say(f"scoring with {model.name} in {dtype}, {ranks.describe()}: {waves.describe()}")
     if config.dry_run:
         if ranks.is_main:
-            _dry_run(backbone, work, ranks, store)
+            _dry_run(model, items, waves, ranks)
         ranks.close()
         return None
-    facts = score_share(folder, backbone, work, config, ranks)
-    if not ranks.is_main:
+    measured = waves.run(folder, config, ranks)
+    if measured is None:
         return None
-    table = merge(folder, store, work, ladder, config, facts, score_name_of(config.subnets))
+    scores = merge(folder, items, measured, wanted.ladder, wanted.score, dtype, ranks)
+    if model.embeds:
+        embed_rows(folder, EmbedConfig())
     shutil.rmtree(folder / "parts", ignore_errors=True)
     ranks.close()
-    return table
+    return scores
+
+
+class Wanted:
+    """What the options ask to be measured."""
+
+    def __init__(self, model: Model, config: ScoreConfig, embed: EmbedConfig | None) -> None:
+        presets = {**PRESETS, **{name: Preset(*entry) for name, entry in model.ladders.items()}}
+        self.model = model
+        self.config = config
+        self.ladder: tuple[SubnetSpec, ...] = parse_subnets(config.subnets, config.subnet_seeds, presets)
+        self.score = score_name_of(config.subnets, presets)
+        named = [word for text in config.subnets if text in presets for word in presets[text].probes]
+        if len(config.subnets) > 1 and EVERY in named:
+            raise InputError(f"--subnets {self.score} stands alone: it is read off the states of the dense model.")
+        pooling = by_model(model, embed)
+        self.texts = tuple(dict.fromkeys([*named, *config.probes, *([pooling] if pooling else [])]))
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that decides the numbers beside rows, dtype and batches."""
+        return {
+            "model": dict(self.model.identity),
+            "subnets": [spec.name for spec in self.ladder],
+            "probes": list(self.texts),
+            "include_head": self.config.include_head,
+            "share_prefix": self.config.share_prefix,
+        }
+
+    @cached_property
+    def measurements(self) -> tuple[Measurement, ...]:
+        """Known when the weights are: a preset may ask for every depth."""
+        probes: list[Probe] = []
+        for text in self.texts:
+            probes += [State("mean", d) for d in self.model.depths()] if text == EVERY else [parse_probe(text)]
+        return measurements_of(self.ladder, probes)
+
+
+class Waves:
+    """The passes in one wave, or in two where losses are relative to states of the dense model, which come first."""
+
+    def __init__(self, folder: RunFolder, model: Model, items: Items, wanted: Wanted, identity: dict[str, Any]) -> None:
+        self.model, self.items = model, items
+        parts = PartStore(folder / "parts" / "score", digest(identity))
+        first, rest = list(wanted.measurements), []
+        self.derived: tuple[Measurement, ...] = ()
+        if model.compares:
+            self.derived = tuple(m for m in first if isinstance(m.probe, Loss) and m.spec == DENSE)
+            rest = [m for m in first if isinstance(m.probe, Loss) and m.spec != DENSE]
+            first = [m for m in first if not isinstance(m.probe, Loss)]
+        batch = identity["batch"]
+        self.first = plan_work(model, items, first, batch, parts)
+        self.rest = plan_work(model, items, rest, batch, parts) if rest else None
+
+    def describe(self) -> str:
+        passes = [*self.first.passes, *(self.rest.passes if self.rest else ())]
+        return describe(self.first, self.model, [a_pass.name for a_pass in passes])
+
+    def run(self, folder: RunFolder, config: ScoreConfig, ranks: Ranks) -> Measured | None:
+        """Both waves; what was measured, on the main process."""
+        took = run_work(folder, self.model, self.first, config, ranks)
+        if self.model.compares:
+            ranks.broadcast(None)  # the first wave is whole when the main process comes here
+            reference = find(self.first, f"mean_{DENSE.name}")
+            self.model.fit(reference.blocks, self.items)
+        if self.rest is not None:
+            took = took + run_work(folder, self.model, self.rest, config, ranks)
+        if not ranks.is_main:
+            return None
+        return Measured(self.model, (self.first, *((self.rest,) if self.rest else ())), self.derived, took)
+
+
+def _first_on_main(ranks: Ranks, make: Callable[[], Made]) -> Made:
+    """Make it on the main process first, so that a GGUF file is converted once and errors are told once."""
+    found: list[Made] = []
+    ranks.on_main(lambda: found.append(make()))
+    return found[0] if found else make()
 
 
 def _check(config: ScoreConfig, ranks: Ranks) -> None:
@@ -105,129 +193,36 @@ def _check(config: ScoreConfig, ranks: Ranks) -> None:
             "process (no accelerate launch, no torchrun), or leave --device-map out so that each process has its own copy."
         )
     if config.batch_tokens is not None and config.batch_tokens < 1:
-        raise InputError(f"--batch-tokens {config.batch_tokens}: at least 1 token must fit in a batch.")
+        raise InputError(f"--batch-tokens {config.batch_tokens}: at least 1 token (or picture) must fit in a batch.")
 
 
-def _find_model(ranks: Ranks, config: ScoreConfig) -> models.ModelSource:
-    """Resolve on the main process first, so that a GGUF file is converted once."""
-    found: list[models.ModelSource] = []
-    ranks.on_main(lambda: found.append(models.find_model(config.model, config.model_revision)))
-    return found[0] if found else models.find_model(config.model, config.model_revision)
-
-
-def finished(folder: RunFolder, identity: dict[str, Any], config: ScoreConfig, ranks: Ranks) -> bool:
+def _finished(folder: RunFolder, identity: dict[str, Any], config: ScoreConfig, ranks: Ranks) -> bool:
     """Claim the stage on the main process; True, on every process, when it is done already."""
     done: list[bool] = []
+    work_kept = (folder / "parts" / "score").exists()
 
     def claim() -> None:
-        if config.restart:
-            shutil.rmtree(folder / "parts", ignore_errors=True)
-            folder.forget("embed", "select", "export")
-        done.append(not config.dry_run and folder.begin("score", identity, config.restart))
+        begun = not config.dry_run and folder.begin(
+            ScoreFacts, identity, (RowsFacts, EncodeFacts), restart=config.restart or not work_kept
+        )
+        done.append(begun)
 
     ranks.on_main(claim)
     return bool(ranks.broadcast(done[0] if done else None))
 
 
-def score_share(
-    folder: RunFolder,
-    backbone: Backbone,
-    work: Work,
-    config: ScoreConfig,
-    ranks: Ranks,
-    compute: ComputeChunk | None = None,
-    unit: str = "tokens",
-) -> dict[str, Any]:
-    """Write this rank's parts; the main one then waits for the others and makes sure that nothing is missing."""
-    # One broadcast before the loop, none inside it: every rank must see the same list of missing parts.
-    missing: tuple[Todo, str] | None = (work.missing(), uuid.uuid4().hex[:8]) if ranks.is_main else None
-    todo, nonce = ranks.broadcast(missing)
-    if 0 < len(todo) < work.n_parts:
-        say_main(ranks, f"resuming: {work.describe(todo)} to do")
-    mine = share(todo, ranks.rank, ranks.world)
-    beats = folder / "parts" / "alive" / nonce
-    began = time.monotonic()
-    try:
-        with Heartbeat(beats, ranks.rank), Progress("scoring", work.cost(mine), unit, ranks.is_main) as progress:
-            facts = score_parts(
-                backbone,
-                work,
-                mine,
-                include_head=config.include_head,
-                advance=lambda rows, tokens: progress.advance(tokens, rows),
-                compute=compute,
-            )
-    except IncompleteRunError as stop:
-        raise IncompleteRunError(_incomplete(folder, work, str(stop))) from stop
-    if ranks.is_main:
-        wait_for_ranks(beats, range(1, ranks.world))
-        if work.missing():
-            raise IncompleteRunError(_incomplete(folder, work, "a process ended before its parts were written"))
-    return facts | {
-        "seconds": round(time.monotonic() - began, 3),
-        "tokens": work.cost(todo),
-        "processes": ranks.world,
-        "device": ranks.describe(),
-    }
-
-
-def say_main(ranks: Ranks, text: str) -> None:
-    if ranks.is_main:
-        say(text)
-
-
-def _plan_work(folder: RunFolder, store: TokenStore, passes: tuple[Pass, ...], identity: dict[str, Any]) -> Work:
-    batch_tokens: int = identity["batch_tokens"]
-    rows = np.flatnonzero(store.scorable).astype(np.int64)
-    group: Int32 | None = None
-    prefixes: tuple[Int32, ...] = ()
-    if identity["share_prefix"]:
-        group, prefixes = shared_prefixes(store.ids, store.offset, rows, store.first_target[rows])
-    full = plan_batches(rows, store.lengths[rows], batch_tokens=batch_tokens, group=group, prefixes=prefixes)
-    bos = folder.stage("encode")["tokenizer"]["bos_token_id"]
-    view = AloneView(store, bos)
-    items: list[Any] = []
-    plans: list[Plan] = []
-    for a_pass in passes:
-        if a_pass.alone:
-            own = rows[view.lengths[rows] > 1]
-            items.append(view)
-            plans.append(plan_batches(own, view.lengths[own], batch_tokens=batch_tokens))
-        else:
-            items.append(store)
-            plans.append(full)
-    return Work(passes, tuple(items), tuple(plans), PartStore(folder / "parts" / "score", digest(identity)))
-
-
-def _describe_plan(work: Work) -> str:
-    plan = work.plans[0]
-    shared = f", {len(plan.prefixes)} shared prefixes" if plan.prefixes else ""
-    names = ", ".join(a_pass.name for a_pass in work.passes)
-    return (
-        f"{plan.n_rows:,} rows, {plan.n_tokens:,} tokens a pass ({plan.padding_share:.1%} padding{shared}), "
-        f"{len(work.passes)} passes ({names}), {len(plan.chunks)} chunks each"
-    )
-
-
-def _dry_run(backbone: Any, work: Work, ranks: Ranks, store: TokenStore) -> None:
-    response = int(store.n_response[store.scorable].sum())
-    prompt = int(store.lengths[store.scorable].sum()) - response
-    plan = work.plans[0]
-    rate = probe_speed(backbone, work)
-    total = sum((p.n_tokens + p.n_padding) for p in work.plans)
-    seconds = total / rate / ranks.world
+def _dry_run(model: Model, items: Items, waves: Waves, ranks: Ranks) -> None:
+    works = [waves.first, *([waves.rest] if waves.rest else [])]
+    plan = waves.first.plans[0]
+    rate = measure_speed(model, waves.first)
+    total = sum(p.n_tokens + p.n_padding for work in works for p in work.plans)
+    n_chunks = sum(len(p.chunks) for work in works for p in work.plans)
+    response = int(items.n_response[items.scorable].sum())
+    prompt = int(items.lengths[items.scorable].sum()) - response
     print(
-        f"dry run: {_describe_plan(work)}\n"
-        f"tokens in the rows: {prompt:,} prompt + {response:,} response\n"
-        f"chunks per process: {-(-sum(len(p.chunks) for p in work.plans) // ranks.world)}\n"
-        f"longest batch: {plan.chunks[0][0].width} tokens wide\n"
-        f"measured {rate:,.0f} tokens/s a process; all passes would take about {clock(seconds)}"
-    )
-
-
-def _incomplete(folder: RunFolder, work: Work, why: str) -> str:
-    left = work.missing()
-    return (
-        f"scoring is not complete: {why}. Missing: {work.describe(left)}. What is done is kept in {folder / 'parts'}; "
-        "run the same command again, with any number of processes, to complete it."
+        f"dry run: {waves.describe()}\n"
+        f"{model.unit} in the rows: {prompt:,} prompt + {response:,} response\n"
+        f"chunks per process: {-(-n_chunks // ranks.world)}\n"
+        f"longest batch: {plan.chunks[0][0].width} {model.unit} wide\n"
+        f"measured {rate:,.0f} {model.unit}/s a process; all passes would take about {clock(total / rate / ranks.world)}"
     )

@@ -6,25 +6,28 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from instruct_prune.arrays import Bool, Float32, Int64
 from instruct_prune.config import SelectConfig
 from instruct_prune.errors import InputError
-from instruct_prune.registry import suggestion
+from instruct_prune.measure.ladder import parse_subnets
+from instruct_prune.rows.table import RowTable
+from instruct_prune.run.columns import columns_for
 from instruct_prune.run.folder import RunFolder
-from instruct_prune.run.image_strata import with_classes_as_strata
-from instruct_prune.run.merge import ladder_of, rescored
+from instruct_prune.run.records import EmbedFacts, ScoreFacts, SelectFacts, TokenCounts
 from instruct_prune.run.row_facts import RowFacts, read_facts
+from instruct_prune.score.aggregate import rescored
+from instruct_prune.score.health import by_seed, rank_spread
+from instruct_prune.score.scores import LADDER, find_score
 from instruct_prune.score.table import ScoreTable
-from instruct_prune.select import SELECTORS, build_pool, resolve_budget, select_rows
+from instruct_prune.select import Method, build_pool, find_method, resolve_budget, select_rows
 from instruct_prune.select.clusters import cluster, name_clusters
 from instruct_prune.select.data import Clusters, Embeddings, Pool, Selection
-from instruct_prune.select.duplicates import keep_priority
-from instruct_prune.select.near_duplicates import find_duplicates
-from instruct_prune.select.selection import CLUSTERED, NEEDS_EMBEDDINGS
-from instruct_prune.storage import digest, row_ids_hash
+from instruct_prune.select.duplicates import find_duplicates, keep_priority
+from instruct_prune.storage import row_ids_hash
 
 
 def check_selection(config: SelectConfig) -> None:
@@ -35,11 +38,8 @@ def check_selection(config: SelectConfig) -> None:
     """
     if config.keep is None and config.keep_tokens is None:
         raise InputError("say how much to keep: --keep 0.3 (a share), --keep 5000 (rows) or --keep-tokens 2000000.")
-    if config.method not in SELECTORS:
-        raise InputError(
-            f"unknown --method {config.method!r}.{suggestion(config.method, SELECTORS)} Known: {', '.join(sorted(SELECTORS))}."
-        )
-    split_of(config)
+    method, params = method_of(config)
+    method.needs_of(params)
     clusters_wanted(config)
     check_budget(config, None)
 
@@ -58,14 +58,10 @@ def check_budget(config: SelectConfig, n: int | None) -> None:
     resolve_budget(config.keep, config.keep_tokens, Pool(empty, empty, empty, empty))  # type: ignore[arg-type]
 
 
-def split_of(config: SelectConfig) -> float | str:
-    """--split as a number or a word."""
-    if config.split in ("auto", "mmd"):
-        return config.split
-    try:
-        return float(config.split)
-    except ValueError:
-        raise InputError(f"--split {config.split}: expected a number in (0, 1), auto or mmd.") from None
+def method_of(config: SelectConfig) -> tuple[Method, dict[str, Any]]:
+    """The method, and the parameters that are set; ``--split`` is short for ``--param split=``."""
+    method = find_method(config.method)
+    return method, method.parse([*config.param, *([] if config.split == "auto" else [f"split={config.split}"])])
 
 
 def clusters_wanted(config: SelectConfig) -> int | str:
@@ -77,57 +73,115 @@ def clusters_wanted(config: SelectConfig) -> int | str:
     return int(config.clusters)
 
 
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What a selection was asked for, with its method found and its strata decided.
+
+    Attributes:
+        config: the options.
+        method: the method.
+        params: its parameters that were set.
+        clustered: whether clusters are the strata.
+        embeddings: whether rows are compared by their vectors.
+    """
+
+    config: SelectConfig
+    method: Method
+    params: dict[str, Any]
+    clustered: bool
+    embeddings: bool
+
+
+def ask(config: SelectConfig, strata: str | None) -> Asked:
+    """Decide what the options leave open.
+
+    Args:
+        config: the options.
+        strata: the column that says by itself which rows belong together, or None.
+    """
+    method, params = method_of(config)
+    wants = method.strata == "clusters" and config.stratify is None
+    if wants and config.clusters == "auto" and strata is not None:
+        config, wants = dataclasses.replace(config, stratify=strata), False
+    compares = config.dedup is not None or "embeddings" in method.needs_of(params)
+    return Asked(config, method, params, wants and config.clusters != "none", compares)
+
+
 def select(folder: RunFolder, config: SelectConfig) -> Selection:
     """Draw an exact budget and write ``selection.parquet`` (and ``clusters.parquet``).
 
     Raises:
-        InputError: an option is wrong, or a stage that it needs has not run.
+        InputError: an option is wrong, or a stage that it needs has not run or is stale.
     """
     check_selection(config)
     began = time.monotonic()
-    config = with_classes_as_strata(folder, config)
-    stage = folder.require("score", f"score --data ... --out {folder.path}")
-    table = score_for(folder, config)
-    embeddings = _embeddings(folder, config)
-    facts = read_facts(folder, table, config)
+    rows = RowTable.open(folder / "rows")
+    asked = ask(config, rows.facts.strata)
+    scored = folder.facts(ScoreFacts)
+    table = score_for(folder, rows, scored, config)
+    embeddings = _embeddings(folder, asked)
+    facts = read_facts(folder, table, asked.config, naming=asked.clustered)
     clusters, names = None, None
-    if facts.strata is None and config.clusters != "none" and config.method in CLUSTERED:
-        clusters, names = _clusters(folder, config, embeddings, facts)
-    needed = embeddings if config.dedup or config.method in NEEDS_EMBEDDINGS or config.split == "mmd" else None
+    if asked.clustered:
+        assert embeddings is not None
+        clusters, names = _clusters(config, embeddings, facts)
     make_pool = functools.partial(
-        build_pool, embeddings=needed, clusters=clusters, values=facts.strata, cluster_names=names
+        build_pool,
+        embeddings=embeddings if asked.embeddings else None,
+        clusters=clusters,
+        values=facts.strata,
+        cluster_names=names,
     )
-    draw = functools.partial(_draw, config=config, facts=facts, make_pool=make_pool)
+    draw = functools.partial(_draw, asked=asked, facts=facts, make_pool=make_pool)
     selection = draw(table)
     if len(selection) != int(table.scored.sum()):
         raise AssertionError("scored rows were lost in selection")
-    stability = _seed_stability(folder, config, table, selection, draw)
+    stability = _seed_stability(scored, table, draw)
+    inputs = (ScoreFacts, *((EmbedFacts,) if asked.clustered or asked.embeddings else ()))
+    options = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(asked.config).items()}
+    folder.begin(SelectFacts, options, inputs, restart=True)
     folder.write_selection(selection, stability)
+    if clusters is None:
+        (folder / "clusters.parquet").unlink(missing_ok=True)  # of an earlier selection
+    else:
+        folder.write_clusters(clusters)
     kept = int(selection.selected.sum())
-    options = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
-    folder.begin("select", {"score": digest(stage["config"]), **options}, restart=True)
     folder.finish(
-        "select",
-        accounting={"scored": len(selection), "kept": kept, "dropped": len(selection) - kept},
-        tokens=_tokens(table, selection),
-        score=table.score_name,
-        duplicates=0 if selection.duplicate_of is None else int((selection.duplicate_of >= 0).sum()),
-        unstable=int(stability["unstable"].sum()) if stability else None,
-        selected_hash=row_ids_hash(selection.kept),
-        params=dict(selection.params),
-        strata=len(selection.strata_names),
-        seconds=round(time.monotonic() - began, 3),
+        SelectFacts(
+            scored=len(selection),
+            kept=kept,
+            dropped=len(selection) - kept,
+            tokens=_tokens(table, selection),
+            score=table.score_name,
+            duplicates=0 if selection.duplicate_of is None else int((selection.duplicate_of >= 0).sum()),
+            unstable=int(stability["unstable"].sum()) if stability else None,
+            selected_hash=row_ids_hash(selection.kept),
+            params=dict(selection.params),
+            clustered=clusters is not None,
+            strata=len(selection.strata_names),
+            seconds=round(time.monotonic() - began, 3),
+        )
     )
     return selection
 
 
-def _draw(table: ScoreTable, config: SelectConfig, facts: RowFacts, make_pool: Callable[..., Pool]) -> Selection:
-    pool = make_pool(table)
+def selection_of(folder: RunFolder) -> Selection:
+    """The run's selection.
+
+    Raises:
+        InputError: there is none, or it is stale.
+    """
+    folder.require(SelectFacts)
+    return folder.read_selection()
+
+
+def _draw(table: ScoreTable, asked: Asked, facts: RowFacts, make_pool: Callable[..., Pool]) -> Selection:
+    pool, config = make_pool(table), asked.config
     return select_rows(
         pool,
         resolve_budget(config.keep, config.keep_tokens, pool),
-        method=config.method,
-        split=split_of(config),
+        method=asked.method,
+        params=asked.params,
         seed=config.seed,
         min_per_stratum=config.min_per_stratum,
         must_keep=facts.must_keep,
@@ -143,26 +197,28 @@ def _duplicates(config: SelectConfig, pool: Pool, facts: RowFacts, table: ScoreT
     return find_duplicates(pool.row_id, priority, keys=keys, vectors=pool.embeddings, threshold=config.dedup)
 
 
-def score_for(folder: RunFolder, config: SelectConfig) -> ScoreTable:
+def score_for(folder: RunFolder, rows: RowTable, scored: ScoreFacts, config: SelectConfig) -> ScoreTable:
     """The run's table under the score that the selection asks for."""
-    from instruct_prune.measure.passes import parse_subnets
-
-    stage = folder.stage("score")
     table = folder.read_scores()
-    ladder = parse_subnets(config.score_subnets) if config.score_subnets else ladder_of(stage)
-    left_out = [] if config.include_collapsed else list(stage["collapsed"])
-    averaged = tuple(s for s in ladder if s.kind != "alone")
-    return rescored(table, config.score or table.score_name, averaged, config.score_weights, left_out)
+    ladder = parse_subnets(config.score_subnets) if config.score_subnets else scored.ladder
+    return rescored(
+        table,
+        config.score or table.score_name,
+        subnets=tuple(spec for spec in ladder if spec.is_full),
+        weights=config.score_weights or None,
+        leave_out=() if config.include_collapsed else scored.collapsed,
+        more=columns_for(folder, rows, table, config.score or table.score_name),
+    )
 
 
-def _embeddings(folder: RunFolder, config: SelectConfig) -> Embeddings | None:
-    if folder.stage("embed").get("complete"):
+def _embeddings(folder: RunFolder, asked: Asked) -> Embeddings | None:
+    if folder.find(EmbedFacts) is not None:
         return folder.read_embeddings()
+    config = asked.config
     wanting = {
-        f"--method {config.method}": config.method in NEEDS_EMBEDDINGS,
-        "--split mmd": config.split == "mmd",
+        f"--method {config.method}": "embeddings" in asked.method.needs_of(asked.params),
         "--dedup": config.dedup is not None,
-        "--clusters": config.clusters != "none" and config.stratify is None and config.method in CLUSTERED,
+        "--clusters": asked.clustered,
     }
     for what, wanted in wanting.items():
         if wanted:
@@ -173,46 +229,32 @@ def _embeddings(folder: RunFolder, config: SelectConfig) -> Embeddings | None:
     return None
 
 
-def _clusters(
-    folder: RunFolder, config: SelectConfig, embeddings: Embeddings | None, facts: RowFacts
-) -> tuple[Clusters, tuple[str, ...]]:
-    assert embeddings is not None
+def _clusters(config: SelectConfig, embeddings: Embeddings, facts: RowFacts) -> tuple[Clusters, tuple[str, ...]]:
     clusters = cluster(embeddings, clusters_wanted(config), config.seed)
     labels = clusters.labels[np.searchsorted(clusters.row_id, facts.named_rows)]
     names = list(name_clusters(facts.texts, labels))
     names += [f"cluster {i}" for i in range(len(names), len(clusters.centers))]
-    folder.write_clusters(clusters)
     return clusters, tuple(names)
 
 
 def _seed_stability(
-    folder: RunFolder, config: SelectConfig, table: ScoreTable, selection: Selection, draw: Callable[..., Selection]
+    scored: ScoreFacts, table: ScoreTable, draw: Callable[..., Selection]
 ) -> dict[str, Float32 | Bool] | None:
     """With several mask seeds: how far each row's rank moves, and whether its selection would flip."""
-    from instruct_prune.score.aggregate import by_seed, rank_spread
-
-    ladder = ladder_of(folder.stage("score"))
-    tables = [
-        rescored(table, table.score_name, members, leave_out=list(folder.stage("score")["collapsed"]))
-        for members in by_seed(ladder)
-    ]
-    if len(tables) < 2 or table.score_name not in ("dlc", "lc"):
+    if LADDER not in find_score(table.score_name).needs_of():
         return None
-    scored = table.scored
+    ladders = by_seed(scored.ladder)
+    if len(ladders) < 2:
+        return None
+    tables = [rescored(table, table.score_name, subnets=each, leave_out=scored.collapsed) for each in ladders]
     chosen = np.stack([draw(one).selected for one in tables])
-    spread = rank_spread(np.stack([one.score[scored] for one in tables]))
+    spread = rank_spread(np.stack([one.score[table.scored] for one in tables]))
     unstable: Bool = np.logical_and(chosen.any(axis=0), np.logical_not(chosen.all(axis=0)))
     return {"rank_spread": spread, "unstable": unstable}
 
 
-def _tokens(table: ScoreTable, selection: Selection) -> dict[str, int]:
-    """Response tokens and all tokens, of the scored and of the kept rows."""
+def _tokens(table: ScoreTable, selection: Selection) -> TokenCounts:
     response = table.n_response[table.scored].astype(np.int64)
     both = response + table.n_prompt[table.scored]
     kept = selection.selected
-    return {
-        "scored_response": int(response.sum()),
-        "kept_response": int(response[kept].sum()),
-        "scored": int(both.sum()),
-        "kept": int(both[kept].sum()),
-    }
+    return TokenCounts(int(response.sum()), int(response[kept].sum()), int(both.sum()), int(both[kept].sum()))

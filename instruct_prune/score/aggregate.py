@@ -1,216 +1,78 @@
-"""From per-subnet losses to one score a row, and what the losses say about the subnets themselves.
-
-All scores are oriented so that higher = harder (METHOD section 3).
-"""
+"""From measured columns to one score a row."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from instruct_prune.arrays import Bool, Float32
+from instruct_prune.arrays import Float32
 from instruct_prune.errors import InputError
 from instruct_prune.measure.subnet import SubnetSpec
-from instruct_prune.registry import suggestion
-
-SCORES = ("dlc", "lc", "loss", "perplexity", "ifd")
-
-
-@dataclass(frozen=True)
-class SubnetHealth:
-    """What one subnet's losses say about it.
-
-    Attributes:
-        name: the subnet's name.
-        mean_loss: nats per response token, mean over scored rows.
-        rho_dense: Spearman rank correlation with the dense loss (NaN without a dense column).
-        same_order: share of row pairs that the dense model puts in the same order, (1 + Kendall's tau) / 2 (NaN likewise).
-        collapsed: mean loss has reached that of guessing tokens by their frequency.
-        identical_to: names of subnets with the same losses on all rows.
-    """
-
-    name: str
-    mean_loss: float
-    rho_dense: float
-    same_order: float
-    collapsed: bool
-    identical_to: tuple[str, ...]
+from instruct_prune.score.columns import Columns
+from instruct_prune.score.scores import Rule, Score, find_score
+from instruct_prune.score.table import ScoreTable
 
 
-@dataclass(frozen=True)
-class Health:
-    """Health of all subnets; ``rho`` is float [s, s], Spearman between every two."""
+def aggregate(columns: Columns, name: str | Rule | Score = "dlc", params: Mapping[str, Any] | None = None) -> Float32:
+    """One score a row from measured columns, higher = harder; NaN where a column is NaN.
 
-    subnets: tuple[SubnetHealth, ...]
-    rho: NDArray[np.float64]
-    unigram_loss: float
-
-    @property
-    def warnings(self) -> list[str]:
-        lines = []
-        for row in self.subnets:
-            if row.collapsed:
-                fate = (
-                    "It is the model itself, so it stays in the score; check that model, template and data belong together."
-                    if row.name == "dense"
-                    else "It carries no signal and is left out of the score while another subnet remains (--include-collapsed keeps it)."
-                )
-                lines.append(
-                    f"subnet {row.name} has collapsed: its mean loss {row.mean_loss:.2f} has reached that of guessing tokens "
-                    f"by frequency ({self.unigram_loss:.2f}). {fate}"
-                )
-            twins = [name for name in row.identical_to if name > row.name]
-            if twins:
-                lines.append(
-                    f"subnets {row.name} and {', '.join(twins)} give IDENTICAL losses on all rows: they are the same network, "
-                    "so one of them adds nothing. Check the densities, rates and seeds."
-                )
-        return lines
-
-
-def ranks(values: NDArray[Any]) -> NDArray[np.float64]:
-    """float64 [n]: average ranks, ties shared."""
-    order = np.argsort(values, kind="stable")
-    ordered = values[order]
-    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-    lengths = np.diff(np.r_[starts, len(values)])
-    result = np.empty(len(values))
-    result[order] = np.repeat(starts + (lengths - 1) / 2, lengths)
-    return result
-
-
-def spearman(a: NDArray[Any], b: NDArray[Any]) -> float:
-    """Spearman's rho; NaN for fewer than two rows or a constant column."""
-    if len(a) < 2:
-        return float("nan")
-    x, y = ranks(a), ranks(b)
-    x, y = x - x.mean(), y - y.mean()
-    scale = float(np.sqrt((x @ x) * (y @ y)))
-    return float(x @ y) / scale if scale else float("nan")
-
-
-def concordance(a: NDArray[Any], b: NDArray[Any]) -> float:
-    """Share of row pairs that both columns put in the same order (ties count half); NaN for fewer than two rows."""
-    from scipy.stats import kendalltau
-
-    return (1 + float(kendalltau(a, b).statistic)) / 2 if len(a) > 1 else float("nan")
-
-
-def subnet_health(losses: Mapping[SubnetSpec, Float32], scored: Bool, unigram: Float32) -> Health:
-    """Health of every subnet on the scored rows.
+    Example:
+        >>> aggregate(Columns({"loss_dense": np.array([1.0, 2.0])}), "perplexity")
+        array([2.7182817, 7.389056 ], dtype=float32)
 
     Args:
-        losses: {subnet: float32 [n]}.
-        scored: bool [n].
-        unigram: float32 [number of scored rows], loss of guessing by unigram frequency.
-    """
-    specs = list(losses)
-    columns = [losses[s][scored] for s in specs]
-    dense = next((c for s, c in zip(specs, columns, strict=True) if s.kind == "dense"), None)
-    guess = float(unigram.mean()) if len(unigram) else float("nan")
-    rho = np.array([[spearman(a, b) for b in columns] for a in columns])
-    rows = []
-    for spec, column in zip(specs, columns, strict=True):
-        mean = float(column.mean()) if len(column) else float("nan")
-        twins = [
-            other.name
-            for other, values in zip(specs, columns, strict=True)
-            if other != spec and len(values) and np.array_equal(values, column)
-        ]
-        unchanged = concordance(column, dense) if dense is not None else float("nan")
-        rho_dense = spearman(column, dense) if dense is not None else float("nan")
-        rows.append(SubnetHealth(spec.name, mean, rho_dense, unchanged, bool(mean >= guess), tuple(twins)))
-    return Health(tuple(rows), rho, guess)
-
-
-def left_out_of(health: Health, ladder: Sequence[SubnetSpec]) -> list[str]:
-    """Names of collapsed subnets that the score leaves out: never the dense model, never all there are."""
-    collapsed = [row.name for row in health.subnets if row.collapsed and row.name not in ("dense", "alone")]
-    averaged = {spec.name for spec in ladder if spec.kind != "alone"}
-    return collapsed if averaged - set(collapsed) else []
-
-
-def aggregate(
-    losses: Mapping[SubnetSpec, Float32],
-    score: str,
-    subnets: Sequence[SubnetSpec] | None = None,
-    weights: Sequence[float] | None = None,
-    leave_out: Sequence[SubnetSpec] = (),
-) -> Float32:
-    """One score a row from per-subnet losses; NaN where a loss is NaN.
-
-    Args:
-        losses: {subnet: float32 [n]}.
-        score: "dlc" (mean loss over the ladder), "lc" (1 - mean exp(-loss), v1), "loss", "perplexity" (dense) or "ifd".
-        subnets: which take part, repeated as often as they count; default: all but "alone".
-        weights: one for each of ``subnets``.
-        leave_out: collapsed subnets.
-
-    Raises:
-        InputError: unknown score, a subnet that was not scored, nothing left to average.
-    """
-    if score not in SCORES:
-        raise InputError(f"unknown --score {score!r}.{suggestion(score, SCORES)} Known: {', '.join(SCORES)}.")
-    if score in ("loss", "perplexity", "ifd"):
-        dense = _column(losses, SubnetSpec("dense"), score)
-        if score == "loss":
-            return dense.astype(np.float32)
-        if score == "perplexity":
-            return np.exp(dense, dtype=np.float32)
-        # A ratio of perplexities, not of losses (Superfiltering, Cherry_LLM).
-        ratio: Float32 = np.exp(dense - _column(losses, SubnetSpec("alone"), score)).astype(np.float32)
-        return ratio
-    wanted = list(subnets) if subnets is not None else [s for s in losses if s.kind != "alone"]
-    factors = list(weights) if weights is not None else [1.0] * len(wanted)
-    if len(factors) != len(wanted):
-        raise InputError(f"{len(factors)} weights were given for {len(wanted)} subnets; give one for each.")
-    if any(not np.isfinite(f) or f < 0 for f in factors):
-        raise InputError("weights of subnets must be finite and not negative.")
-    total: dict[SubnetSpec, float] = {}
-    for spec, factor in zip(wanted, factors, strict=True):
-        if spec not in leave_out and factor:
-            total[spec] = total.get(spec, 0.0) + factor
-    if not total:
-        raise InputError(
-            f"--score {score}: no subnet is left to average; all of {', '.join(s.name for s in wanted) or 'none'} were left out "
-            "(collapsed or weight 0). Score milder subnets, or pass --include-collapsed."
-        )
-    mean = np.zeros(len(next(iter(losses.values()))), dtype=np.float64)
-    for spec, factor in total.items():
-        column = _column(losses, spec, score).astype(np.float64)
-        mean += factor * (column if score == "dlc" else np.exp(-column))
-    mean /= sum(total.values())
-    return (mean if score == "dlc" else 1 - mean).astype(np.float32)
-
-
-def _column(losses: Mapping[SubnetSpec, Float32], spec: SubnetSpec, score: str) -> Float32:
-    if spec not in losses:
-        known = ", ".join(s.name for s in losses)
-        raise InputError(f"--score {score} needs the subnet {spec.name!r}, which was not scored (there are: {known}).")
-    return losses[spec]
-
-
-def by_seed(ladder: Sequence[SubnetSpec]) -> list[tuple[SubnetSpec, ...]]:
-    """The ladder as if only one mask seed had been used, for each seed; empty without seeded subnets."""
-    seeded = [s for s in ladder if s.kind in ("random", "dropout")]
-    plain = [s for s in ladder if s.kind not in ("random", "dropout", "alone")]
-    return [(*plain, *(s for s in seeded if s.seed == seed)) for seed in sorted({s.seed for s in seeded})]
-
-
-def rank_spread(scores: Float32) -> Float32:
-    """How stable each row's rank is: its standard deviation over seeds, as a share of the rows.
-
-    Args:
-        scores: float32 [seeds, n], finite.
+        columns: of n rows.
+        name: as `find_score` takes it.
+        params: the score's parameters by name.
 
     Returns:
         float32 [n].
+
+    Raises:
+        InputError: unknown score or parameter, a column that it needs is missing, nothing is left to average, or a score
+            of the user's own returns something else than one number a row.
     """
-    spread: Float32 = np.stack([ranks(row) for row in scores]).std(axis=0).astype(np.float32) / np.float32(
-        scores.shape[1]
-    )
-    return spread
+    found = find_score(name)
+    bound = found.bind(params)
+    found.check(columns, bound)
+    values = np.asarray(found(columns, **bound))
+    if values.shape != (len(columns),) or values.dtype.kind not in "fiub":
+        raise InputError(
+            f"{found} returned {values.dtype} {values.shape} for {len(columns)} rows; it must return one number a row."
+        )
+    return values.astype(np.float32, copy=False)
+
+
+def rescored(
+    table: ScoreTable,
+    name: str | Rule | Score,
+    *,
+    subnets: Sequence[SubnetSpec] | None = None,
+    weights: Sequence[float] | None = None,
+    leave_out: Sequence[str] = (),
+    params: Mapping[str, Any] | None = None,
+    more: Mapping[str, NDArray[Any]] | None = None,
+) -> ScoreTable:
+    """The same losses under another score.
+
+    Args:
+        table: of n rows.
+        name: as `find_score` takes it.
+        subnets: which are averaged, repeated as often as they count; those that see the whole row when not given.
+        weights: one for each of ``subnets``.
+        leave_out: names of collapsed subnets. Only an average can leave a subnet out: other scores name their columns.
+        params: the score's parameters by name.
+        more: further columns by name, [n] or [n, d] (pooled states, classes, those of the user's probes).
+
+    Raises:
+        InputError: as `aggregate` and `Columns.of_losses`.
+    """
+    losses = {spec: table.losses[:, j] for j, spec in enumerate(table.subnets)}
+    out = [spec for spec in table.subnets if spec.name in leave_out]
+    found = find_score(name)
+    values = aggregate(Columns.of_losses(losses, subnets, weights, out, more), found, params)
+    return replace(table, score=values, score_name=found.name)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +34,7 @@ class ScoreTable:
         score: float32 [n], the aggregate, higher = harder.
         score_name: which aggregate ("dlc", "lc", "loss", "perplexity", "ifd").
         backbone: model identity.
+        more: {name: float32 [n]}, what probes of the user's own read.
     """
 
     row_id: Int64
@@ -46,6 +48,7 @@ class ScoreTable:
     score: Float32
     score_name: str
     backbone: str
+    more: Mapping[str, Float32] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         n = len(self.row_id)
@@ -70,6 +73,7 @@ class ScoreTable:
             for name in ("row_id", "content_hash", "status", "n_prompt", "n_response", "n_cut")
         }
         flat |= {f"loss_{spec.name}": self.losses[:, j] for j, spec in enumerate(self.subnets)}
+        flat |= dict(self.more)
         flat["score"] = self.score
         return flat
 

@@ -21,6 +21,10 @@ def resolve_budget(keep: int | float | None, keep_tokens: int | None, pool: Pool
         keep_tokens: a number of response tokens, never exceeded. Exactly one of the two is given.
         pool: the scored rows.
 
+    Example:
+        >>> resolve_budget(0.3, None, pool)  # a pool of 9,000 rows
+        Budget(rows=2700, tokens=None)
+
     Raises:
         InputError: the budget is missing, given twice, not a number, not positive, or more than the pool holds.
     """

@@ -7,9 +7,11 @@ import numpy as np
 from instruct_prune.arrays import Int64
 from instruct_prune.errors import InputError
 from instruct_prune.select.budget import largest_remainder
+from instruct_prune.select.methods import method
 from instruct_prune.select.stratum import BUDGET, PICKED, TOO_HARD, Codes, Stratum, fitting
 
 
+@method(needs=("score",))
 def ccs(stratum: Stratum, *, cut: float = 0.1, bins: int = 50) -> Codes:
     """Cut off the hardest rows, divide the range of scores into equal bins, draw as many from each as from any other.
 

@@ -12,9 +12,8 @@ from instruct_prune.errors import InputError
 from instruct_prune.geometry import blocks
 from instruct_prune.select.data import Clusters, Embeddings
 
-BACKENDS = ("sklearn", "faiss")
 TRAIN = 256
-"""Rows per cluster that the centres are learnt from, drawn at random, as faiss does: more cost time and gain nothing."""
+"""Rows per cluster that the centres are learnt from, drawn at random: more cost time and gain nothing."""
 NAMED = 300
 """Rows per cluster that its name is made from."""
 
@@ -28,8 +27,8 @@ def auto_clusters(n: int) -> int:
     return max(1, min(max(8, round(math.sqrt(n / 2))), 1000, n // 8))
 
 
-def cluster(embeddings: Embeddings, k: int | str = "auto", seed: int = 0, backend: str = "sklearn") -> Clusters:
-    """Seeded k-means: mini-batch k-means of scikit-learn (Sculley, WWW 2010), or faiss.
+def cluster(embeddings: Embeddings, k: int | str = "auto", seed: int = 0) -> Clusters:
+    """Seeded k-means: mini-batch k-means of scikit-learn (Sculley, "Web-Scale K-Means Clustering", WWW 2010).
 
     Centres are learnt from at most 256 rows a cluster; then every row is given its nearest centre, block by block, so a
     memory-mapped file is never copied whole. Arithmetic runs on one thread, so the clusters do not depend on the number
@@ -40,10 +39,9 @@ def cluster(embeddings: Embeddings, k: int | str = "auto", seed: int = 0, backen
         embeddings: n rows, L2-normalised.
         k: number of clusters, or "auto" (see `auto_clusters`).
         seed: of the rows that are learnt from, the initial centres and the batches.
-        backend: "sklearn", or "faiss" where it is installed.
 
     Raises:
-        InputError: k is not between 1 and n, a vector holds NaN or infinity, or faiss is asked for and not installed.
+        InputError: k is not between 1 and n, or a vector holds NaN or infinity.
     """
     vectors, n = embeddings.vectors, len(embeddings.row_id)
     if not n:
@@ -51,22 +49,18 @@ def cluster(embeddings: Embeddings, k: int | str = "auto", seed: int = 0, backen
     if k != "auto" and (isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= n):
         raise InputError(f"--clusters {k} must be a whole number from 1 to {n}, the number of rows, or auto.")
     _check_finite(embeddings)
-    centers = learn_centers(vectors, auto_clusters(n) if k == "auto" else int(k), seed, backend)
+    centers = learn_centers(vectors, auto_clusters(n) if k == "auto" else int(k), seed)
     labels, distances = nearest_center(vectors, centers)
     used, renumbered = np.unique(labels, return_inverse=True)
     return Clusters(embeddings.row_id, renumbered.astype(np.int32), distances, centers[used])
 
 
-def learn_centers(vectors: Float32, k: int, seed: int, backend: str = "sklearn") -> Float32:
+def learn_centers(vectors: Float32, k: int, seed: int) -> Float32:
     """float32 [k, d]: centres of float32 [n, d], learnt from a sample; see `cluster`."""
     rng = np.random.default_rng(seed)
     sample = vectors
     if len(vectors) > TRAIN * k:
         sample = vectors[np.sort(rng.choice(len(vectors), TRAIN * k, replace=False))]
-    if backend == "faiss":
-        return _faiss_centers(np.ascontiguousarray(sample, dtype=np.float32), k, seed)
-    if backend != "sklearn":
-        raise InputError(f"unknown clustering backend {backend!r}. Known: {', '.join(BACKENDS)}.")
     from sklearn.cluster import MiniBatchKMeans
     from threadpoolctl import threadpool_limits
 
@@ -137,21 +131,6 @@ def _terms(texts: list[str], labels: Int32, k: int, terms: int) -> list[str]:
 def _spread(rows: np.ndarray, most: int) -> np.ndarray:
     """At most so many of the rows, evenly spread."""
     return rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most).astype(int)]
-
-
-def _faiss_centers(sample: Float32, k: int, seed: int) -> Float32:
-    try:
-        import faiss
-    except ImportError:
-        raise InputError(
-            "clustering with faiss needs faiss: install it with `pip install faiss-cpu`, or use sklearn."
-        ) from None
-    faiss.omp_set_num_threads(1)
-    model = faiss.Kmeans(
-        sample.shape[1], k, niter=20, seed=seed, max_points_per_centroid=TRAIN, min_points_per_centroid=1
-    )
-    model.train(sample)
-    return np.asarray(model.centroids, dtype=np.float32)
 
 
 def _check_finite(embeddings: Embeddings) -> None:

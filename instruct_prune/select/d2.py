@@ -6,9 +6,11 @@ import numpy as np
 
 from instruct_prune.errors import InputError
 from instruct_prune.geometry import nearest_neighbors
+from instruct_prune.select.methods import method
 from instruct_prune.select.stratum import Codes, Stratum
 
 
+@method(needs=("score", "embeddings"))
 def d2(stratum: Stratum, *, neighbors: int = 10, spread: float = 1.0, penalty: float = 1.0) -> Codes:
     """A row's value is its score plus its neighbours', weighted by nearness; picking it lowers its neighbours' value.
 

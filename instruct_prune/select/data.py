@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +51,19 @@ class Clusters:
 
 @dataclass(frozen=True)
 class Pool:
-    """All that a selector may see: the scored rows (rows without a score are not in the pool).
+    """All that a selection method may see: the scored rows (rows without a score are not in the pool).
+
+    `build_pool` makes one from the tables of a run; with arrays of your own, make it directly.
+
+    Example:
+        >>> pool = Pool(
+        ...     row_id=np.arange(3),
+        ...     score=np.array([0.5, 1.5, 1.0], dtype=np.float32),
+        ...     n_response=np.array([20, 7, 12], dtype=np.int32),
+        ...     strata=np.zeros(3, dtype=np.int32),
+        ... )
+        >>> select_rows(pool, Budget(rows=1), method="hardest").kept
+        array([1])
 
     Attributes:
         row_id: int64 [n], ascending.
@@ -59,8 +71,8 @@ class Pool:
         n_response: int32 [n], response tokens.
         strata: int32 [n], the stratum of each row (all 0 when there is one stratum).
         strata_names: name of stratum i at position i.
-        embeddings: float32 [n, d] or None.
-        losses: {subnet name: float32 [n]}, the raw per-subnet losses, for baselines that want another column.
+        embeddings: float32 [n, d], L2-normalised, possibly memory-mapped; or None.
+        losses: {subnet name: float32 [n]}, the raw per-subnet losses, for methods that need another column than the score.
     """
 
     row_id: Int64
@@ -87,9 +99,18 @@ class Pool:
 class Budget:
     """How much to keep: exactly one of the two is set.
 
+    `resolve_budget` makes one from a share and checks it against a pool.
+
+    Example:
+        >>> Budget(rows=5000)
+        Budget(rows=5000, tokens=None)
+
     Attributes:
         rows: number of rows.
         tokens: number of response tokens, never exceeded.
+
+    Raises:
+        ValueError: both are set, or none.
     """
 
     rows: int | None = None
@@ -168,6 +189,3 @@ class Selection:
 
 Picks = NDArray[np.int64]
 """Positions (not row ids) in the pool."""
-
-
-Selector = Callable[[Pool, Budget, np.random.Generator], Selection]

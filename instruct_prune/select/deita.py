@@ -6,11 +6,13 @@ import numpy as np
 
 from instruct_prune.errors import InputError
 from instruct_prune.geometry import nearest_similarity
+from instruct_prune.select.methods import method
 from instruct_prune.select.stratum import PICKED, TOO_SIMILAR, Codes, Stratum
 
 BLOCK = 1024
 
 
+@method(needs=("score", "embeddings"))
 def deita(stratum: Stratum, *, threshold: float = 0.9) -> Codes:
     """Hardest first, passing over each row whose cosine with a kept one reaches the threshold.
 

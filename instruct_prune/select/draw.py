@@ -13,7 +13,7 @@ from instruct_prune.arrays import Bool, Float32, Int32, Int64
 from instruct_prune.errors import InputError
 from instruct_prune.select.budget import largest_remainder
 from instruct_prune.select.data import Budget, Picks, Pool
-from instruct_prune.select.stratum import BUDGET, FIRST_KEPT, Codes, Method, Stratum
+from instruct_prune.select.stratum import BUDGET, FIRST_KEPT, Codes, Spend, Stratum
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class Draw:
         parts = [self.ranking.order[a:b] for a, b in itertools.pairwise(self.ranking.starts.tolist())]
         return parts if self.open_rows.all() else [rows[self.open_rows[rows]] for rows in parts]
 
-    def run(self, method: Method) -> Codes:
+    def run(self, method: Spend) -> Codes:
         """int8 [n]: the reason for each row; rows that are not open are left at "budget"."""
         rng = np.random.default_rng(self.seed)
         sizes = np.array([len(rows) for rows in self.strata])
@@ -159,7 +159,7 @@ class Draw:
         codes[rows] = np.where(kept[rows], codes[rows], rest)
         return codes
 
-    def _at_least(self, method: Method, least: Int64, rng: np.random.Generator) -> Codes:
+    def _at_least(self, method: Spend, least: Int64, rng: np.random.Generator) -> Codes:
         """Under a budget in tokens, the least rows of each stratum are drawn first, by rows."""
         ones = np.ones_like(self.cost)
         least = np.maximum(least, self._sums(ones, self.forced))
@@ -173,7 +173,7 @@ class Draw:
         return codes
 
     def _spend(
-        self, method: Method, total: int, least: Int64, cost: Int64, forced: Bool, rng: np.random.Generator
+        self, method: Spend, total: int, least: Int64, cost: Int64, forced: Bool, rng: np.random.Generator
     ) -> Codes:
         """Share ``total`` over the strata, largest remainder, and let the method spend each share."""
         size = self._sums(cost, self.open_rows)

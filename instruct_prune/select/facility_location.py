@@ -7,9 +7,11 @@ import numpy as np
 from instruct_prune.arrays import Float32, Int64
 from instruct_prune.errors import InputError
 from instruct_prune.geometry import nearest_neighbors
+from instruct_prune.select.methods import method
 from instruct_prune.select.stratum import Codes, Stratum
 
 
+@method(needs=("embeddings",))
 def facility_location(stratum: Stratum, *, neighbors: int = 32) -> Codes:
     """Greedily maximise the sum over all rows of the cosine to the nearest kept one.
 

@@ -6,11 +6,21 @@ section on FlexRand. The released code rounds each share by itself; here they ad
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
+from typing import Any, Literal
+
 import numpy as np
 
 from instruct_prune.arrays import Bool, Int64
 from instruct_prune.errors import InputError
+from instruct_prune.plugin import Value
+from instruct_prune.select.draw import Draw
+from instruct_prune.select.methods import method
+from instruct_prune.select.mmd_split import mmd_curve
 from instruct_prune.select.stratum import EASY_POOL, HARD_POOL, Codes, Stratum, fitting
+
+Split = float | Literal["auto", "mmd"]
 
 
 def auto_split(kept_share: float) -> float:
@@ -18,17 +28,26 @@ def auto_split(kept_share: float) -> float:
     return 0.25 if round(kept_share, 2) < 0.3 else 0.5
 
 
-def check_split(split: float | str) -> float:
-    """Return ``split`` as a float.
+def columns_for(*, split: Split) -> tuple[str, ...]:
+    """What flexrand needs with this split.
 
     Raises:
-        InputError: it does not lie between 0 and 1.
+        InputError: the split is a number that does not lie between 0 and 1.
     """
-    if isinstance(split, bool) or not isinstance(split, (int, float)) or not 0 < split < 1:
+    if not isinstance(split, str) and not 0 < split < 1:
         raise InputError(
-            f"--split {split} must lie between 0 and 1 (0.25: the easiest quarter is the easy pool), or be auto or mmd."
+            f"flexrand: split is {split}, it must lie between 0 and 1 (0.25: the easiest quarter is the easy pool), or be "
+            "auto or mmd."
         )
-    return float(split)
+    return ("score", "embeddings") if split == "mmd" else ("score",)
+
+
+def settle_split(draw: Draw, params: Mapping[str, Value]) -> tuple[dict[str, Value], dict[str, Any]]:
+    """The split as a number, and for "mmd" the curve that it was read off, as [split, squared MMD] pairs."""
+    if params["split"] == "mmd":
+        curve = mmd_curve(draw, lambda split: functools.partial(flexrand, split=split))
+        return {"split": min(curve, key=lambda point: point[1])[0]}, {"mmd": [list(point) for point in curve]}
+    return {"split": auto_split(draw.share) if params["split"] == "auto" else params["split"]}, {}
 
 
 def pool_shares(budget: int, easy_pool: int, hard_pool: int, odd: int = 0) -> tuple[int, int]:
@@ -51,16 +70,21 @@ def pool_shares(budget: int, easy_pool: int, hard_pool: int, odd: int = 0) -> tu
     return easy, budget - easy
 
 
-def flexrand(stratum: Stratum, *, split: float) -> Codes:
-    """Draw at random from the easy and the hard pool of one stratum.
+@method(needs=columns_for, strata="clusters", prepare=settle_split)
+def flexrand(stratum: Stratum, *, split: Split = "auto") -> Codes:
+    """Draw at random from the easy and the hard pool of each stratum.
 
     The easy pool is the first round(n * split) rows in order of score. Under a budget in tokens both the pools and
     their shares are measured in tokens.
 
     Args:
         stratum: the rows, easiest first.
-        split: share of the stratum that is the easy pool, in (0, 1).
+        split: share of the stratum that is the easy pool, in (0, 1). "auto" is 0.25 below 30% kept, else 0.5. "mmd" is the
+            split whose subset lies nearest to the whole set (see `mmd_split.mmd_curve`). Both words are settled over the
+            whole selection, so a stratum is only ever drawn with a number.
     """
+    if isinstance(split, str):
+        raise ValueError(f"split={split!r} has not been settled: call select_rows")
     in_easy = np.cumsum(stratum.cost) <= round(int(stratum.cost.sum()) * split)
     size, paid = _both(stratum.cost, in_easy), _both(stratum.cost * stratum.forced, in_easy)
     easy, _ = pool_shares(stratum.budget, size[0], size[1], odd=int(stratum.rng.integers(2)))

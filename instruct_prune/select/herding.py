@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from instruct_prune.select.methods import method
 from instruct_prune.select.stratum import Codes, Stratum
 
 
+@method(needs=("embeddings",))
 def herding(stratum: Stratum) -> Codes:
     """Again and again the row that brings the mean of the kept ones nearest to the mean of all.
 

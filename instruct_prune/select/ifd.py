@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from instruct_prune.errors import InputError
+from instruct_prune.select.methods import method
 from instruct_prune.select.stratum import Codes, Stratum
 
 
+@method(needs=("losses:dense", "losses:alone"))
 def ifd(stratum: Stratum) -> Codes:
     """The highest instruction-following difficulty below 1; rows at or above 1 (the prompt does not help) come last.
 
@@ -15,14 +17,9 @@ def ifd(stratum: Stratum) -> Codes:
     to Quality" (Cherry_LLM, NAACL 2024), and "Superfiltering" (ACL 2024), which drop the rows above 1.
 
     Raises:
-        InputError: the pool lacks the losses "dense" and "alone", or they are not numbers.
+        InputError: a loss is not a number.
     """
     losses = stratum.pool.losses
-    if "dense" not in losses or "alone" not in losses:
-        raise InputError(
-            "the method ifd needs the loss of each response with its prompt and alone; this run has "
-            f"{', '.join(losses) or 'none'}. Score again with `--subnets ifd`."
-        )
     log_ifd = losses["dense"][stratum.rows].astype(np.float64) - losses["alone"][stratum.rows]
     if not np.isfinite(log_ifd).all():
         row = stratum.pool.row_id[stratum.rows[np.flatnonzero(~np.isfinite(log_ifd))[0]]]

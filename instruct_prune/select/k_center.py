@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from instruct_prune.geometry import nearest_similarity
+from instruct_prune.select.methods import method
 from instruct_prune.select.stratum import Codes, Stratum
 
 
+@method(needs=("embeddings",))
 def k_center(stratum: Stratum) -> Codes:
     """Again and again the row that is farthest from all kept ones; the first is at random.
 

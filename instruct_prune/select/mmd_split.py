@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -10,12 +9,12 @@ import numpy as np
 from instruct_prune.errors import InputError
 from instruct_prune.geometry import WholeSet
 from instruct_prune.select.draw import Draw
-from instruct_prune.select.stratum import FIRST_KEPT, Codes
+from instruct_prune.select.stratum import FIRST_KEPT, Spend
 
 SPLITS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
 
-def mmd_curve(draw: Draw, flexrand: Callable[..., Codes]) -> list[tuple[float, float]]:
+def mmd_curve(draw: Draw, drawing_at: Callable[[float], Spend]) -> list[tuple[float, float]]:
     """Draw with every split and measure how far each subset lies from the whole set.
 
     The distance is the squared maximum mean discrepancy of the embeddings (see `geometry.WholeSet`). It is an estimate:
@@ -24,22 +23,20 @@ def mmd_curve(draw: Draw, flexrand: Callable[..., Codes]) -> list[tuple[float, f
 
     Args:
         draw: the selection without its method.
-        flexrand: takes a stratum and ``split``.
+        drawing_at: gives, for a split, the method that draws with it.
 
     Returns:
         (split, squared MMD) for each split of SPLITS.
 
     Raises:
-        InputError: the pool has no embeddings, or fewer than two rows would be kept.
+        InputError: fewer than two rows would be kept.
     """
-    vectors = draw.pool.embeddings
-    if vectors is None:
-        raise InputError("--split mmd compares embeddings and there are none: run `instruct-prune embed` first.")
-    whole = WholeSet(vectors, draw.seed)
+    assert draw.pool.embeddings is not None  # declared as a need
+    whole = WholeSet(draw.pool.embeddings, draw.seed)
     curve = []
     for split in SPLITS:
-        kept = np.flatnonzero(draw.run(functools.partial(flexrand, split=split)) >= FIRST_KEPT)
+        kept = np.flatnonzero(draw.run(drawing_at(split)) >= FIRST_KEPT)
         if len(kept) < 2:
-            raise InputError("--split mmd needs at least two kept rows to compare: keep more, or name a split.")
+            raise InputError("split=mmd needs at least two kept rows to compare: keep more, or name a split.")
         curve.append((split, whole.mmd_squared(kept)))
     return curve

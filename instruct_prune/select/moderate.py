@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from instruct_prune.select.methods import method
 from instruct_prune.select.stratum import Codes, Stratum
 
 
+@method(needs=("embeddings",))
 def moderate(stratum: Stratum) -> Codes:
     """The rows whose distance to the mean embedding is nearest to the median distance (ties: the easier row).
 

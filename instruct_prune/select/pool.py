@@ -1,4 +1,4 @@
-"""From the tables of a run to the pool that selectors see: the scored rows, checked and aligned by row id."""
+"""From the tables of a run to the pool that selection methods see: the scored rows, checked and aligned by row id."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from instruct_prune.arrays import Float32, Int32, Int64
+from instruct_prune.arrays import Float32, Int32, Int64, positions_of
 from instruct_prune.errors import InputError
 from instruct_prune.score.table import ScoreTable
 from instruct_prune.select.data import Clusters, Embeddings, Pool
@@ -22,6 +22,12 @@ def build_pool(
     cluster_names: tuple[str, ...] | None = None,
 ) -> Pool:
     """Put the scored rows of a run, their strata and their embeddings side by side.
+
+    Example:
+        >>> run = Run("RUN")
+        >>> pool = build_pool(run.score(DataConfig("alpaca.jsonl")), embeddings=run.folder.read_embeddings())
+        >>> pool.embeddings.shape
+        (9000, 384)
 
     Args:
         table: every row's scores; rows without one (``table.scored`` is False) stay out of the pool.
@@ -52,7 +58,7 @@ def build_pool(
     strata: Int32 = np.zeros(len(row_id), dtype=np.int32)
     names: tuple[str, ...] = ("all",)
     if clusters is not None:
-        strata = clusters.labels[_positions(row_id, clusters.row_id, "clusters")]
+        strata = clusters.labels[_positions(row_id, clusters.row_id, "the table of clusters")]
         names = cluster_names or tuple(f"cluster {i}" for i in range(len(clusters.centers)))
     elif values is not None:
         strata, names = strata_from_values(value for value, ok in zip(values, scored, strict=True) if ok)
@@ -80,20 +86,12 @@ def strata_from_values(values: Iterable[Any]) -> tuple[Int32, tuple[str, ...]]:
 
 
 def _vectors(row_id: Int64, embeddings: Embeddings) -> Float32:
-    at = _positions(row_id, embeddings.row_id, "embeddings")
+    at = _positions(row_id, embeddings.row_id, "the table of embeddings")
     covers = len(at) == len(embeddings.row_id) and bool((at == np.arange(len(at))).all())
     return embeddings.vectors if covers else embeddings.vectors[at]
 
 
 def _positions(row_id: Int64, there: Int64, what: str) -> Int64:
-    """Where each row id is found in ``there`` (int64 [m], any order)."""
+    """int64 [n]: where each row stands in a table whose rows may be in any order."""
     order = np.argsort(there, kind="stable")
-    at = np.searchsorted(there, row_id, sorter=order)
-    at = order[np.minimum(at, len(there) - 1)] if len(there) else np.full(len(row_id), -1)
-    missing = np.flatnonzero(there[at] != row_id) if len(there) else np.arange(len(row_id))
-    if len(missing):
-        raise InputError(
-            f"the {what} cover {len(row_id) - len(missing)} of the {len(row_id)} scored rows (row {row_id[missing[0]]} "
-            f"is missing): they belong to another run or another --limit. Make them again with `instruct-prune embed`."
-        )
-    return at
+    return order[positions_of(row_id, there[order], what)]

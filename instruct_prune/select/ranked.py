@@ -4,24 +4,35 @@ from __future__ import annotations
 
 import numpy as np
 
+from instruct_prune.select.methods import method
 from instruct_prune.select.stratum import Codes, Stratum
 
 
+@method(needs=())
 def random(stratum: Stratum) -> Codes:
     """Rows at random: the reference that every other method has to beat."""
     return stratum.take(stratum.rng.permutation(len(stratum)))
 
 
+@method(needs=("score",))
 def easiest(stratum: Stratum) -> Codes:
-    """The lowest scores. With clusters as strata this is `easy_diverse`, the rule of arXiv 2402.05356 v1."""
+    """The lowest scores."""
     return stratum.take(np.arange(len(stratum)))
 
 
+@method(needs=("score",), strata="clusters")
+def easy_diverse(stratum: Stratum) -> Codes:
+    """The lowest scores of each cluster: the rule of the paper's first version (arXiv 2402.05356 v1)."""
+    return easiest(stratum)
+
+
+@method(needs=("score",))
 def hardest(stratum: Stratum) -> Codes:
     """The highest scores (ties: the lower row id is passed over first)."""
     return stratum.take(np.arange(len(stratum))[::-1])
 
 
+@method(needs=())
 def longest(stratum: Stratum) -> Codes:
     """The longest responses, in tokens (ties: the harder row).
 
@@ -31,6 +42,7 @@ def longest(stratum: Stratum) -> Codes:
     return stratum.take(np.argsort(length, kind="stable")[::-1])
 
 
+@method(needs=("score",))
 def perplexity_middle(stratum: Stratum) -> Codes:
     """The scores nearest to the median, on both sides of it (ties: the easier row).
 

@@ -136,7 +136,8 @@ class Stratum:
         return codes
 
 
-Method = Callable[[Stratum], Codes]
+Spend = Callable[[Stratum], Codes]
+"""A method with its parameters set: it spends the budget of one stratum."""
 
 
 def fitting(cost: Int64, budget: int) -> Picks:

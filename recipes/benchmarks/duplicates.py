@@ -22,7 +22,7 @@ from instruct_prune.models.sentence_encoder import TextEncoder, embed_rows, embe
 from instruct_prune.progress import Progress
 from instruct_prune.rows import open_data
 from instruct_prune.rows.row import Message, Row
-from instruct_prune.select.near_duplicates import find_duplicates, text_keys
+from instruct_prune.select.duplicates import find_duplicates, text_keys
 
 TEMPLATES = ("Please {}", "Your task: {}", "{} Thank you.", "I need your help with this: {}")
 KINDS: dict[str, Callable[[str, np.random.Generator], str]] = {

@@ -23,10 +23,10 @@ from typing import TypeVar
 
 import numpy as np
 
-from instruct_prune.select import keep_priority, select_rows
+from instruct_prune.select import select_rows
 from instruct_prune.select.clusters import cluster
 from instruct_prune.select.data import Budget, Embeddings, Pool
-from instruct_prune.select.near_duplicates import find_duplicates
+from instruct_prune.select.duplicates import find_duplicates, keep_priority
 
 WIDTH, GROUPS, COPIES, CLUSTERS, KEEP = 384, 200, 0.05, 100, 0.3
 T = TypeVar("T")

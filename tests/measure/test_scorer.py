@@ -13,13 +13,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from instruct_prune.measure.passes import Pass
 from torch import Tensor, nn
 
 from instruct_prune.encode.batching import Plan, plan_batches
 from instruct_prune.errors import IncompleteRunError
 from instruct_prune.measure import engine as scorer
 from instruct_prune.measure.engine import Heartbeat, Work, merge_parts, score_parts, share, wait_for_ranks
-from instruct_prune.measure.passes import Pass
 from instruct_prune.measure.subnet import SubnetSpec
 from instruct_prune.run.folder import PartStore
 

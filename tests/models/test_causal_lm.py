@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from families import families
+from instruct_prune.measure.passes import Pass
 
 from instruct_prune.encode.batching import plan_batches, shared_prefixes
 from instruct_prune.encode.item import Tokens
 from instruct_prune.errors import InputError
-from instruct_prune.measure.passes import Pass
 from instruct_prune.measure.subnet import SubnetSpec
 from instruct_prune.measure.subnets import SubnetSwitch, block_outputs, inject_dropout, subnet
 from instruct_prune.models import causal_lm

@@ -26,3 +26,38 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path, 
     run.select(SelectConfig(keep=0.5, clusters="4"))
     run.export()
     return folder / "run"
+
+
+TINY_CNN = """
+import numpy as np, torch
+from torch import nn
+
+def transform(image):
+    return torch.from_numpy(np.asarray(image.resize((16, 16)), dtype=np.float32) / 127.5 - 1).permute(2, 0, 1)
+
+def make():
+    torch.manual_seed(0)
+    stages = [nn.Sequential(nn.Conv2d(a, b, 3, 2, 1), nn.BatchNorm2d(b), nn.ReLU()) for a, b in ((3, 8), (8, 16))]
+    return nn.Sequential(*stages), transform
+"""
+
+
+@pytest.fixture
+def in_factory_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The working folder has tiny_cnn.py: --model tiny_cnn:make."""
+    (tmp_path / "tiny_cnn.py").write_text(TINY_CNN)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def picture_run(tmp_path: Path, in_factory_folder: None) -> Path:
+    """A scored run over pictures, with a selection."""
+    from instruct_prune import DataConfig, Run, ScoreConfig, SelectConfig
+
+    run = Run(tmp_path / "pictures")
+    ladder = ("magnitude-global:1.0,0.8",)
+    run.score(
+        DataConfig((str(RECIPES.parent / "data_samples" / "images"),)), ScoreConfig("tiny_cnn:make", subnets=ladder)
+    )
+    run.select(SelectConfig(keep=0.5))
+    return tmp_path / "pictures"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,12 @@ import lora
 import numpy as np
 import pytest
 import torch
-import training
 from sample_rows import write_jsonl
 
-from instruct_prune.encode.item import Encoded, Status
+from instruct_prune import DataConfig, Encoded, Run, ScoreConfig, SelectConfig
 from instruct_prune.encode.store import TokenStore
-from instruct_prune.errors import InputError
-from instruct_prune.models import names as models
 from instruct_prune.run.folder import RunFolder
+from instruct_prune.train import IGNORED, TokenLosses, evaluate, find_base, train_rows
 
 ROOT = Path(__file__).parents[2]
 FAST = ["--rank", "4", "--batch-size", "4", "--micro-batch", "2", "--dtype", "float32", "--dropout", "0.0"]
@@ -45,22 +43,6 @@ def trained(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def encoded_rows(tokenizer: Any, texts: list[str]) -> list[Encoded]:
-    rows = []
-    for i, text in enumerate(texts):
-        ids = np.asarray(tokenizer(text)["input_ids"], dtype=np.int32)
-        rows.append(Encoded(i, ids, np.arange(len(ids)) >= max(1, len(ids) // 2), Status.OK))
-    return rows
-
-
-TEXTS = [
-    "tell me about old trains and the moon",
-    "bread and bread",
-    "tax law, case 3: about rivers 1 rivers 4",
-    "a Python list",
-]
-
-
 # ---- the whole way ----
 
 
@@ -69,45 +51,51 @@ def test_adapter_lowers_the_held_out_loss(tiny_run: Path, trained: Path) -> None
     before, after = facts["held_out_loss"]["0"], facts["held_out_loss"][str(facts["steps"])]
     assert facts["steps"] == round(27 / 4)  # 30 kept, 3 of them held out
     assert after < before - 0.1
-    assert [step for step, _ in facts["loss"]] == list(range(1, facts["steps"] + 1))
+    assert [step for step, _ in facts["losses"]] == list(range(1, facts["steps"] + 1))
     assert not (trained / "checkpoints").exists()
     # The saved adapter is what was measured.
-    recipe = lora.Recipe(run_folder=str(tiny_run), eval_share=0.1)
-    scored = lora.scored_as(str(tiny_run))
-    source = models.find_model(scored.model)
-    tokenizer = models.load_tokenizer(source)
-    rows = lora.read_rows(
-        [str(tiny_run / "pruned.jsonl")], lambda f: lora.make_encoder(recipe, scored, tokenizer, 512, f), scored, True
-    )
-    _, held_out = lora.split_rows(rows, 0.1, 0)
-    model = lora.PeftModel.from_pretrained(models.load_causal_lm(source, "float32"), trained / "adapter")
-    assert training.response_losses(model, held_out).mean() == pytest.approx(after, rel=1e-5)
-    merged = models.load_causal_lm(models.find_model(str(trained / "merged")), "float32")
-    assert training.response_losses(merged, held_out).mean() == pytest.approx(after, rel=1e-4)
+    from peft import PeftModel
+
+    recipe = lora.Recipe(run_folder=str(tiny_run), dtype="float32")
+    base = find_base(Run(tiny_run).model)
+    _, held_out = lora.split_rows(lora.read_kept(recipe, base), 0.1, 0)
+    model = PeftModel.from_pretrained(base.load(recipe), trained / "adapter")
+    assert evaluate(model, held_out).per_row.mean() == pytest.approx(after, rel=1e-5)
+    merged = find_base(str(trained / "merged")).load(recipe)
+    assert evaluate(merged, held_out).per_row.mean() == pytest.approx(after, rel=1e-4)
+
+
+def kept_of(run: Path, **options: Any) -> list[Encoded]:
+    recipe = lora.Recipe(run_folder=str(run), **options)
+    return lora.read_kept(recipe, find_base(Run(run).model))
 
 
 def test_the_rows_are_the_scorers_tokens_and_mask(tiny_run: Path) -> None:
-    scored = lora.scored_as(str(tiny_run))
-    tokenizer = models.load_tokenizer(models.find_model(scored.model))
-    recipe = lora.Recipe(run_folder=str(tiny_run))
-    rows = lora.read_rows(
-        [str(tiny_run / "pruned.jsonl")], lambda f: lora.make_encoder(recipe, scored, tokenizer, 512, f), scored, True
-    )
+    rows = kept_of(tiny_run)
     store = TokenStore.open(tiny_run / "tokens")
     kept = RunFolder(tiny_run).read_selection().kept
     assert len(rows) == len(kept) == 30
-    for row, row_id in zip(rows, kept, strict=True):
+    for row, sequence, row_id in zip(rows, train_rows(rows), kept, strict=True):
+        assert row.row_id == row_id
         tokens = store[int(np.flatnonzero(store.row_id == row_id)[0])]
-        sequence = training.row_of(row)
-        np.testing.assert_array_equal(sequence.ids, tokens.ids)
-        np.testing.assert_array_equal(sequence.labels != training.IGNORED, tokens.response_mask)
+        np.testing.assert_array_equal(sequence.input_ids, tokens.ids)
+        np.testing.assert_array_equal(sequence.labels != IGNORED, tokens.response_mask)
 
 
 def test_the_held_out_loss_is_the_scorers(tiny_run: Path) -> None:
-    store, table = TokenStore.open(tiny_run / "tokens"), RunFolder(tiny_run).read_scores()
-    model = models.load_causal_lm(models.find_model(lora.scored_as(str(tiny_run)).model), "float32")
-    rows = [Encoded(i, store[i].ids, store[i].response_mask, Status.OK) for i in range(20)]
-    np.testing.assert_allclose(training.response_losses(model, rows), table.losses[:20, 0], rtol=1e-5)
+    table = RunFolder(tiny_run).read_scores()
+    run = Run(tiny_run)
+    rows = run.encoder().encode(list(run.rows(kept=None)))
+    model = find_base(run.model).load(lora.Recipe(dtype="float32"))
+    np.testing.assert_allclose(evaluate(model, rows).per_row, table.losses[:, 0], rtol=1e-5)
+
+
+def test_the_selection_counts_and_not_an_earlier_export(tiny_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_run, tmp_path / "run")
+    Run(tmp_path / "run").select(SelectConfig(keep=7, clusters="4"))
+    rows = kept_of(tmp_path / "run")
+    assert [row.row_id for row in rows] == RunFolder(tmp_path / "run").read_selection().kept.tolist()
+    assert len(rows) == 7
 
 
 def test_same_command_again_does_nothing_and_another_one_is_refused(
@@ -121,70 +109,7 @@ def test_same_command_again_does_nothing_and_another_one_is_refused(
     assert "rank: 4 -> 8" in capsys.readouterr().err
 
 
-# ---- batches ----
-
-
-def test_head_on_targets_only_gives_the_same_loss_and_gradients(
-    tiny_llama: Callable[..., Any], tiny_tokenizer: Any
-) -> None:
-    rows = [training.row_of(row) for row in encoded_rows(tiny_tokenizer, TEXTS)]
-    losses, gradients = [], []
-    for keep_logits in (False, True):
-        model = training.attach_lora(tiny_llama(), training.Training(rank=4, dropout=0.0))
-        batch = training.collate(rows, keep_logits=keep_logits)
-        if keep_logits:
-            assert len(batch["logits_to_keep"]) < batch["input_ids"].shape[1]
-        else:  # the reference: the model's own loss, with a mask over the padding
-            widths = torch.tensor([[len(row.ids)] for row in rows])
-            batch["attention_mask"] = (torch.arange(batch["input_ids"].shape[1]) < widths).long()
-        loss = model(**batch).loss
-        loss.backward()
-        losses.append(loss.item())
-        gradients.append([p.grad for p in model.parameters() if p.requires_grad])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    for a, b in zip(*gradients, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
-
-
-def test_packed_rows_do_not_see_each_other(tiny_llama: Callable[..., Any], tiny_tokenizer: Any) -> None:
-    encoded = encoded_rows(tiny_tokenizer, TEXTS)
-    rows = [training.row_of(row) for row in encoded]
-    longest = max(len(row.ids) for row in rows)
-    joined = training.packed(rows, longest + 3)
-    assert len(joined) < len(rows)
-    assert sorted(np.concatenate([r.ids for r in joined])) == sorted(np.concatenate([r.ids for r in rows]))
-    assert all(len(row.ids) <= longest + 3 for row in joined)
-    model = training.attach_lora(tiny_llama(), training.Training())
-    with torch.no_grad():
-        loss = model(**training.collate(joined, packing=True)).loss.item()
-    alone = training.response_losses(model, encoded)
-    counts = np.asarray([row.response_mask[1:].sum() for row in encoded])
-    assert loss == pytest.approx(float((alone * counts).sum() / counts.sum()), rel=1e-5)
-    with torch.no_grad():
-        seen = model(**training.collate(joined, packing=False)).loss.item()
-    assert seen != pytest.approx(loss, rel=1e-3)  # without their positions they would see each other
-
-
-@pytest.mark.parametrize(("n", "steps", "batch"), [(10, 7, 3), (5, 1, 4), (3, 4, 5)])
-def test_order_is_whole_epochs_sorted_inside_a_step(n: int, steps: int, batch: int) -> None:
-    lengths = [7 * i % 5 + 1 for i in range(n)]
-    order = training.training_order(lengths, steps, batch, seed=3)
-    assert order.shape == (steps * batch,)
-    counts = np.bincount(order, minlength=n)
-    assert counts.max() - counts.min() <= 1
-    for step in order.reshape(steps, batch):
-        assert (np.diff(np.asarray(lengths)[step]) <= 0).all()
-    assert order.tolist() == training.training_order(lengths, steps, batch, seed=3).tolist()
-    assert order.tolist() != training.training_order(lengths, steps, batch, seed=4).tolist()
-
-
 # ---- interruption and several processes ----
-
-
-class Stop(training.TrainerCallback):  # type: ignore[misc]
-    def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        if state.global_step == 3:
-            raise KeyboardInterrupt
 
 
 def test_interrupted_training_ends_in_the_same_adapter(
@@ -193,15 +118,17 @@ def test_interrupted_training_ends_in_the_same_adapter(
     more = ["--dropout", "0.1"]  # its random numbers must go on where they stopped too
     assert lora.main(words(tiny_run, tmp_path / "whole", *more)) == 0
     with monkeypatch.context() as patch:
-        usual = training.make_trainer
+        looks: list[int] = []
 
-        def stopping(*arguments: Any) -> Any:
-            trainer = usual(*arguments)
-            trainer.add_callback(Stop())
-            return trainer
+        def stopping(model: Any, rows: Any) -> TokenLosses:
+            looks.append(len(looks))
+            if len(looks) == 2:  # the first is before training, the second after its third step
+                raise KeyboardInterrupt
+            return evaluate(model, rows)
 
-        patch.setattr(lora, "make_trainer", stopping)
-        assert lora.main(words(tiny_run, tmp_path / "broken", *more)) == 130
+        patch.setattr(lora, "evaluate_shared", stopping)
+        assert lora.main(words(tiny_run, tmp_path / "broken", *more, "--eval-steps", "3")) == 130
+    assert (tmp_path / "broken" / "checkpoints" / "checkpoint-2").exists()
     assert not (tmp_path / "broken" / "adapter").exists()
     torn = tmp_path / "broken" / "checkpoints" / "checkpoint-4"  # begun, and not finished
     torn.mkdir()
@@ -210,7 +137,7 @@ def test_interrupted_training_ends_in_the_same_adapter(
     whole, resumed = adapter(tmp_path / "whole"), adapter(tmp_path / "broken")
     for name, tensor in whole.items():
         torch.testing.assert_close(resumed[name], tensor, rtol=1e-5, atol=1e-7)
-    losses = [json.loads((tmp_path / n / "training.json").read_text())["loss"] for n in ("whole", "broken")]
+    losses = [json.loads((tmp_path / n / "training.json").read_text())["losses"] for n in ("whole", "broken")]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
 
 
@@ -223,7 +150,7 @@ def test_two_processes_learn_what_one_learns(tiny_run: Path, trained: Path, tmp_
     assert done.returncode == 0, done.stderr[-3000:]
     assert "2 processes" in done.stderr
     one, two = (json.loads((folder / "training.json").read_text()) for folder in (trained, tmp_path / "two"))
-    np.testing.assert_allclose(two["loss"], one["loss"], rtol=1e-3)
+    np.testing.assert_allclose(two["losses"], one["losses"], rtol=1e-3)
     for step, value in one["held_out_loss"].items():
         assert two["held_out_loss"][step] == pytest.approx(value, rel=1e-3)
     assert done.stdout.count("held-out loss:") == 1
@@ -251,14 +178,24 @@ def test_model_that_is_not_there(tiny_run: Path, tmp_path: Path, capsys: pytest.
     assert not (tmp_path / "out").exists()
 
 
-def test_empty_pruned_file(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "manifest.json").write_bytes((tiny_run / "manifest.json").read_bytes())
-    assert "Write it: instruct-prune export" in error_of(capsys, *words(run, tmp_path / "out"))
-    (run / "pruned.jsonl").write_bytes(b"")
-    assert "is empty: it has no rows" in error_of(capsys, *words(run, tmp_path / "out"))
+def test_run_without_a_selection(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(tiny_run, tmp_path / "run")
+    (tmp_path / "run" / "selection.parquet").unlink()
+    assert "Run `instruct-prune select" in error_of(capsys, *words(tmp_path / "run", tmp_path / "out"))
     assert "no such run folder" in error_of(capsys, *words(tmp_path / "none", tmp_path / "out"))
+    assert not (tmp_path / "none").exists()
+
+
+def test_run_over_pictures(picture_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "is a run over pictures" in error_of(capsys, *words(picture_run, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_out_that_holds_something_else(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("mine")
+    assert "holds no training" in error_of(capsys, *words(tiny_run, tmp_path / "out"))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.txt"]
 
 
 def test_another_template_than_the_manifests(
@@ -271,13 +208,24 @@ def test_another_template_than_the_manifests(
     data = write_jsonl(tmp_path / "chat.jsonl", chat)
     told = error_of(capsys, *words(tiny_run, out, "--data", str(data)))
     assert "are written with the template 'chat'" in told
-    manifest = json.loads((tiny_run / "manifest.json").read_text())
-    manifest["stages"]["encode"]["config"]["template_sha256"] = "0" * 64
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "manifest.json").write_text(json.dumps(manifest))
-    (run / "pruned.jsonl").write_bytes((tiny_run / "pruned.jsonl").read_bytes())
-    assert "another SHA-256" in error_of(capsys, *words(run, out))
+
+
+def test_another_models_chat_template(
+    tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    turns = [{"role": "user", "content": "Tell me about bread."}, {"role": "assistant", "content": "About old trains."}]
+    data = write_jsonl(tmp_path / "chat.jsonl", [{"messages": turns, "number": i} for i in range(8)])
+    run = Run(tmp_path / "run")
+    run.score(DataConfig((str(data),)), ScoreConfig(str(tiny_model_folder), subnets=("dense",), dtype="float32"))
+    run.select(SelectConfig(keep=6, clusters="none", method="random"))
+    shutil.copytree(tiny_model_folder, tmp_path / "other")
+    template = tmp_path / "other" / "chat_template.jinja"
+    template.write_text(template.read_text() + "{# the same turns, another text #}")
+    more = ["--model", str(tmp_path / "other"), "--max-steps", "1", "--eval-share", "0.2"]
+    told = error_of(capsys, *words(tmp_path / "run", tmp_path / "out", *more))
+    assert "another SHA-256" in told
+    assert not (tmp_path / "out").exists()
+    assert lora.main(words(tmp_path / "run", tmp_path / "out", *more, "--other-template")) == 0
 
 
 @pytest.mark.parametrize(
@@ -309,17 +257,6 @@ def test_what_must_be_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "--out is missing" in error_of(capsys, "--run-folder", "x")
     assert "--run-folder is missing" in error_of(capsys, "--out", "x")
     assert "--model is missing" in error_of(capsys, "--out", "x", "--data", "y.jsonl")
-
-
-def test_4bit_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    source = models.ModelSource("x", "x", None, True)
-    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(InputError, match="pip install"):
-        training.load_base(source, "float32", "4bit")
-    monkeypatch.setitem(sys.modules, "bitsandbytes", object())
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(InputError, match="needs a CUDA GPU"):
-        training.load_base(source, "float32", "4bit")
 
 
 def test_without_a_run_any_file_can_be_trained_on(tiny_run: Path, tiny_model_folder: Path, tmp_path: Path) -> None:

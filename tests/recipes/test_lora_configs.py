@@ -11,9 +11,9 @@ import lora
 import numpy as np
 import pytest
 import torch
-import training
 
 from instruct_prune.config import load_yaml
+from instruct_prune.train import IGNORED, TrainRow, attach_lora, collate
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 CONFIGS = sorted((RECIPES / "configs").glob("*.yaml"))
@@ -67,13 +67,13 @@ def test_configuration(path: Path) -> None:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_adapters_land_on_every_linear_layer_of_the_family(path: Path) -> None:
     recipe = load_yaml(str(path), lora.Recipe)
-    model = training.attach_lora(tiny(FAMILIES[path.stem]), recipe)
+    model = attach_lora(tiny(FAMILIES[path.stem]), recipe)
     trained = {name.split(".lora_")[0] for name, p in model.named_parameters() if p.requires_grad}
     assert len(trained) == 2 * len(LINEAR)
     assert {name.rsplit(".", 1)[1] for name in trained} == LINEAR  # never the output head
     ids = np.arange(3, 12)
-    rows = [training.Row(ids, np.where(ids > 5, ids, training.IGNORED), ids)]
-    batch = training.collate(rows)
+    rows = [TrainRow(ids, np.where(ids > 5, ids, IGNORED), ids)]
+    batch = collate(rows)
     loss = model(**batch).loss
     whole = model(input_ids=batch["input_ids"], labels=batch["labels"]).loss
     torch.testing.assert_close(loss, whole)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
-from instruct_prune.export import ExportJob, KeptSamples
+from instruct_prune.export import ExportJob
 from instruct_prune.rows import open_data
+from instruct_prune.rows.row import Row
 
 
 @pytest.fixture
@@ -19,8 +18,7 @@ def job_of(tmp_path: Path) -> Callable[[Path], ExportJob]:
 
     def make(data: Path) -> ExportJob:
         source = open_data([str(data)])
-        kept = KeptSamples(source, np.arange(1000))
-        settings: dict[str, Any] = {"template": "alpaca", "model": "owner/base", "max_length": 256}
-        return ExportJob(kept, tmp_path / "exports", "pruned", kind=source.kind, **settings)
+        rows = [row for row in source if isinstance(row, Row)]
+        return ExportJob(rows, tmp_path / "exports", "pruned", "owner/base", None, kind=source.kind)
 
     return make

@@ -407,9 +407,9 @@ def test_a_format_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     [found] = open_data([{"x": "q", "antwort": "a"}], format="own_formats:GERMAN", columns={"frage": "x"})
     assert isinstance(found, Row)
     for name, message in (
-        ("own_formats:NOTHING", "is no Format"),
-        ("own_formats:FRENCH", "cannot be imported"),
-        ("nowhere:GERMAN", "cannot be imported"),
+        ("own_formats:NOTHING", "a Format is expected"),
+        ("own_formats:FRENCH", "has no 'FRENCH'"),
+        ("nowhere:GERMAN", "--format nowhere:GERMAN"),
     ):
         with pytest.raises(InputError, match=message):
             open_data([row], format=name)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from instruct_prune.encode.pictures import write_index
+from instruct_prune.encode.pictures import PictureStore, write_pictures
 from instruct_prune.errors import InputError
 from instruct_prune.rows import Source, open_data
 from instruct_prune.rows.pixels import decode, thumbnail_of
@@ -243,7 +243,8 @@ def test_datasets_sets_hold_the_bytes_and_the_names(tmp_path: Path, how: str) ->
     rows = list(source)
     assert labels_of(source) == ["bee", "ant", "bee"]
     assert isinstance(rows[3], Reject)  # the hidden label of a test set
-    index = write_index(tmp_path / "index", (row for row in rows if isinstance(row, Row)))
+    write_pictures(tmp_path / "index", (row for row in rows if isinstance(row, Row)))
+    index = PictureStore.open(tmp_path / "index")
     assert [index[i].open().getpixel((0, 0)) for i in range(3)] == [(0, 0, 0), (1, 0, 0), (2, 0, 0)]
     assert index.classes == ("ant", "bee")
 
@@ -251,7 +252,8 @@ def test_datasets_sets_hold_the_bytes_and_the_names(tmp_path: Path, how: str) ->
 def test_index_keeps_broken_pictures_with_their_reasons(tmp_path: Path) -> None:
     source = opened(SAMPLES / "images")
     key = json.loads((SAMPLES / "images_key.json").read_text())
-    index = write_index(tmp_path, (row for row in source if isinstance(row, Row)))
+    write_pictures(tmp_path, (row for row in source if isinstance(row, Row)))
+    index = PictureStore.open(tmp_path)
     (paths,) = index.text_columns("path")
     failed = {"/".join(Path(p).parts[-2:]) for p, ok in zip(paths, index.scorable, strict=True) if not ok}
     assert len(index) == 60

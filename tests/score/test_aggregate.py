@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import rankdata, spearmanr
 
 from instruct_prune.errors import InputError
 from instruct_prune.measure.subnet import SubnetSpec
-from instruct_prune.score.aggregate import aggregate, by_seed, left_out_of, rank_spread, ranks, spearman, subnet_health
+from instruct_prune.score import Columns, aggregate
+from instruct_prune.score.health import by_seed, left_out_of, rank_spread, spearman, subnet_health
 
 DENSE, HALF, ALONE = SubnetSpec("dense"), SubnetSpec("magnitude", 0.5), SubnetSpec("alone")
 LOSSES = {
@@ -22,49 +22,61 @@ ALL = np.ones(3, dtype=bool)
 
 
 def test_dlc_is_the_mean_loss() -> None:
-    np.testing.assert_allclose(aggregate(LOSSES, "dlc"), [1.5, 2.0, 4.0])
+    np.testing.assert_allclose(aggregate(Columns.of_losses(LOSSES), "dlc"), [1.5, 2.0, 4.0])
 
 
 def test_repeated_subnets_count_twice_as_in_the_released_loop() -> None:
-    np.testing.assert_allclose(aggregate(LOSSES, "dlc", [DENSE, HALF, HALF]), [5 / 3, 2.0, 13 / 3], rtol=1e-6)
+    np.testing.assert_allclose(
+        aggregate(Columns.of_losses(LOSSES, [DENSE, HALF, HALF]), "dlc"), [5 / 3, 2.0, 13 / 3], rtol=1e-6
+    )
 
 
 def test_weights() -> None:
-    np.testing.assert_allclose(aggregate(LOSSES, "dlc", [DENSE, HALF], [3, 1]), [1.25, 2.0, 3.5])
+    np.testing.assert_allclose(aggregate(Columns.of_losses(LOSSES, [DENSE, HALF], [3, 1]), "dlc"), [1.25, 2.0, 3.5])
 
 
 def test_lc_is_one_minus_mean_confidence() -> None:
     expected = 1 - (np.exp([-1.0, -2, -3]) + np.exp([-2.0, -2, -5])) / 2
-    np.testing.assert_allclose(aggregate(LOSSES, "lc"), expected, rtol=1e-6)
+    np.testing.assert_allclose(aggregate(Columns.of_losses(LOSSES), "lc"), expected, rtol=1e-6)
 
 
 def test_ifd_is_a_ratio_of_perplexities() -> None:
-    np.testing.assert_allclose(aggregate(LOSSES, "ifd"), np.exp([-1.0, 1.0, 0.0]), rtol=1e-6)
+    np.testing.assert_allclose(aggregate(Columns.of_losses(LOSSES), "ifd"), np.exp([-1.0, 1.0, 0.0]), rtol=1e-6)
 
 
 def test_dense_scores() -> None:
-    np.testing.assert_allclose(aggregate(LOSSES, "loss"), [1, 2, 3])
-    np.testing.assert_allclose(aggregate(LOSSES, "perplexity"), np.exp([1.0, 2, 3]), rtol=1e-6)
+    np.testing.assert_allclose(aggregate(Columns.of_losses(LOSSES), "loss"), [1, 2, 3])
+    np.testing.assert_allclose(aggregate(Columns.of_losses(LOSSES), "perplexity"), np.exp([1.0, 2, 3]), rtol=1e-6)
 
 
 def test_what_is_missing_is_named() -> None:
     with pytest.raises(InputError, match="needs the subnet 'alone'"):
-        aggregate({DENSE: LOSSES[DENSE]}, "ifd")
+        aggregate(Columns.of_losses({DENSE: LOSSES[DENSE]}), "ifd")
     with pytest.raises(InputError, match="Did you mean 'dlc'"):
-        aggregate(LOSSES, "dlcc")
+        aggregate(Columns.of_losses(LOSSES), "dlcc")
     with pytest.raises(InputError, match="no subnet is left"):
-        aggregate(LOSSES, "dlc", [HALF], leave_out=[HALF])
+        aggregate(Columns.of_losses(LOSSES, [HALF], leave_out=[HALF]), "dlc")
     with pytest.raises(InputError, match="1 weights were given for 2"):
-        aggregate(LOSSES, "dlc", [DENSE, HALF], [1])
+        aggregate(Columns.of_losses(LOSSES, [DENSE, HALF], [1]), "dlc")
 
 
 @given(st.lists(st.integers(-5, 5), min_size=2, max_size=40), st.integers(0, 5))
-def test_ranks_and_spearman_are_those_of_scipy(values: list[int], seed: int) -> None:
+def test_spearman_is_the_correlation_of_average_ranks(values: list[int], seed: int) -> None:
     a = np.asarray(values, dtype=float)
     b = np.random.default_rng(seed).permutation(a) + a
-    np.testing.assert_array_equal(ranks(a), rankdata(a) - 1)
+
+    def ranks(column: np.ndarray) -> list[float]:
+        return [float((column < value).sum() + (column <= value).sum()) / 2 for value in column]
+
     if len(set(a)) > 1 and len(set(b)) > 1:
-        assert spearman(a, b) == pytest.approx(spearmanr(a, b).statistic)
+        assert spearman(a, b) == pytest.approx(np.corrcoef(ranks(a), ranks(b))[0, 1])
+    else:
+        assert np.isnan(spearman(a, b))
+
+
+def test_spearman_of_one_row_is_unknown() -> None:
+    assert np.isnan(spearman(np.ones(1), np.ones(1)))
+    assert spearman(np.arange(2), np.arange(2)) == pytest.approx(1)
 
 
 def test_collapse_is_told_and_left_out_but_never_the_dense_model() -> None:

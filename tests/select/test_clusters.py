@@ -84,20 +84,6 @@ def test_nan_vectors_and_no_vectors():
         cluster(Embeddings(np.empty(0, int), np.empty((0, 3), np.float32), "tiny"))
 
 
-def test_backends():
-    embeddings, of = blobs(300, 4)
-    with pytest.raises(InputError, match="unknown clustering backend"):
-        cluster(embeddings, 4, backend="cuml")
-    try:
-        import faiss  # noqa: F401
-    except ImportError:
-        with pytest.raises(InputError, match="pip install faiss-cpu"):
-            cluster(embeddings, 4, backend="faiss")
-    else:
-        labels = cluster(embeddings, 4, backend="faiss").labels
-        assert len(set(zip(of.tolist(), labels.tolist(), strict=True))) == 4
-
-
 def test_names_are_the_words_that_tell_clusters_apart():
     texts = ["Write a SQL query for the orders table"] * 5 + ["Bake bread with flour in the oven"] * 5
     texts += ["Solve the equation for x in algebra"] * 5

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instruct_prune.errors import InputError
-from instruct_prune.select import near_duplicates as duplicates
-from instruct_prune.select.near_duplicates import duplicate_groups, find_duplicates, text_keys
+from instruct_prune.select import duplicates
+from instruct_prune.select.duplicates import find_duplicates, text_keys
 
 ALPACA = Path(__file__).parents[3] / "shared/data/alpaca_9k.json"
 
@@ -126,11 +126,6 @@ def test_keys_ignore_case_spacing_and_punctuation_only():
     assert len(set(text_keys(differ).tolist())) == len(differ)
     assert text_keys([]).shape == (0,)
     assert len(text_keys(["\ud800"])) == 1  # a lone surrogate does not stop it
-
-
-def test_groups_largest_first():
-    found = duplicate_groups(np.array([3, 5, 8, 9, 11]), np.array([-1, -1, 5, 3, 5]))
-    assert list(found.items()) == [(5, [8, 11]), (3, [9])]
 
 
 @pytest.mark.parametrize("threshold", [0, 1.5, -1, float("nan")])

@@ -32,7 +32,7 @@ def pool_of(n: int, seed: int = 0) -> Pool:
 )
 def test_shares_of_one_stratum(keep, split, easy):
     pool = pool_of(100)
-    selection = select_rows(pool, Budget(rows=keep), split=split)
+    selection = select_rows(pool, Budget(rows=keep), params={"split": split})
     in_easy_pool = pool.score < 100 * split
     assert selection.selected[in_easy_pool].sum() == easy
     assert selection.selected[~in_easy_pool].sum() == keep - easy
@@ -45,7 +45,7 @@ def test_shares_of_one_stratum(keep, split, easy):
 @given(n=st.integers(1, 200), share=st.floats(0.01, 1), split=st.floats(0.02, 0.98), seed=st.integers(0, 5))
 def test_shares_of_any_stratum(n, share, split, seed):
     pool, keep = pool_of(n), max(1, round(n * share))
-    selection = select_rows(pool, Budget(rows=keep), split=split, seed=seed)
+    selection = select_rows(pool, Budget(rows=keep), params={"split": split}, seed=seed)
     easy_pool = round(n * split)
     easy = selection.selected[pool.score < easy_pool].sum()
     if split <= 0.5:
@@ -58,7 +58,10 @@ def test_shares_of_any_stratum(n, share, split, seed):
 
 def test_the_odd_row_goes_to_either_pool():
     pool = pool_of(100)
-    easy = [select_rows(pool, Budget(rows=5), split=0.5, seed=s).selected[pool.score < 50].sum() for s in range(40)]
+    easy = [
+        select_rows(pool, Budget(rows=5), params={"split": 0.5}, seed=s).selected[pool.score < 50].sum()
+        for s in range(40)
+    ]
     assert set(easy) == {2, 3}
 
 
@@ -72,7 +75,9 @@ def test_a_pool_that_is_too_small_leaves_its_remainder():
 
 def test_rows_are_drawn_at_random_within_a_pool():
     pool = pool_of(100)
-    counts = sum(select_rows(pool, Budget(rows=20), split=0.5, seed=s).selected.astype(int) for s in range(300))
+    counts = sum(
+        select_rows(pool, Budget(rows=20), params={"split": 0.5}, seed=s).selected.astype(int) for s in range(300)
+    )
     # Each row is kept with probability 0.2: 60 times of 300, standard deviation 6.9.
     assert counts.min() > 60 - 5 * 6.9
     assert counts.max() < 60 + 5 * 6.9
@@ -89,18 +94,18 @@ def test_auto_split_is_the_tables():
 def test_forced_rows_count_in_their_pool():
     pool = pool_of(100)
     easiest = pool.row_id[np.argsort(pool.score)[:15]]
-    selection = select_rows(pool, Budget(rows=40), split=0.5, must_keep=easiest)
+    selection = select_rows(pool, Budget(rows=40), params={"split": 0.5}, must_keep=easiest)
     assert selection.selected[pool.score < 50].sum() == 20
     assert selection.selected[pool.score < 15].all()
     more = pool.row_id[np.argsort(pool.score)[:30]]  # more than the easy share: the hard one shrinks
-    selection = select_rows(pool, Budget(rows=40), split=0.5, must_keep=more)
+    selection = select_rows(pool, Budget(rows=40), params={"split": 0.5}, must_keep=more)
     assert selection.selected[pool.score < 50].sum() == 30
 
 
 def test_under_a_token_budget_the_shares_are_in_tokens():
     pool = pool_of(2000)
     total = int(pool.n_response.sum())
-    selection = select_rows(pool, Budget(tokens=total // 2), split=0.25)
+    selection = select_rows(pool, Budget(tokens=total // 2), params={"split": 0.25})
     by_score = np.argsort(pool.score)
     tokens = pool.n_response[by_score]
     easy = by_score[np.cumsum(tokens) <= 0.25 * total]
@@ -115,16 +120,16 @@ def test_tokens_that_fit_no_row_of_their_pool_go_to_the_other():
     tokens = np.array([4, 4, 2, 2, 2, 2], dtype=np.int32)
     pool = Pool(np.arange(6), np.arange(6, dtype=np.float32), tokens, np.zeros(6, dtype=np.int32))
     for seed in range(5):
-        selection = select_rows(pool, Budget(tokens=6), split=0.5, seed=seed)
+        selection = select_rows(pool, Budget(tokens=6), params={"split": 0.5}, seed=seed)
         assert tokens[selection.selected].sum() == 6
 
 
 @pytest.mark.parametrize("split", [0, 1, -0.5, 1.5, float("nan"), "middle", True])
 def test_bad_splits(split):
-    with pytest.raises(InputError, match="--split"):
-        select_rows(pool_of(10), Budget(rows=5), split=split)
+    with pytest.raises(InputError, match="split is"):
+        select_rows(pool_of(10), Budget(rows=5), params={"split": split})
 
 
 def test_split_belongs_to_flexrand():
-    with pytest.raises(InputError, match="belongs to the method flexrand"):
-        select_rows(pool_of(10), Budget(rows=5), method="random", split=0.3)
+    with pytest.raises(InputError, match=r"the method 'random' has no parameter 'split'\. It takes none"):
+        select_rows(pool_of(10), Budget(rows=5), method="random", params={"split": 0.3})

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from instruct_prune.errors import InputError
-from instruct_prune.select import keep_priority
 from instruct_prune.select.data import Pool
+from instruct_prune.select.duplicates import keep_priority
 
 
 @pytest.fixture

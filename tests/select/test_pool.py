@@ -65,8 +65,8 @@ def test_clusters_by_row_id():
 
 
 def test_embeddings_of_another_run():
-    for ids, covered in (([1, 2], 2), ([20, 21, 22], 0), ([], 0)):
-        with pytest.raises(InputError, match=f"embeddings cover {covered} of the 3 scored rows"):
+    for ids, first, more in (([1, 2], 7, 0), ([20, 21, 22], 1, 2), ([], 1, 2)):
+        with pytest.raises(InputError, match=rf"the table of embeddings lacks row {first} \(and {more} more\)"):
             build_pool(table_of(), embeddings=embeddings_of(ids))
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instruct_prune.errors import InputError
-from instruct_prune.select import CLUSTERED, NEEDS_EMBEDDINGS, SELECTORS, largest_remainder, select_rows
+from instruct_prune.select import METHODS, find_method, largest_remainder, select_rows
 from instruct_prune.select.data import Budget, Pool
 from instruct_prune.select.draw import easiest_first
 from instruct_prune.select.stratum import fitting
@@ -43,7 +43,7 @@ cases = st.fixed_dictionaries(
         "seed": st.integers(0, 9),
         "ties": st.booleans(),
         "share": st.floats(0.01, 1),
-        "method": st.sampled_from(sorted(SELECTORS)),
+        "method": st.sampled_from(sorted(METHODS)),
         "minimum": st.integers(0, 2),
         "forced": st.integers(0, 3),
     }
@@ -183,9 +183,9 @@ def test_the_global_generator_is_left_alone():
         ({}, {"min_per_stratum": -1}, "0 or more"),
         ({}, {"params": {"bins": 3}}, "no parameter 'bins'"),
         ({}, {"method": "ccs", "params": {"bin": 3}}, "Did you mean 'bins'"),
-        ({}, {"split": "mmd"}, "there are none"),
+        ({}, {"params": {"split": "mmd"}}, "there are none"),
         ({}, {"method": "k_center"}, "there are none"),
-        ({}, {"method": "ifd"}, "--subnets ifd"),
+        ({}, {"method": "ifd"}, "needs the loss of each row under 'dense'"),
         ({}, {"duplicate_of": np.array([-1])}, "given for 1 rows"),
     ],
 )
@@ -207,13 +207,14 @@ def test_empty_pool():
 
 def test_every_method_says_what_it_needs():
     without = replace(pool_of(20), embeddings=None)
-    for method in SELECTORS:
-        if method in NEEDS_EMBEDDINGS:
+    for method in METHODS:
+        if "embeddings" in find_method(method).needs_of():
             with pytest.raises(InputError, match="embeddings"):
                 select_rows(without, Budget(rows=5), method=method)
         else:
             assert select_rows(without, Budget(rows=5), method=method).selected.sum() == 5
-    assert set(SELECTORS) >= CLUSTERED | NEEDS_EMBEDDINGS
+    clustered = {name for name in METHODS if find_method(name).strata == "clusters"}
+    assert clustered == {"flexrand", "easy_diverse"}
 
 
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), max_size=60))

@@ -143,7 +143,7 @@ function drawCurves() {
     });
   }
   Plotly.react($('curves-chart'), traces, layout({
-    dragmode: false, xaxis: { type: 'category', title: { text: what } }, yaxis: { title: { text: D.numbers.facts.images ? 'loss (nats)' : 'loss (nats per token)' }, rangemode: 'normal' },
+    dragmode: false, xaxis: { type: 'category', title: { text: what } }, yaxis: { title: { text: D.numbers.facts.tokens ? 'loss (nats per token)' : 'loss (nats)' }, rangemode: 'normal' },
   }), CONFIG);
 }
 

@@ -36,7 +36,7 @@ function facts(at) {
   const list = el('dl', { class: 'facts' });
   const add = (name, value) => list.append(el('dt', { textContent: name, dir: 'auto' }), el('dd', { textContent: value, dir: 'auto' }));
   add('score', short(D.score[at]));
-  if (!D.numbers.facts.images) add('tokens', `${whole(D.prompt[at])} prompt, ${whole(D.response[at])} response`);
+  if (D.numbers.facts.tokens) add('tokens', `${whole(D.prompt[at])} prompt, ${whole(D.response[at])} response`);
   D.subnets.forEach((subnet, j) => add(`loss, ${subnet.name}`, short(loss(j, at))));
   FIELDS.filter(f => f.key.startsWith('column')).forEach(field => add(field.label, field.values[field.of(at)]));
   RANGES.slice(3).forEach(range => add(range.label, short(range.of(at))));

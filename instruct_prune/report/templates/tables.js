@@ -2,7 +2,7 @@
 const PAGE = 15;
 
 const rowFacts = at => [`row ${D.row[at]}`, D.selected ? (isKept(at) ? 'kept' : 'dropped') : '', `score ${short(D.score[at])}`,
-  D.numbers.facts.images ? '' : `${whole(D.response[at])} tokens`, D.numbers.group_kind ? groupName(at) : ''].filter(Boolean).join(' · ');
+  !D.numbers.facts.tokens ? '' : `${whole(D.response[at])} tokens`, D.numbers.group_kind ? groupName(at) : ''].filter(Boolean).join(' · ');
 
 function textOf(at, limit) {
   if (D.slot[at] < 0) return `(the text of this row is not in the page: ${whole(D.picks.length)} of ${whole(D.n)} are, --samples N takes more)`;
@@ -131,9 +131,9 @@ function sideTable(side, rows) {
   const redraw = () => drawSamples();
   const column = (label, key) => el('th', { scope: 'col', class: 'num', 'aria-sort': ariaSort(SAMPLES, key) }, sortButton(label, key, SAMPLES, redraw));
   const marks = [...(D.numbers.group_kind ? [sortButton(D.numbers.group_kind === 'cluster' ? 'Cluster' : 'Stratum', 'group', SAMPLES, redraw)] : []), ...(D.selected ? [sortButton('Reason', 'reason', SAMPLES, redraw)] : [])];
-  const head = el('tr', {}, column('Row', 'row'), column('Score', 'score'), ...(D.numbers.facts.images ? [] : [column('Tokens', 'response')]), el('th', { scope: 'col', 'aria-sort': ariaSort(SAMPLES, 'group', 'reason') }, el('span', { textContent: 'Sample' }), ...(marks.length ? [el('small', { class: 'by', textContent: 'sort by' }), ...marks] : [])));
+  const head = el('tr', {}, column('Row', 'row'), column('Score', 'score'), ...(!D.numbers.facts.tokens ? [] : [column('Tokens', 'response')]), el('th', { scope: 'col', 'aria-sort': ariaSort(SAMPLES, 'group', 'reason') }, el('span', { textContent: 'Sample' }), ...(marks.length ? [el('small', { class: 'by', textContent: 'sort by' }), ...marks] : [])));
   const body = rows.slice(0, side.limit).map(at => el('tr', { class: at === clicked ? 'chosen' : '', 'data-row': D.row[at] },
-    el('td', { class: 'num', textContent: D.row[at] }), el('td', { class: 'num', textContent: short(D.score[at]) }), ...(D.numbers.facts.images ? [] : [el('td', { class: 'num', textContent: whole(D.response[at]) })]),
+    el('td', { class: 'num', textContent: D.row[at] }), el('td', { class: 'num', textContent: short(D.score[at]) }), ...(!D.numbers.facts.tokens ? [] : [el('td', { class: 'num', textContent: whole(D.response[at]) })]),
     el('td', {}, sampleButton(at, 200), el('div', { class: 'marks' }, ...marksOf(at)))));
   const table = el('div', { class: 'scroll' }, el('table', { class: 'samples', 'aria-label': side.title }, el('thead', {}, head), el('tbody', {}, ...body)));
   const more = el('button', { type: 'button', class: 'more no-print', textContent: `Show ${whole(Math.min(4 * PAGE, rows.length - side.limit))} more`, onclick: () => { side.limit += 4 * PAGE; drawSamples(); } });

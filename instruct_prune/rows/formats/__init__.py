@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from instruct_prune.errors import InputError
-from instruct_prune.registry import resolve, suggestion
+from instruct_prune.registry import load_attribute, suggestion
 from instruct_prune.rows.formats.completions import PREFERENCE, PROMPT_COMPLETION
 from instruct_prune.rows.formats.conversations import MESSAGES, SHAREGPT
 from instruct_prune.rows.formats.format import Fields, Format
@@ -72,13 +72,8 @@ def find_format(name: str) -> Format:
         if name not in FORMATS:
             raise InputError(f"unknown format {name!r}.{suggestion(name, FORMATS)} Known: {', '.join(FORMATS)}.")
         return FORMATS[name]
-    try:
-        found = resolve({name: name}, name, "format")
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"--format {name}: it cannot be imported ({error}). Write package.module:NAME.") from None
-    if not isinstance(found, Format):
-        raise InputError(f"--format {name} is no Format (instruct_prune.rows.Format), it is a {type(found).__name__}.")
-    return found
+    own: Format = load_attribute(name, "--format", "a Format", lambda found: isinstance(found, Format))
+    return own
 
 
 def _check_columns(name: str, found: Sequence[str], candidates: Iterable[Format], columns: Mapping[str, str]) -> None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from instruct_prune.rows.containers import undone
 from instruct_prune.rows.reader import RowError, named_type
@@ -80,7 +80,9 @@ class Format:
         needs: groups of names; a row has the format if it has a value for one name of every group.
         takes: other fields that are part of the conversation.
         parse: a row's fields -> messages and tools; raises RowError.
-        model: the kind of model that its rows are for: "causal_lm" for text, "image_encoder" for labelled pictures.
+        model: the kind of model that its rows are for: "causal_lm" for text, "image_encoder" for labelled pictures, or
+            the user's own as ``module:Class``.
+        strata: the column that says by itself which rows belong together ("label"), or None.
         structures: fields that hold a list or an object; JSON text in them is parsed.
         turns: fields that hold text, or a list of turns; JSON text of turns in them is parsed.
         check: a further demand on a row that has the fields, or None.
@@ -92,7 +94,8 @@ class Format:
     needs: tuple[tuple[str, ...], ...]
     takes: tuple[str, ...]
     parse: Callable[[Fields], Parsed]
-    model: Literal["causal_lm", "image_encoder"] = "causal_lm"
+    model: str = "causal_lm"
+    strata: str | None = None
     structures: Collection[str] = ()
     turns: Collection[str] = ()
     check: Callable[[Fields], bool] | None = None

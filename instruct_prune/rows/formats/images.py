@@ -106,6 +106,7 @@ IMAGE_CLASSIFICATION = Format(
     (),
     _image_and_label,
     model="image_encoder",
+    strata="label",
     check=_shows_a_picture,
     summary=_summary,
 )

@@ -1,18 +1,18 @@
-"""From subnet specifications to passes over the data: what one sweep of forward passes computes."""
+"""From ``--subnets`` to the ladder: presets, and lists such as ``magnitude:1.0,0.8``. No torch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from instruct_prune.errors import InputError
-from instruct_prune.measure.subnet import SubnetSpec
+from instruct_prune.measure.subnet import ALONE, DENSE, FULL, SubnetSpec
 from instruct_prune.registry import suggestion
 
-DENSE = SubnetSpec("dense")
-ALONE = SubnetSpec("alone")
-
-ORDER = ("dense", "magnitude", "random", "dropout", "depth", "alone")
+FAMILIES = ("dense", "magnitude", "magnitude-global", "random", "dropout", "depth")
+OWN = re.compile(r"([A-Za-z_][\w.]*:[A-Za-z_]\w*)(?::(.*))?")
+"""A user's own family, ``module:function`` or ``module:function:0.1,0.2``."""
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,19 @@ class Preset:
         subnets: in the notation of ``--subnets``.
         score: name of the aggregate.
         about: one line for people.
+        probes: further readings of the dense pass that the score is made of, in the notation of ``--probes``.
     """
 
     subnets: tuple[str, ...]
     score: str
     about: str
+    probes: tuple[str, ...] = ()
 
 
-PRESETS = {
+Presets = Mapping[str, Preset]
+
+
+PRESETS: Presets = {
     "dlc": Preset(("magnitude:1.0,0.8,0.64",), "dlc", "the paper's ladder: interval 0.2, three subnets, compounding"),
     "dlc-released": Preset(
         ("magnitude:1.0,0.8,0.8",), "dlc", "as the released LLM loop runs: its third subnet equals its second"
@@ -41,33 +46,16 @@ PRESETS = {
 }
 
 
-@dataclass(frozen=True)
-class Pass:
-    """Subnets that one sweep over the data computes: one, or all exit depths together."""
+def parse_subnets(texts: Sequence[str], n_seeds: int = 1, presets: Presets = PRESETS) -> tuple[SubnetSpec, ...]:
+    """Read ``--subnets``: presets and lists such as ``magnitude:1.0,0.8``, ``magnitude-global:0.5`` or ``dense@alone``.
 
-    subnets: tuple[SubnetSpec, ...]
-
-    @property
-    def name(self) -> str:
-        return (
-            self.subnets[0].name
-            if len(self.subnets) == 1
-            else "depth_" + "_".join(f"{int(s.value):02d}" for s in self.subnets)
-        )
-
-    @property
-    def alone(self) -> bool:
-        return self.subnets[0].kind == "alone"
-
-
-def parse_subnets(texts: Sequence[str], n_seeds: int = 1) -> tuple[SubnetSpec, ...]:
-    """Read ``--subnets``: presets and lists such as ``magnitude:1.0,0.8`` or ``magnitude-global:0.5``.
-
-    Repeated subnets stay repeated (``dlc-released``): they are scored once and weighted by their number.
+    What stands after ``@`` is the view. Repeated subnets stay repeated (``dlc-released``): they are scored once and
+    weighted by their number.
 
     Args:
         texts: one entry for each word given.
-        n_seeds: mask seeds 0..n_seeds-1 for random and dropout subnets.
+        n_seeds: mask seeds 0..n_seeds-1 for random, dropout and the user's own subnets.
+        presets: those of the kind of model.
 
     Raises:
         InputError: unknown name, a value that is not a number or out of range.
@@ -76,45 +64,58 @@ def parse_subnets(texts: Sequence[str], n_seeds: int = 1) -> tuple[SubnetSpec, .
         raise InputError(f"--subnet-seeds {n_seeds}: at least one seed is needed.")
     found: list[SubnetSpec] = []
     for text in texts:
-        words = PRESETS[text].subnets if text in PRESETS else (text,)
-        for word in words:
-            found += _parse_one(word, n_seeds)
+        for word in presets[text].subnets if text in presets else (text,):
+            found += _parse_one(word, n_seeds, presets)
     if not found:
         raise InputError(
-            "--subnets is empty. Name a preset (" + ", ".join(PRESETS) + ") or a list such as magnitude:1.0,0.8."
+            "--subnets is empty. Name a preset (" + ", ".join(presets) + ") or a list such as magnitude:1.0,0.8."
         )
     return tuple(found)
 
 
-def score_name_of(texts: Sequence[str]) -> str:
-    """The score a preset stands for; "dlc" for an explicit list, "perplexity" for a lone dense model."""
-    named = [PRESETS[t].score for t in texts if t in PRESETS]
+def score_name_of(texts: Sequence[str], presets: Presets = PRESETS) -> str:
+    """The score a preset stands for; "dlc" for an explicit list, "loss" for a lone dense model."""
+    named = [presets[t].score for t in texts if t in presets]
     if named:
         return named[0]
     return "loss" if list(texts) == ["dense"] else "dlc"
 
 
-def _parse_one(text: str, n_seeds: int) -> list[SubnetSpec]:
-    family, _, values = text.partition(":")
-    kinds = [*ORDER, "magnitude-global"]
-    if family not in kinds:
+def _parse_one(text: str, n_seeds: int, presets: Presets) -> list[SubnetSpec]:
+    if text == ALONE:
+        text = f"dense@{ALONE}"
+    weights, at, view = text.partition("@")
+    if at and not (view in (FULL, ALONE) or OWN.fullmatch(view)):
         raise InputError(
-            f"unknown subnet {text!r} in --subnets.{suggestion(family, [*kinds, *PRESETS])} Presets: {', '.join(PRESETS)}. "
-            f"Families: {', '.join(kinds)}, with values after a colon, as in magnitude:1.0,0.8,0.64."
+            f"--subnets {text}: unknown view {view!r}.{suggestion(view, (FULL, ALONE))} Known: {FULL}, {ALONE}, or your own "
+            "as module:function."
         )
-    if family in ("dense", "alone"):
+    specs = _parse_weights(text, weights, n_seeds, presets)
+    return [replace(spec, view=view) for spec in specs] if at else specs
+
+
+def _parse_weights(text: str, weights: str, n_seeds: int, presets: Presets) -> list[SubnetSpec]:
+    family, _, values = weights.partition(":")
+    own = OWN.fullmatch(weights)
+    if own is not None and family not in FAMILIES:
+        numbers = [_number(text, word) for word in (own[2] or "1").split(",") if word.strip()]
+        return [SubnetSpec(own[1], number, seed) for number in numbers for seed in range(n_seeds)]
+    if family not in FAMILIES:
+        raise InputError(
+            f"unknown subnet {text!r} in --subnets.{suggestion(family, [*FAMILIES, ALONE, *presets])} Presets: "
+            f"{', '.join(presets)}. Families: {', '.join(FAMILIES)}, with values after a colon, as in "
+            "magnitude:1.0,0.8,0.64, or your own as module:function:0.1,0.2."
+        )
+    if family == "dense":
         if values:
             raise InputError(f"--subnets {text}: {family} takes no values.")
-        return [SubnetSpec(family)]
+        return [DENSE]
     if not values:
         raise InputError(
             f"--subnets {family}: give values after a colon, as in {family}:{'6,12' if family == 'depth' else '0.8'}."
         )
     numbers = [_number(text, word) for word in values.split(",") if word.strip()]
-    specs: list[SubnetSpec] = []
-    for number in numbers:
-        specs += _spec(text, family, number, n_seeds)
-    return specs
+    return [spec for number in numbers for spec in _spec(text, family, number, n_seeds)]
 
 
 def _number(text: str, word: str) -> float:
@@ -142,15 +143,3 @@ def _spec(text: str, family: str, value: float, n_seeds: int) -> list[SubnetSpec
     if family == "random":
         return [SubnetSpec("random", value, seed) for seed in range(n_seeds)]
     return [SubnetSpec("magnitude", value, scope="global" if family == "magnitude-global" else "layerwise")]
-
-
-def plan_passes(subnets: Iterable[SubnetSpec]) -> tuple[Pass, ...]:
-    """Order the distinct subnets so that weights change little: families together, densities from high to low."""
-    distinct = sorted(set(subnets), key=lambda s: (ORDER.index(s.kind), s.scope, s.seed, -s.value))
-    depths = tuple(sorted((s for s in distinct if s.kind == "depth"), key=lambda s: s.value))
-    passes = [Pass((s,)) for s in distinct if s.kind not in ("depth", "alone")]
-    if depths:
-        passes.append(Pass(depths))
-    if ALONE in distinct:
-        passes.append(Pass((ALONE,)))
-    return tuple(passes)

@@ -1,0 +1,87 @@
+"""Measurement = model x view x subnet x probe, and the passes that take several of them at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from instruct_prune.measure.ladder import FAMILIES
+from instruct_prune.measure.probes import Loss, Probe
+from instruct_prune.measure.subnet import ALONE, DENSE, FULL, SubnetSpec
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One column (or one vector a row) of a run.
+
+    Attributes:
+        spec: which weights, seeing what of the row; with a depth for losses that are read early.
+        probe: what is read.
+    """
+
+    spec: SubnetSpec
+    probe: Probe
+
+    @property
+    def column(self) -> str:
+        """``loss_magnitude_0800``, ``mean_dense``: its name in the parts and in ``scores.parquet``."""
+        return f"{self.probe.name}_{self.spec.name}"
+
+
+@dataclass(frozen=True)
+class Pass:
+    """The measurements that one sweep of forward passes takes.
+
+    Attributes:
+        weights: what is done to the weights.
+        view: what of the row the model sees.
+        measurements: what is read, in order.
+    """
+
+    weights: SubnetSpec
+    view: str
+    measurements: tuple[Measurement, ...]
+
+    @property
+    def name(self) -> str:
+        """Of its folder of parts."""
+        weights = SubnetSpec(self.weights.kind, self.weights.value, self.weights.seed, self.weights.scope, self.view)
+        return weights.name
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Depths that are read beside the end of the model, ascending."""
+        return tuple(sorted({m.probe.depth for m in self.measurements if m.probe.depth is not None}))
+
+    @property
+    def pooled(self) -> bool:
+        return any(m.probe.pooled for m in self.measurements)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return tuple(m.column for m in self.measurements)
+
+
+def measurements_of(ladder: Iterable[SubnetSpec], probes: Iterable[Probe]) -> tuple[Measurement, ...]:
+    """The loss under each subnet of a ladder, each once, and further readings of the dense model."""
+    losses = [Measurement(spec, Loss(spec.depth)) for spec in dict.fromkeys(ladder)]
+    return (*losses, *(Measurement(DENSE, probe) for probe in {probe.name: probe for probe in probes}.values()))
+
+
+def plan_passes(measurements: Sequence[Measurement]) -> tuple[Pass, ...]:
+    """Group measurements into passes, ordered so that weights change little: densities of a family from high to low."""
+    found: dict[tuple[SubnetSpec, str], list[Measurement]] = {}
+    for one in measurements:
+        found.setdefault((one.spec.weights, one.spec.view), []).append(one)
+    views = sorted({view for _, view in found}, key=lambda view: (view not in (FULL, ALONE), view != FULL, view))
+    kinds = sorted({w.kind for w, _ in found}, key=lambda kind: (*_place(kind), kind))
+
+    def order(key: tuple[SubnetSpec, str]) -> tuple[int, int, str, int, float]:
+        weights, view = key
+        return views.index(view), kinds.index(weights.kind), weights.scope, weights.seed, -weights.value
+
+    return tuple(Pass(*key, tuple(found[key])) for key in sorted(found, key=order))
+
+
+def _place(kind: str) -> tuple[int]:
+    return (FAMILIES.index(kind) if kind in FAMILIES else len(FAMILIES),)

@@ -1,0 +1,96 @@
+"""What a measurement left in its parts, read back: columns for the table, vectors for everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from instruct_prune.arrays import Float32, Int64
+from instruct_prune.encode.batching import Plan
+from instruct_prune.errors import IncompleteRunError
+from instruct_prune.measure.engine import Work
+from instruct_prune.measure.measurement import Measurement, Pass
+from instruct_prune.measure.parts import PartStore
+from instruct_prune.storage import replaced
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One measurement of a finished pass."""
+
+    parts: PartStore
+    plan: Plan
+    a_pass: Pass
+    measurement: Measurement
+
+    def blocks(self) -> Iterator[tuple[Int64, Float32]]:
+        """positions int64 [m] and values float32 [m, d], part by part in a fixed order."""
+        for chunk in range(len(self.plan.chunks)):
+            table = self.parts.read(self.a_pass.name, chunk)
+            if table is None:
+                raise IncompleteRunError(f"part {chunk} of {self.a_pass.name} is missing")
+            positions = table.column("position").to_numpy()
+            column = table.column(self.measurement.column).combine_chunks()
+            flat = column.flatten() if hasattr(column, "flatten") and column.type.num_fields else column
+            yield positions, flat.to_numpy(zero_copy_only=False).reshape(len(positions), -1)
+
+    def save(self, target: Path, rows: Int64) -> int:
+        """Write float32 [len(rows), d] for these positions (ascending) as a .npy file; return d."""
+        width = next((values.shape[1] for _, values in self.blocks()), 0)
+        with replaced(target) as temporary:
+            whole = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=(len(rows), width))
+            for positions, values in self.blocks():
+                whole[np.searchsorted(rows, positions)] = values
+            whole.flush()
+        return width
+
+
+def find(work: Work, column: str) -> Stored:
+    """The stored measurement of this column name."""
+    return next(
+        Stored(work.parts, work.plans[p], a_pass, one)
+        for p, a_pass in enumerate(work.passes)
+        for one in a_pass.measurements
+        if one.column == column
+    )
+
+
+def merge_columns(work: Work, n_rows: int) -> tuple[dict[Measurement, Float32], dict[int, str]]:
+    """Put the parts together, counting every row exactly once for each pass.
+
+    Args:
+        work: passes, plans and parts.
+        n_rows: rows of the table.
+
+    Returns:
+        {measurement of width one: float32 [n_rows], NaN where a row was not to be measured} and
+        {position: error of a failed row}.
+
+    Raises:
+        IncompleteRunError: parts are missing; the message says which.
+    """
+    found: dict[Measurement, Float32] = {}
+    errors: dict[int, str] = {}
+    for p, a_pass in enumerate(work.passes):
+        expected, counted = np.zeros(n_rows, dtype=np.int8), np.zeros(n_rows, dtype=np.int8)
+        for chunk in range(len(work.plans[p].chunks)):
+            expected[work.plans[p].rows_of(chunk)] += 1
+            table = work.parts.read(a_pass.name, chunk)
+            if table is None:
+                continue
+            positions = table.column("position").to_numpy()
+            np.add.at(counted, positions, 1)
+            for one in a_pass.measurements:
+                values = table.column(one.column).combine_chunks()
+                if not values.type.num_fields:
+                    column = found.setdefault(one, np.full(n_rows, np.nan, dtype=np.float32))
+                    column[positions] = values.to_numpy(zero_copy_only=False)
+            for position, error in zip(positions, table.column("error").to_pylist(), strict=True):
+                if error is not None:
+                    errors[int(position)] = error
+        if not np.array_equal(expected, counted):
+            raise IncompleteRunError(f"{int((expected != counted).sum())} rows of {a_pass.name} are missing or doubled")
+    return found, errors

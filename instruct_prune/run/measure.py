@@ -1,0 +1,118 @@
+"""Measure: plan the passes, run them on as many processes as were launched, make sure that nothing is missing."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from instruct_prune.config import ScoreConfig
+from instruct_prune.encode.batching import Plan, plan_batches
+from instruct_prune.errors import IncompleteRunError
+from instruct_prune.measure.engine import Spent, Work, measure_parts, share
+from instruct_prune.measure.heartbeat import Heartbeat, wait_for_ranks
+from instruct_prune.measure.measurement import Measurement, plan_passes
+from instruct_prune.measure.parts import PartStore
+from instruct_prune.measure.ranks import Ranks
+from instruct_prune.measure.subnet import FULL
+from instruct_prune.measure.views import Viewed, view_of
+from instruct_prune.models.model import Items, Model
+from instruct_prune.progress import Progress, say
+from instruct_prune.run.folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Took:
+    """What a wave of passes took: `Spent` of the main process, seconds of the clock, tokens or pictures computed."""
+
+    spent: Spent
+    seconds: float
+    cost: int
+
+    def __add__(self, other: Took) -> Took:
+        spent = Spent(
+            self.spent.switching_seconds + other.spent.switching_seconds,
+            self.spent.scoring_seconds + other.spent.scoring_seconds,
+            self.spent.left_whole | other.spent.left_whole,
+        )
+        return Took(spent, round(self.seconds + other.seconds, 3), self.cost + other.cost)
+
+
+def batch_cost(model: Model, config: ScoreConfig, device_type: str) -> int:
+    """Tokens (or pictures) in a batch, as given or as fits the device."""
+    return config.batch_tokens or model.batch.get(device_type, model.batch["other"])
+
+
+def plan_work(model: Model, items: Items, measurements: Sequence[Measurement], batch: int, parts: PartStore) -> Work:
+    """Passes over all scorable rows; the plan depends on data and configuration, never on the number of processes."""
+    passes = plan_passes(measurements)
+    rows = np.flatnonzero(items.scorable).astype(np.int64)
+    shown: list[Any] = []
+    plans: list[Plan] = []
+    full: Plan | None = None
+    for a_pass in passes:
+        if a_pass.view == FULL:
+            if full is None:
+                group, prefixes = model.shared_prefixes(items, rows)
+                full = plan_batches(rows, items.lengths[rows], batch_tokens=batch, group=group, prefixes=prefixes)
+            shown.append(items)
+            plans.append(full)
+            continue
+        view = Viewed(items, view_of(a_pass.view), model)
+        own = view.rows(rows)
+        shown.append(view)
+        plans.append(plan_batches(own, view.lengths[own], batch_tokens=batch))
+    return Work(passes, tuple(shown), tuple(plans), parts)
+
+
+def run_work(folder: RunFolder, model: Model, work: Work, config: ScoreConfig, ranks: Ranks) -> Took:
+    """Write this rank's parts; the main one then waits for the others and makes sure that nothing is missing.
+
+    Raises:
+        IncompleteRunError: parts are missing; the same command, with any number of processes, completes them.
+    """
+    # One broadcast before the loop, none inside it: every rank must see the same list of missing parts.
+    todo, nonce = ranks.broadcast((work.missing(), uuid.uuid4().hex[:8]) if ranks.is_main else None)
+    if ranks.is_main and 0 < len(todo) < work.n_parts:
+        say(f"resuming: {work.describe(todo)} to do")
+    mine = share(todo, ranks.rank, ranks.world)
+    beats = folder / "parts" / "alive" / nonce
+    began = time.monotonic()
+    try:
+        with Heartbeat(beats, ranks.rank), Progress("scoring", work.cost(mine), model.unit, ranks.is_main) as progress:
+            spent = measure_parts(
+                model,
+                work,
+                mine,
+                include_head=config.include_head,
+                advance=lambda rows, cost: progress.advance(cost, rows),
+            )
+    except IncompleteRunError as stop:
+        raise IncompleteRunError(_incomplete(folder, work, str(stop))) from stop
+    if ranks.is_main:
+        wait_for_ranks(beats, range(1, ranks.world))
+        if work.missing():
+            raise IncompleteRunError(_incomplete(folder, work, "a process ended before its parts were written"))
+    return Took(spent, round(time.monotonic() - began, 3), work.cost(todo))
+
+
+def describe(work: Work, model: Model, names: Sequence[str]) -> str:
+    """The plan in one line for people: the first pass's rows, and the names of all passes."""
+    plan = work.plans[0]
+    shared = f", {len(plan.prefixes)} shared prefixes" if plan.prefixes else ""
+    return (
+        f"{plan.n_rows:,} rows, {plan.n_tokens:,} {model.unit} a pass ({plan.padding_share:.1%} padding{shared}), "
+        f"{len(names)} passes ({', '.join(names)}), {len(plan.chunks)} chunks each"
+    )
+
+
+def _incomplete(folder: RunFolder, work: Work, why: str) -> str:
+    left = work.missing()
+    return (
+        f"scoring is not complete: {why}. Missing: {work.describe(left)}. What is done is kept in {folder / 'parts'}; "
+        "run the same command again, with any number of processes, to complete it."
+    )

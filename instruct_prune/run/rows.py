@@ -1,0 +1,117 @@
+"""Read: every input row is read, hashed and parsed once, into ``RUN/rows``; later stages read that table."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from instruct_prune.config import DataConfig
+from instruct_prune.errors import InputError
+from instruct_prune.progress import Progress, say
+from instruct_prune.rows import Source, open_data
+from instruct_prune.rows.table import RowTable, write_rows
+from instruct_prune.run.folder import RunFolder
+from instruct_prune.run.records import RowsFacts
+from instruct_prune.storage import atomic
+
+if TYPE_CHECKING:
+    import datasets
+
+InMemory = Sequence[Mapping[str, Any]]
+"""Rows made in Python."""
+
+
+def open_source(data: DataConfig, memory: InMemory | datasets.Dataset | None = None) -> Source:
+    """The data that the options name, or rows made in Python."""
+    if memory is None and not data.data:
+        raise InputError("--data is missing: name a dataset file (JSON, JSONL, CSV, Parquet), a folder or a Hub id.")
+    return open_data(
+        data.data if memory is None else memory,
+        format=data.format,
+        columns=data.column_map(),
+        limit=data.limit,
+        strict=data.strict,
+        split=data.data_split,
+        subset=data.data_subset,
+    )
+
+
+def read_rows(
+    folder: RunFolder, data: DataConfig, restart: bool = False, memory: InMemory | datasets.Dataset | None = None
+) -> RowTable:
+    """The stored table of the data's rows; read now, or found where the same data were read before.
+
+    Raises:
+        InputError: nothing to read, or the folder holds rows of other data.
+    """
+    data = _lasting(folder, data)
+    known = None if restart else folder.record(RowsFacts)
+    if known is not None and known.facts is not None:
+        table = RowTable.open(folder / "rows")
+        same_names = memory is None and list(known.facts.names) == list(data.data)
+        # Files whose size and time are as they were are not opened again.
+        inputs = known.config["inputs"] if same_names and not table.facts.changed() else None
+        if inputs is None:
+            inputs = _content(open_source(data, memory).identity())
+        folder.begin(RowsFacts, {"inputs": inputs, **_options(data)})
+        say(f"data: {table.facts.description} (read before)")
+        return table
+    folder.create()
+    began = time.monotonic()
+    source = open_source(data, memory)
+    say(f"data: {source.description}")
+    with Progress("reading", None, "rows") as progress:
+        table = write_rows(folder / "rows", source, lambda n: progress.advance(n, n))
+    facts = table.facts
+    if not len(table):
+        raise InputError(f"{', '.join(facts.files)}: none of the {facts.read} rows can be used. {_first(folder)}")
+    folder.begin(RowsFacts, {"inputs": _content(facts.identity), **_options(data)}, restart=restart)
+    took = round(time.monotonic() - began, 3)
+    folder.finish(RowsFacts(names=data.data, read=facts.read, rejected=facts.rejected, seconds=took))
+    return table
+
+
+def rows_of(folder: RunFolder) -> RowTable:
+    """The stored rows of a run.
+
+    Raises:
+        InputError: nothing was read, or the data changed since.
+    """
+    folder.require(RowsFacts)
+    table = RowTable.open(folder / "rows")
+    table.facts.require_unchanged()
+    return table
+
+
+def _content(identity: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """What the data were, wherever they lay: hashes of files, else all that is known of a data set."""
+    return [entry.get("sha256") or dict(entry) for entry in identity]
+
+
+def _options(data: DataConfig) -> dict[str, Any]:
+    return {k: v for k, v in dataclasses.asdict(data).items() if k not in ("data", "strict")}
+
+
+def _first(folder: RunFolder) -> str:
+    lines = (folder / "rows" / "rejects.jsonl").read_text(encoding="utf-8").splitlines()[:3]
+    import json
+
+    told = "; ".join(f"{row['file']}, line {row['line']}: {row['reason']}" for row in map(json.loads, lines))
+    return f"The first: {told}." if told else ""
+
+
+def _lasting(folder: RunFolder, data: DataConfig) -> DataConfig:
+    """Paths made absolute, so that later commands find them; standard input copied into the run folder."""
+    if "-" in data.data:
+        folder.create()
+        target = folder / "stdin.jsonl"
+        if not target.exists():
+            with atomic(target) as file:
+                shutil.copyfileobj(sys.stdin.buffer, file)
+        return dataclasses.replace(data, data=tuple(str(target.resolve()) if d == "-" else d for d in data.data))
+    return dataclasses.replace(data, data=tuple(os.path.abspath(d) if os.path.exists(d) else d for d in data.data))

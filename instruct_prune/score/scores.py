@@ -1,0 +1,107 @@
+"""What a score declares: the columns it needs and its parameters; and the scores by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from instruct_prune.arrays import Float32
+from instruct_prune.errors import InputError
+from instruct_prune.plugin import Needs, Plugin, find_plugin
+from instruct_prune.score.columns import LABEL, LOSS, POOLED, Columns
+
+SCORES: dict[str, str] = {
+    "dlc": "instruct_prune.score.losses:dlc",
+    "lc": "instruct_prune.score.losses:lc",
+    "loss": "instruct_prune.score.losses:loss",
+    "perplexity": "instruct_prune.score.losses:perplexity",
+    "ifd": "instruct_prune.score.losses:ifd",
+    "knn_lc": "instruct_prune.score.knn:knn_lc",
+}
+"""{name: "module:function"}. One file and one line here add a score."""
+
+LADDER = "ladder"
+"""The need of all subnets that are averaged."""
+
+Rule = Callable[..., Float32]
+"""A score's function: Columns by position, its parameters by name -> float32 [n], higher = harder."""
+
+
+@dataclass(frozen=True)
+class Score(Plugin):
+    """A score: a function of measured columns, with what it declares.
+
+    Attributes:
+        needs: names of columns ("loss_dense", "loss_alone", "label", those of the user's probes), "ladder" (the subnets
+            that are averaged) or "pooled_" (pooled states of any depths).
+    """
+
+    word: ClassVar[str] = "score"
+
+    def __call__(self, *columns: Columns, **parameters: Any) -> Float32:
+        values: Float32 = self.function(*columns, **parameters)
+        return values
+
+    def check(self, columns: Columns, params: Mapping[str, Any] | None = None) -> None:
+        """Refuse columns that lack what the score needs.
+
+        Raises:
+            InputError: they do; the message says what is missing. Or the parameters are wrong.
+        """
+        for need in self.needs_of(params):
+            if need == LADDER:
+                if not columns.ladder:
+                    raise InputError(
+                        f"{self}: no subnet is left to average; all were left out (collapsed or weight 0). Score milder "
+                        "subnets, or pass --include-collapsed."
+                    )
+                missing = [name for name in columns.ladder if name not in columns]
+            elif need == POOLED:
+                missing = [] if columns.pooled() else ["the pooled states"]
+            else:
+                missing = [] if need in columns else [need]
+            if missing:
+                raise InputError(
+                    f"{self} needs {_named(missing[0])}, which was not measured (there are: {', '.join(columns)}). "
+                    "Score again with it."
+                )
+
+
+def score(*, needs: Needs = ()) -> Callable[[Rule], Score]:
+    """Declare a score. Its keyword parameters are read off its signature and reach the command line.
+
+    Example:
+        >>> @score(needs=("loss_dense", "loss_magnitude_0500"))
+        ... def drop(columns: Columns, *, power: float = 1.0) -> Float32:
+        ...     "How much half of the weights matter for a row."
+        ...     return (columns["loss_magnitude_0500"] - columns["loss_dense"]) ** power
+
+    Args:
+        needs: names of columns, or a function that takes the parameters by name and returns such names.
+    """
+
+    def declare(rule: Rule) -> Score:
+        return Score(rule.__name__, rule, needs)
+
+    return declare
+
+
+def find_score(name: str | Rule | Score, option: str = "--score") -> Score:
+    """The score of this name, or one of the user's own.
+
+    Args:
+        name: a name in SCORES, a ``package.module:function`` of the user's, or, in Python, the function itself. A
+            function that declares nothing is called, and refused when it reads a column that was not measured.
+        option: where the name was written, for messages.
+
+    Raises:
+        InputError: there is no such score.
+    """
+    return find_plugin(Score, SCORES, name, option, score())
+
+
+def _named(column: str) -> str:
+    if column == LABEL:
+        return "the class of each row"
+    return f"the subnet {column.removeprefix(LOSS)!r}" if column.startswith(LOSS) else column

@@ -1,0 +1,199 @@
+"""The training itself: the Trainer of transformers over exact optimiser steps, in an order that only the seed decides."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset, Sampler, SequentialSampler
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+
+from instruct_prune.arrays import Int64
+from instruct_prune.errors import InputError
+from instruct_prune.train.batch import collate
+from instruct_prune.train.config import TrainConfig, step_count
+from instruct_prune.train.processes import resolved_dtype, say, world_size
+from instruct_prune.train.rows import TrainRow, training_order
+from instruct_prune.train.schedule import learning_rate_share
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training did.
+
+    Attributes:
+        losses: (step, mean loss per response token of its rows, in nats), for each logged step.
+        steps: optimiser steps.
+        tokens: tokens of all rows that were seen, counted as often as they were seen, without padding.
+        response_tokens: those among them that were learnt.
+        seconds: time of the training; after an interruption, of its last part.
+    """
+
+    losses: tuple[tuple[int, float], ...]
+    steps: int
+    tokens: int
+    response_tokens: int
+    seconds: float
+
+
+def train(
+    model: Any,
+    rows: Sequence[TrainRow],
+    config: TrainConfig,
+    *,
+    checkpoints: Path | None = None,
+    on_step: Callable[[int], None] | None = None,
+) -> TrainResult:
+    """Train the adapter of a model.
+
+    Every step takes ``batch_size`` rows, with a token-weighted mean of their losses, so processes and micro-batches change nothing
+    but rounding (dropout draws its own numbers in each process).
+
+    Args:
+        model: as `attach_lora` returns it; its adapter is changed in place.
+        rows: what to train on.
+        config: how.
+        checkpoints: folder of checkpoints; a whole one that lies there is gone on from. None: none are written.
+        on_step: called with the number of optimiser steps done after each of them, in every process.
+
+    Raises:
+        InputError: the batch cannot be shared out evenly over the processes, or one process sees several GPUs.
+    """
+    steps = step_count(len(rows), config)
+    order = training_order([len(row) for row in rows], steps, config.batch_size, config.seed)
+    with tempfile.TemporaryDirectory() as nowhere:
+        trainer = _InOrder(
+            model=model,
+            args=_arguments(config, steps, checkpoints or Path(nowhere), save=checkpoints is not None),
+            train_dataset=_Ordered(rows, order),
+            data_collator=_collator(model, config.packing),
+            callbacks=[_Log(), *([_OnStep(on_step)] if on_step else [])],
+            config=config,
+        )
+        for callback in (PrinterCallback, ProgressCallback):
+            trainer.remove_callback(callback)
+        checkpoint = last_checkpoint(checkpoints) if checkpoints else None
+        if checkpoint is not None:
+            say(f"resuming from {checkpoint}")
+        began = time.monotonic()
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        seconds = time.monotonic() - began
+    logged = tuple((entry["step"], float(entry["loss"])) for entry in trainer.state.log_history if "loss" in entry)
+    tokens, targets = (sum(count[i] for i in order.tolist()) for count in _sizes(rows))
+    return TrainResult(logged, trainer.state.global_step, tokens, targets, seconds)
+
+
+def _sizes(rows: Sequence[TrainRow]) -> tuple[list[int], list[int]]:
+    return [len(row) for row in rows], [row.n_targets for row in rows]
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint (trainer_state.json is written last)."""
+    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
+    return max(whole, key=lambda path: int(path.name.partition("-")[2]), default=None)
+
+
+def _arguments(config: TrainConfig, steps: int, folder: Path, save: bool) -> TrainingArguments:
+    world = world_size()
+    accumulation, rest = divmod(config.batch_size, config.micro_batch * world)
+    if rest or not accumulation:
+        raise InputError(
+            f"--batch-size {config.batch_size} cannot be shared out evenly over {world} processes of --micro-batch "
+            f"{config.micro_batch}. Make it a multiple of {config.micro_batch * world}."
+        )
+    dtype = resolved_dtype(config.dtype)
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=config.micro_batch,
+        gradient_accumulation_steps=accumulation,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        bf16=dtype == "bfloat16",
+        fp16=dtype == "float16",
+        use_cpu=not torch.accelerator.is_available(),
+        logging_steps=config.log_steps,
+        logging_nan_inf_filter=False,
+        save_strategy="steps" if save else "no",
+        save_steps=config.save_steps,
+        save_total_limit=2,
+        seed=config.seed,
+        report_to="none",
+        remove_unused_columns=False,
+        label_names=["labels"],
+        dataloader_pin_memory=torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,
+        disable_tqdm=True,
+    )
+    if arguments.n_gpu > 1:
+        raise InputError(
+            f"one process sees {arguments.n_gpu} GPUs. Start one for each: accelerate launch --num_processes {arguments.n_gpu} "
+            "SCRIPT ..., or show it one GPU with CUDA_VISIBLE_DEVICES=0."
+        )
+    return arguments
+
+
+def _collator(model: Any, packing: bool) -> Callable[[Sequence[TrainRow]], dict[str, torch.Tensor]]:
+    keep_logits = "logits_to_keep" in inspect.signature(model.get_base_model().forward).parameters
+    return lambda rows: collate(rows, packing, keep_logits)
+
+
+class _InOrder(Trainer):  # type: ignore[misc]
+    """The Trainer of transformers, with rows in the order in which they are given and our schedule."""
+
+    def __init__(self, config: TrainConfig, **arguments: Any) -> None:
+        self.config = config
+        super().__init__(**arguments)
+
+    def _get_train_sampler(self, *ignored: Any) -> Sampler[int]:
+        return SequentialSampler(self.train_dataset)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """See `learning_rate_share`."""
+        warmup = math.ceil(self.config.warmup * num_training_steps)
+        self.lr_scheduler: Any = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer if optimizer is None else optimizer,
+            lambda step: learning_rate_share(step, num_training_steps, warmup, self.config.schedule),
+        )
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+
+class _Log(TrainerCallback):  # type: ignore[misc]
+    """A line for each logged step, on the main process."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **more: Any) -> None:
+        if state.is_world_process_zero and "loss" in logs:
+            at = f"step {state.global_step}/{state.max_steps}"
+            print(f"{at:<14} loss {float(logs['loss']):.4f}   learning rate {logs['learning_rate']:.2e}", flush=True)
+
+
+class _OnStep(TrainerCallback):  # type: ignore[misc]
+    """Calls ``function(steps done)`` after each optimiser step."""
+
+    def __init__(self, function: Callable[[int], None]) -> None:
+        self.function = function
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        self.function(state.global_step)
+
+
+class _Ordered(Dataset[TrainRow]):
+    """Rows in training order."""
+
+    def __init__(self, rows: Sequence[TrainRow], order: Int64) -> None:
+        self.rows = rows
+        self.order: list[int] = order.tolist()
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, i: int) -> TrainRow:
+        return self.rows[self.order[i]]
