@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from instruct_prune.errors import InputError
-from instruct_prune.rows.files import DataFile
+from instruct_prune.rows.files import OfFile
 from instruct_prune.rows.reader import RowData, RowError
 from instruct_prune.storage import atomic
 
@@ -69,15 +69,10 @@ class _Records:
 
 
 @dataclass(frozen=True)
-class DelimitedText:
+class DelimitedText(OfFile):
     """CSV or TSV with a header line. No value is converted: "NA" and "00705" stay what they are."""
 
-    file: DataFile
     kind: str
-
-    @property
-    def name(self) -> str:
-        return self.file.name
 
     def rows(self) -> Iterator[tuple[int, RowData | RowError]]:
         csv.field_size_limit(MAX_FIELD)
@@ -148,15 +143,6 @@ class DelimitedText:
                 f" iconv -f WINDOWS-1252 -t UTF-8 {self.name} > NEW"
             )
         return header
-
-    def identity(self) -> list[dict[str, Any]]:
-        return self.file.identity()
-
-    def paths(self) -> Mapping[str, Path]:
-        return {self.file.name: self.file.path}
-
-    def class_names(self) -> Mapping[str, Sequence[str]]:
-        return {}
 
     def write(self, kept: Sequence[int], raws: Iterator[Mapping[str, Any]], stem: Path) -> Path:
         """The rows as text of the same delimiter."""

@@ -14,8 +14,9 @@ import shutil
 import sys
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -191,6 +192,30 @@ class DataFile:
 
     def _named(self, sha256: str, count: int) -> dict[str, Any]:
         return {"path": self.name, "sha256": sha256, "bytes": count}
+
+
+@dataclass(frozen=True)
+class OfFile:
+    """What all readers of one file have in common (see `reader.Reader`).
+
+    Attributes:
+        file: the file.
+    """
+
+    file: DataFile
+
+    @property
+    def name(self) -> str:
+        return self.file.name
+
+    def identity(self) -> list[dict[str, Any]]:
+        return self.file.identity()
+
+    def paths(self) -> Mapping[str, Path]:
+        return {self.file.name: self.file.path}
+
+    def class_names(self) -> Mapping[str, Sequence[str]]:
+        return {}
 
 
 class _Joined(io.RawIOBase):
