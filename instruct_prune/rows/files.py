@@ -24,7 +24,7 @@ from instruct_prune.errors import InputError
 from instruct_prune.rows.zstd import SKIPPABLE, open_zstd
 
 HEAD = 1 << 16
-_MAGIC = ((b"\x1f\x8b", "gz"), (b"\x28\xb5\x2f\xfd", "zst"), (b"\xfd7zXZ\x00", "xz"))
+_MAGIC = ((b"\x1f\x8b", "gz"), (b"\x28\xb5\x2f\xfd", "zst"), (b"\xfd7zXZ\x00", "xz"), (b"\x5d\x00\x00", "xz"))
 _WIDE_BOMS = (
     (codecs.BOM_UTF32_LE, "UTF-32LE"),
     (codecs.BOM_UTF32_BE, "UTF-32BE"),
@@ -37,6 +37,8 @@ _FOREIGN = (
     (b"Rar!\x1a\x07", "a RAR archive", "Unpack it, and name the files in it"),
     (b"BZh", "compressed with bzip2", "Unpack it: bunzip2 FILE"),
     (b"\x04\x22\x4d\x18", "compressed with lz4", "Unpack it: lz4 -d FILE"),
+    (b"\x1f\x9d", "compressed with compress", "Unpack it: uncompress FILE"),
+    (b"\xff\x06\x00\x00sNaPpY", "compressed with snappy", "Unpack it"),
     (b"SQLite format 3\0", "an SQLite database", "Write its table to a CSV file"),
     (b"%PDF-", "a PDF document", "Write its rows to a JSONL file"),
     (b"\x93NUMPY", "a NumPy array", "Write its rows to a JSONL file"),
@@ -159,6 +161,11 @@ class DataFile:
                 raise InputError(
                     f"{self.name} was compressed with a window that is too large for this reader (zstd --long). Install the"
                     f" package zstandard, which reads it, or decompress it: zstd -d --long=31 {self.name}"
+                ) from None
+            if self.compression == "zst" and re.search("dictionary", str(error), re.IGNORECASE):
+                raise InputError(
+                    f"{self.name} was compressed with a dictionary that is not in the file. Decompress it with that"
+                    f" dictionary: zstd -d -D DICTIONARY {self.name}"
                 ) from None
             raise InputError(
                 f"{self.name} is damaged or was cut off: its {self.compression} data cannot be read to the end"

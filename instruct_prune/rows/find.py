@@ -85,9 +85,10 @@ def _of_folder(path: Path, item: str, split: str | None) -> Reader:
         return reader_of(DataFile(listing, str(listing)))
     tree = open_tree(path, item, split)
     if tree is None:
+        ending = next((kind for kind in ("jsonl", *KINDS) if any(path.glob(f"*.{kind}"))), "jsonl")
         raise InputError(
             f"{item} is a folder, and not one that datasets' save_to_disk wrote; it holds no pictures either. Name the"
-            f" files in it, for example --data '{item.rstrip('/')}/*.jsonl'."
+            f" files in it, for example --data '{item.rstrip('/')}/*.{ending}'."
         )
     return tree
 

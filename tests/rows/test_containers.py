@@ -210,3 +210,32 @@ def test_completions_and_preferences_as_json_text() -> None:
 
 def test_structures_are_named_by_their_columns() -> None:
     assert undone({"a": "[1]", "b": "[1]"}, {"a"}, ()) == {"a": [1], "b": "[1]"}
+
+
+TURNS = [{"role": "user", "content": 'it\'s "q"'}, {"role": "assistant", "content": "a\nb"}]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [json.dumps(TURNS), repr(TURNS), json.dumps(json.dumps(TURNS)), "\n " + json.dumps(TURNS, indent=2), json.dumps(list(map(json.dumps, TURNS)))],
+    ids=["json", "python, as pandas writes it", "json of json", "indented", "a list of json"],
+)  # fmt: skip
+def test_turns_as_text(text: str) -> None:
+    assert said(open_data([{"messages": text}])) == said(open_data([{"messages": TURNS}]))
+
+
+def test_a_null_beside_another_key_says_nothing() -> None:
+    turns = [
+        {"role": "user", "from": None, "content": 'it\'s "q"', "value": None, "tool_calls": None},
+        {"role": None, "from": "gpt", "content": None, "value": "a\nb", "weight": None},
+    ]
+    assert said(open_data([{"messages": turns, "conversations": None}])) == said(open_data([{"messages": TURNS}]))
+
+
+def test_python_text_runs_nothing(tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+    text = "[{'role': open(" + repr(str(marker)) + ", 'w')}]"
+    (reject,) = open_data([{"messages": text}])
+    assert not isinstance(reject, Row)
+    assert "not JSON" in reject.reason
+    assert not marker.exists()

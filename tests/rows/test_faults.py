@@ -131,6 +131,16 @@ def test_long_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         open_data([str(path)])
 
 
+def test_a_dictionary_that_is_missing(tmp_path: Path) -> None:
+    dictionary = zstandard.train_dictionary(
+        4096, [json.dumps({**row, "n": i}).encode() * 5 for i, row in enumerate(ROWS * 20)]
+    )
+    path = tmp_path / "x.jsonl.zst"
+    path.write_bytes(zstandard.ZstdCompressor(dict_data=dictionary).compress(DATA))
+    with pytest.raises(InputError, match="zstd -d -D DICTIONARY"):
+        open_data([str(path)])
+
+
 @pytest.mark.parametrize("cut", [3, 6, 12, 40])
 def test_cut_off_frames_are_damaged(tmp_path: Path, cut: int) -> None:
     path = tmp_path / "x.jsonl.zst"
