@@ -115,9 +115,7 @@ class DataFile:
                 if head.startswith(codecs.BOM_UTF8):
                     whole.read(3)
                 yield whole
-                if not whole.read(1):  # read to the end of the data: hash what the decompressor may have left
-                    while hashed.read(HEAD):
-                        pass
+                if not whole.read(1):
                     self._identity = self._named(hashed.sha256.hexdigest(), hashed.count)
 
     def head(self) -> bytes:

@@ -155,9 +155,9 @@ def test_nulls_inside_arguments_survive_an_export(
 ) -> None:
     def conversation(arguments: dict[str, Any]) -> dict[str, Any]:
         calls = [{"type": "function", "function": {"name": "f", "arguments": arguments}}]
-        return {
-            "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "tool_calls": calls}]
-        }
+        # All turns have the same keys, so that Arrow keeps them as they are and not as JSON text.
+        asked = {"role": "user", "content": "q", "tool_calls": []}
+        return {"messages": [asked, {"role": "assistant", "content": "a", "tool_calls": calls}]}
 
     path = tmp_path / "x.jsonl"
     rows = list(map(conversation, arguments))

@@ -324,6 +324,13 @@ def test_a_format_that_was_given_is_obeyed(tmp_path: Path) -> None:
     assert open_data([{**row, "text": "caption"} | {"output": None}]).format == "image-classification"
 
 
+def test_most_rows_decide_and_conversations_weigh_more() -> None:
+    row = {"image": "1.jpg", "category": "vqa"}
+    mixed = [{**row, "conversations": TURNS}, {**row, "conversations": TURNS}, row]
+    assert open_data(mixed).format == "sharegpt"
+    assert open_data([*mixed[:1], row, row]).format == "image-classification"
+
+
 def test_rows_without_pictures_among_those_with_them_are_read() -> None:
     rows = [{"conversations": TURNS, "images": []}, {"conversations": TURNS, "images": None}, {"conversations": TURNS}]
     assert all(isinstance(row, Row) for row in open_data(rows))
