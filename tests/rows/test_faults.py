@@ -195,6 +195,14 @@ def test_cells_of_many_lines_are_cells(tmp_path: Path) -> None:
     assert all(isinstance(row, Row) for row in rows)
 
 
+def test_a_cell_of_many_lines_after_an_unclosed_quotation_mark(tmp_path: Path) -> None:
+    rows = csv_of(tmp_path, *plain(0, 2), 'say,"', '"q\n\n3",a3', *plain(4, 6))
+    assert [(type(row).__name__, row.line) for row in rows] == [
+        ("Row", 2), ("Row", 3), ("Reject", 4), ("Row", 5), ("Row", 8), ("Row", 9),
+    ]  # fmt: skip
+    assert [row.messages[0].text for row in rows if isinstance(row, Row)] == ["q0", "q1", "q\n\n3", "q4", "q5"]
+
+
 def test_a_broken_cell_of_many_lines_is_one_row(tmp_path: Path) -> None:
     rows = csv_of(tmp_path, *plain(0, 2), 'q,"one\ntwo" three,x', *plain(3, 5))
     assert [type(row).__name__ for row in rows] == ["Row", "Row", "Reject", "Row", "Row"]
