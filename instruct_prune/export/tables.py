@@ -11,7 +11,7 @@ from instruct_prune.export.images import dataset
 from instruct_prune.export.job import Exported, ExportJob
 from instruct_prune.export.own_format import kept_by_input
 from instruct_prune.rows.arrow_tables import ArrowTable, KeptTable, ParquetTable, write_parquet_table
-from instruct_prune.rows.reader import as_mapping
+from instruct_prune.rows.reader import as_mapping, is_turn
 from instruct_prune.rows.row import Row
 from instruct_prune.rows.saved import HubDataset, save_dataset
 
@@ -58,9 +58,18 @@ def _inferred(samples: Iterable[Row]) -> KeptTable:
 
 
 def _batches(samples: Iterable[Row]) -> Iterator[list[Mapping[str, Any]]]:
-    rows = (as_mapping(sample.raw) for sample in samples)
+    rows = map(_raw, samples)
     while batch := list(islice(rows, BATCH_ROWS)):
         yield batch
+
+
+def _raw(sample: Row) -> Mapping[str, Any]:
+    if not sample.raw:
+        raise InputError(
+            f"{sample.source}, line {sample.line}: the row holds bytes, which are not stored beside rows of other inputs. Prune"
+            " this input in a run of its own."
+        )
+    return as_mapping(sample.raw)
 
 
 def _features(rows: list[Mapping[str, Any]]) -> Mapping[str, Any]:
@@ -70,12 +79,31 @@ def _features(rows: list[Mapping[str, Any]]) -> Mapping[str, Any]:
     names = dict.fromkeys(name for row in rows for name in row)  # from_list looks at the first row's keys only
     filled = [{name: row.get(name) for name in names} for row in rows]
     try:
-        return datasets.Dataset.from_list(filled, on_mixed_types="use_json").features  # type: ignore[no-any-return]
+        found = datasets.Dataset.from_list(filled, on_mixed_types="use_json").features
+        return {name: _with_nulls(found[name], [row[name] for row in filled]) for name in names}
     except OverflowError as error:
         raise InputError(
             f"a number of the kept rows does not fit in 64 bits ({error}), so they cannot be written as Parquet or as a dataset. "
             "Export alpaca or messages, or use pruned.jsonl, which has the rows as they came."
         ) from None
+
+
+def _with_nulls(feature: Any, values: list[Any]) -> Any:
+    """The type itself, or ``Json`` where an object among the values has a null of its own.
+
+    Arrow fills up objects with nulls for the keys that they have not, so that a null of their own could not be told from
+    these. In a turn of a conversation both mean the same.
+    """
+    import datasets
+
+    there = [value for value in values if value is not None]
+    if isinstance(feature, datasets.List):
+        return datasets.List(_with_nulls(feature.feature, [part for value in there for part in value]))
+    if not isinstance(feature, dict):
+        return feature
+    if any(None in value.values() and not is_turn(value) for value in there):
+        return datasets.Json()
+    return {name: _with_nulls(part, [value.get(name) for value in there]) for name, part in feature.items()}
 
 
 def _merged(a: Any, b: Any) -> Any:

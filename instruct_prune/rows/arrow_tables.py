@@ -14,7 +14,7 @@ import numpy as np
 
 from instruct_prune.errors import InputError
 from instruct_prune.rows.containers import Undo, arrow_undo
-from instruct_prune.rows.files import DataFile
+from instruct_prune.rows.files import OfFile
 from instruct_prune.rows.reader import RowData, RowError
 from instruct_prune.storage import atomic
 
@@ -39,15 +39,10 @@ class KeptTable:
 
 
 @dataclass(frozen=True)
-class ParquetTable:
+class ParquetTable(OfFile):
     """A Parquet file, read a few hundred rows at a time."""
 
-    file: DataFile
     kind: str = "parquet"
-
-    @property
-    def name(self) -> str:
-        return self.file.name
 
     def rows(self) -> Iterator[tuple[int, RowData | RowError]]:
         import pyarrow.parquet as pq
@@ -58,12 +53,6 @@ class ParquetTable:
             pq.ParquetFile(content, pre_buffer=False) as table,
         ):
             yield from numbered(table.iter_batches(READ_ROWS), table.schema_arrow)
-
-    def identity(self) -> list[dict[str, Any]]:
-        return self.file.identity()
-
-    def paths(self) -> Mapping[str, Path]:
-        return {self.file.name: self.file.path}
 
     @cached_property
     def schema(self) -> pa.Schema:
@@ -99,26 +88,15 @@ class ParquetTable:
 
 
 @dataclass(frozen=True)
-class ArrowTable:
+class ArrowTable(OfFile):
     """An Arrow IPC file or stream, memory-mapped (``datasets`` writes streams)."""
 
-    file: DataFile
     kind: str = "arrow"
-
-    @property
-    def name(self) -> str:
-        return self.file.name
 
     def rows(self) -> Iterator[tuple[int, RowData | RowError]]:
         with _readable(self.name, "Arrow"), self.file.mapped() as content:
             schema, batches = _opened(content)
             yield from numbered(batches, schema)
-
-    def identity(self) -> list[dict[str, Any]]:
-        return self.file.identity()
-
-    def paths(self) -> Mapping[str, Path]:
-        return {self.file.name: self.file.path}
 
     @cached_property
     def schema(self) -> pa.Schema:

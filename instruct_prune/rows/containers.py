@@ -7,6 +7,7 @@ value that is missing. After this module a row looks as it would have in a JSONL
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 from collections.abc import Callable, Collection, Mapping
@@ -43,7 +44,7 @@ def _undo_of(field: Any) -> Undo | None:
     if pa.types.is_map(kind):
         inner = _undo_of(kind.item_field)
         return lambda pairs: None if pairs is None else {k: inner(v) if inner else v for k, v in pairs}
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+    if pa.types.is_nested(kind) and hasattr(kind, "value_field"):  # a list of one of Arrow's kinds
         each = _undo_of(kind.value_field)
         return each and (lambda values: None if values is None else [each(value) for value in values])
     return None
@@ -109,7 +110,10 @@ def _structure(value: Any) -> Any:
 
 
 def _element(part: Any) -> Any:
-    """An element of a list: an object, perhaps as JSON text, with its calls as a list and without NaN."""
+    """An element of a list: an object, perhaps as JSON text, with its calls as a list and without NaN.
+
+    A key of a turn that is null is left out: it may be there because other turns have it.
+    """
     if isinstance(part, str) and part.lstrip().startswith("{"):
         found = _json_or_text(part)
         part = found if isinstance(found, Mapping) else part
@@ -119,6 +123,8 @@ def _element(part: Any) -> Any:
     calls = clean.get("tool_calls")
     if isinstance(calls, str):
         clean["tool_calls"] = _json_or_text(calls)
+    if "role" in clean or "from" in clean:
+        return {name: value for name, value in clean.items() if value is not None}
     return clean
 
 
@@ -134,12 +140,24 @@ def _turns(value: Any) -> Any:
 
 
 def _json_or_text(text: str) -> Any:
+    """What JSON text, or Python's way to write the same (pandas in CSV files), stands for; other text as it is."""
     begin = text.strip()
     if not begin or begin == "null":
         return None
-    if begin[0] not in "[{":
-        return text
     try:
-        return json.loads(begin)
+        if begin[0] in "[{":
+            return json.loads(begin)
+        if begin.startswith(('"[', '"{')):  # JSON text of JSON text
+            inner = json.loads(begin)
+            return _json_or_text(inner) if isinstance(inner, str) else text
     except (ValueError, RecursionError):
+        if begin.startswith(("[{'", "{'")):
+            return _literal(begin, text)
+    return text
+
+
+def _literal(begin: str, text: str) -> Any:
+    try:
+        return ast.literal_eval(begin)  # literals only: nothing is run
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
         return text

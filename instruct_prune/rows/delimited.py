@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from instruct_prune.errors import InputError
-from instruct_prune.rows.files import DataFile
+from instruct_prune.rows.files import OfFile
 from instruct_prune.rows.reader import RowData, RowError
 from instruct_prune.storage import atomic
 
+LOOK_AHEAD = 100  # lines that are read on to see whether a broken record swallowed another
 MAX_FIELD = 1 << 26  # characters; the csv module's own limit of 131,072 is shorter than many a document
 
 
@@ -32,8 +33,11 @@ class _Records:
     def _reader(self) -> Any:
         return csv.reader(self._fed(), delimiter=self.delimiter, strict=True)
 
+    def _line(self) -> str | None:
+        return self.ahead.popleft() if self.ahead else next(self.lines, None)
+
     def _fed(self) -> Iterator[str]:
-        while (line := self.ahead.popleft() if self.ahead else next(self.lines, None)) is not None:
+        while (line := self._line()) is not None:
             self.taken.append(line)
             self.next_line += 1
             yield line
@@ -59,25 +63,33 @@ class _Records:
         self.records = self._reader()
 
     def swallowed(self, n_fields: int) -> bool:
-        """Whether the line after the first one of this record is a whole record by itself, so that it was swallowed."""
-        if len(self.taken) < 2 or self.taken[1].count('"') % 2:
+        """Whether a whole record begins after the first line of this one, so that this one swallowed it."""
+        if len(self.taken) < 2:
             return False
+        seen = self.taken[1:]
+        n_taken = len(seen)
+
+        def lines() -> Iterator[str]:
+            yield from self.taken[1:]
+            while len(seen) < n_taken + LOOK_AHEAD and (line := self._line()) is not None:
+                seen.append(line)
+                yield line
+
+        trial = csv.reader(lines(), delimiter=self.delimiter, strict=True)
         try:
-            return len(next(csv.reader([self.taken[1]], delimiter=self.delimiter, strict=True), [])) == n_fields
+            record = next(trial, [])
         except csv.Error:
-            return False
+            record = []
+        self.ahead.extendleft(reversed(seen[n_taken:]))
+        # The end of a broken cell may look like a record too, but it has one quotation mark without a partner.
+        return len(record) == n_fields and "".join(seen[: trial.line_num]).count('"') % 2 == 0
 
 
 @dataclass(frozen=True)
-class DelimitedText:
+class DelimitedText(OfFile):
     """CSV or TSV with a header line. No value is converted: "NA" and "00705" stay what they are."""
 
-    file: DataFile
     kind: str
-
-    @property
-    def name(self) -> str:
-        return self.file.name
 
     def rows(self) -> Iterator[tuple[int, RowData | RowError]]:
         csv.field_size_limit(MAX_FIELD)
@@ -148,15 +160,6 @@ class DelimitedText:
                 f" iconv -f WINDOWS-1252 -t UTF-8 {self.name} > NEW"
             )
         return header
-
-    def identity(self) -> list[dict[str, Any]]:
-        return self.file.identity()
-
-    def paths(self) -> Mapping[str, Path]:
-        return {self.file.name: self.file.path}
-
-    def class_names(self) -> Mapping[str, Sequence[str]]:
-        return {}
 
     def write(self, kept: Sequence[int], raws: Iterator[Mapping[str, Any]], stem: Path) -> Path:
         """The rows as text of the same delimiter."""

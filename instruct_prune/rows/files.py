@@ -14,16 +14,17 @@ import shutil
 import sys
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from instruct_prune.errors import InputError
+from instruct_prune.rows.zstd import SKIPPABLE, open_zstd
 
 HEAD = 1 << 16
-_MAGIC = ((b"\x1f\x8b", "gz"), (b"\x28\xb5\x2f\xfd", "zst"), (b"\xfd7zXZ\x00", "xz"))
-_SKIPPABLE = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")  # zstd's skippable frame, with which pzstd begins its files
+_MAGIC = ((b"\x1f\x8b", "gz"), (b"\x28\xb5\x2f\xfd", "zst"), (b"\xfd7zXZ\x00", "xz"), (b"\x5d\x00\x00", "xz"))
 _WIDE_BOMS = (
     (codecs.BOM_UTF32_LE, "UTF-32LE"),
     (codecs.BOM_UTF32_BE, "UTF-32BE"),
@@ -36,6 +37,8 @@ _FOREIGN = (
     (b"Rar!\x1a\x07", "a RAR archive", "Unpack it, and name the files in it"),
     (b"BZh", "compressed with bzip2", "Unpack it: bunzip2 FILE"),
     (b"\x04\x22\x4d\x18", "compressed with lz4", "Unpack it: lz4 -d FILE"),
+    (b"\x1f\x9d", "compressed with compress", "Unpack it: uncompress FILE"),
+    (b"\xff\x06\x00\x00sNaPpY", "compressed with snappy", "Unpack it"),
     (b"SQLite format 3\0", "an SQLite database", "Write its table to a CSV file"),
     (b"%PDF-", "a PDF document", "Write its rows to a JSONL file"),
     (b"\x93NUMPY", "a NumPy array", "Write its rows to a JSONL file"),
@@ -91,7 +94,7 @@ class DataFile:
     @property
     def compression(self) -> str | None:
         """ "gz", "zst", "xz" or None, from the first bytes and not from the name; known once the file was opened."""
-        if _SKIPPABLE.match(self.begin):
+        if SKIPPABLE.match(self.begin):
             return "zst"
         return next((kind for magic, kind in _MAGIC if self.begin.startswith(magic)), None)
 
@@ -112,9 +115,7 @@ class DataFile:
                 if head.startswith(codecs.BOM_UTF8):
                     whole.read(3)
                 yield whole
-                if not whole.read(1):  # read to the end of the data: hash what the decompressor may have left
-                    while hashed.read(HEAD):
-                        pass
+                if not whole.read(1):
                     self._identity = self._named(hashed.sha256.hexdigest(), hashed.count)
 
     def head(self) -> bytes:
@@ -144,7 +145,7 @@ class DataFile:
             return gzip.GzipFile(fileobj=raw)
         if self.compression == "xz":
             return lzma.LZMAFile(raw)
-        return _zstd(raw) if self.compression == "zst" else raw
+        return open_zstd(raw) if self.compression == "zst" else raw
 
     @contextmanager
     def _faults(self) -> Iterator[None]:
@@ -158,6 +159,11 @@ class DataFile:
                 raise InputError(
                     f"{self.name} was compressed with a window that is too large for this reader (zstd --long). Install the"
                     f" package zstandard, which reads it, or decompress it: zstd -d --long=31 {self.name}"
+                ) from None
+            if self.compression == "zst" and re.search("dictionary", str(error), re.IGNORECASE):
+                raise InputError(
+                    f"{self.name} was compressed with a dictionary that is not in the file. Decompress it with that"
+                    f" dictionary: zstd -d -D DICTIONARY {self.name}"
                 ) from None
             raise InputError(
                 f"{self.name} is damaged or was cut off: its {self.compression} data cannot be read to the end"
@@ -193,6 +199,30 @@ class DataFile:
         return {"path": self.name, "sha256": sha256, "bytes": count}
 
 
+@dataclass(frozen=True)
+class OfFile:
+    """What all readers of one file have in common (see `reader.Reader`).
+
+    Attributes:
+        file: the file.
+    """
+
+    file: DataFile
+
+    @property
+    def name(self) -> str:
+        return self.file.name
+
+    def identity(self) -> list[dict[str, Any]]:
+        return self.file.identity()
+
+    def paths(self) -> Mapping[str, Path]:
+        return {self.file.name: self.file.path}
+
+    def class_names(self) -> Mapping[str, Sequence[str]]:
+        return {}
+
+
 class _Joined(io.RawIOBase):
     """Bytes that were read already, then the rest of the stream."""
 
@@ -212,69 +242,6 @@ class _Joined(io.RawIOBase):
         data = self.rest.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)
-
-
-def _zstd(raw: io.BufferedReader) -> Any:
-    """Frames of zstd, skippable ones among them; windows above 128 MiB where the package zstandard is there."""
-    try:
-        import zstandard
-    except ImportError:
-        import pyarrow as pa
-
-        return pa.input_stream(pa.PythonFile(raw, mode="r"), compression="zstd")
-    return _ZstdStream(raw, zstandard)
-
-
-class _ZstdStream(io.RawIOBase):
-    """All frames of a zstd file, and an error where the last one is not whole."""
-
-    def __init__(self, raw: io.BufferedReader, zstandard: Any) -> None:
-        super().__init__()
-        self.raw, self.zstandard = raw, zstandard
-        self.frame: Any = None
-        self.packed = b""
-        self.out = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self.out:
-            if self.frame is None:
-                self._skip()
-            packed, self.packed = self.packed or self.raw.read(HEAD), b""
-            if not packed:
-                if self.frame is not None:
-                    raise EOFError("the last frame has no end")
-                return 0
-            if self.frame is None:
-                self.frame = self.zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
-            try:
-                self.out = self.frame.decompress(packed)
-            except self.zstandard.ZstdError as error:
-                raise OSError(str(error)) from None
-            if self.frame.eof:
-                self.packed, self.frame = self.frame.unused_data, None
-        count = min(len(buffer), len(self.out))
-        buffer[:count] = self.out[:count]
-        self.out = self.out[count:]
-        return count
-
-    def _skip(self) -> None:
-        """Drop the skippable frames that come next."""
-        while True:
-            while len(self.packed) < 8 and (more := self.raw.read(HEAD)):
-                self.packed += more
-            if not _SKIPPABLE.match(self.packed):
-                return
-            left = 8 + int.from_bytes(self.packed[4:8], "little")
-            while left:
-                self.packed = self.packed or self.raw.read(HEAD)
-                if not self.packed:
-                    raise EOFError("a skippable frame has no end")
-                dropped = min(left, len(self.packed))
-                self.packed = self.packed[dropped:]
-                left -= dropped
 
 
 def check_container(file: DataFile, head: bytes) -> None:

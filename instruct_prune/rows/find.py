@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -84,9 +85,10 @@ def _of_folder(path: Path, item: str, split: str | None) -> Reader:
         return reader_of(DataFile(listing, str(listing)))
     tree = open_tree(path, item, split)
     if tree is None:
+        ending = next((kind for kind in ("jsonl", *KINDS) if any(path.glob(f"*.{kind}"))), "jsonl")
         raise InputError(
             f"{item} is a folder, and not one that datasets' save_to_disk wrote; it holds no pictures either. Name the"
-            f" files in it, for example --data '{item.rstrip('/')}/*.jsonl'."
+            f" files in it, for example --data '{item.rstrip('/')}/*.{ending}'."
         )
     return tree
 
@@ -125,7 +127,7 @@ def reader_of(file: DataFile) -> Reader:
     check_encoding(file, head)
     if kind in ("csv", "tsv") and not (begin.startswith(b"{") and _is_row(begin)):
         return DelimitedText(file, kind)
-    if begin.startswith(b"[") and not _is_row(begin):
+    if begin.startswith(b"[") and not (kind in ("jsonl", "ndjson") and _is_list_a_line(begin)):
         return JsonArray(file)
     if begin.startswith(b"{") or kind in ("jsonl", "ndjson"):
         if kind not in ("jsonl", "ndjson"):
@@ -153,6 +155,15 @@ def _is_row(begin: bytes) -> bool:
     except RowError:
         return False
     return True
+
+
+def _is_list_a_line(begin: bytes) -> bool:
+    """Whether the first line is a whole list and others follow: rows without the names of their fields."""
+    first, _, rest = begin.partition(b"\n")
+    try:
+        return isinstance(json.loads(first), list) and bool(rest.strip())
+    except (ValueError, RecursionError):
+        return False
 
 
 def _refuse_single_object(file: DataFile, begin: bytes) -> None:

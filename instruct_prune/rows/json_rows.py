@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from instruct_prune.errors import InputError
-from instruct_prune.rows.files import DataFile
+from instruct_prune.rows.files import OfFile
 from instruct_prune.rows.reader import RowData, RowError, line_of
 from instruct_prune.storage import atomic
 
@@ -18,15 +18,10 @@ MAX_ROW = 1 << 26  # bytes; an element that is longer was never closed
 
 
 @dataclass(frozen=True)
-class JsonLines:
+class JsonLines(OfFile):
     """One JSON object a line. Lines end with \\n only (U+2028 and friends are text); blank lines are no rows."""
 
-    file: DataFile
     kind: str = "jsonl"
-
-    @property
-    def name(self) -> str:
-        return self.file.name
 
     def rows(self) -> Iterator[tuple[int, RowData | RowError]]:
         with self.file.open() as stream:
@@ -41,42 +36,19 @@ class JsonLines:
                 if line and not line.isspace():
                     yield number, line
 
-    def identity(self) -> list[dict[str, Any]]:
-        return self.file.identity()
-
-    def paths(self) -> Mapping[str, Path]:
-        return {self.file.name: self.file.path}
-
-    def class_names(self) -> Mapping[str, Sequence[str]]:
-        return {}
-
     def write(self, kept: Sequence[int], raws: Iterator[Mapping[str, Any]], stem: Path) -> Path | None:
         return None  # pruned.jsonl holds the very bytes of its lines
 
 
 @dataclass(frozen=True)
-class JsonArray:
+class JsonArray(OfFile):
     """A list of JSON objects, cut into its elements without parsing more than one of them at a time."""
 
-    file: DataFile
     kind: str = "json"
-
-    @property
-    def name(self) -> str:
-        return self.file.name
 
     def rows(self) -> Iterator[tuple[int, RowData | RowError]]:
         with self.file.open() as stream:
             yield from _Scanner(stream, self.name).elements()
-
-    def identity(self) -> list[dict[str, Any]]:
-        return self.file.identity()
-
-    def paths(self) -> Mapping[str, Path]:
-        return {self.file.name: self.file.path}
-
-    def class_names(self) -> Mapping[str, Sequence[str]]:
-        return {}
 
     def write(self, kept: Sequence[int], raws: Iterator[Mapping[str, Any]], stem: Path) -> Path | None:
         """A JSON list of the elements, one a line."""

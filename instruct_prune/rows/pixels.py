@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from instruct_prune.rows.files import LFS_POINTER
 from instruct_prune.rows.reader import RowError
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit for decompression bombs, at which it only warns
@@ -47,6 +48,8 @@ def decode(data: bytes) -> Any:
 
     if not data:
         raise RowError("the file is empty (zero bytes)")
+    if data.startswith(LFS_POINTER):
+        raise RowError("a Git LFS pointer and not the picture: fetch it with `git lfs pull`")
     try:
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size

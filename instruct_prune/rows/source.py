@@ -31,6 +31,10 @@ class _Input:
         return frozenset(self.columns.get(name, name) for name in self.format.names)
 
     @cached_property
+    def _needed(self) -> tuple[str, ...]:
+        return tuple(name for group in self.format.needs for name in group)
+
+    @cached_property
     def folder(self) -> Path:
         return Path(self.reader.name).expanduser().parent
 
@@ -46,7 +50,7 @@ class _Input:
             stored = as_mapping(data)
             seen = self._named(stored)
             if self.format.model == "causal_lm" and not self.columns:
-                refuse_pictures(seen, [n for group in self.format.needs for n in group if n in seen])
+                refuse_pictures(seen, self._needed)
             messages, tools = self.format.parse(self.format.fields(seen, self.columns, self._base, line))
         except RowError as error:
             return Reject(row_id, source, line, error.reason, error.field)

@@ -9,112 +9,25 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from instruct_prune.arrays import Int64, positions_of
 from instruct_prune.errors import InputError
-from instruct_prune.rows.exact import dumps, loads
+from instruct_prune.rows.facts import VERSION, RowFacts, facts_of
 from instruct_prune.rows.reader import as_mapping
-from instruct_prune.rows.row import ImageRef, Message, Part, Reject, Row
-from instruct_prune.rows.source import Source, open_data, read_raw
-from instruct_prune.storage import atomic, sha256_of, write_json
+from instruct_prune.rows.row import Reject, Row
+from instruct_prune.rows.source import Source, read_raw
+from instruct_prune.rows.stored import Pictures, RowWriter, raw_of, rows_of
+from instruct_prune.storage import atomic, write_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-VERSION = 1
-BATCH_ROWS = 1024
-BATCH_BYTES = 1 << 26  # a batch of long rows ends sooner
-
-
-@dataclass(frozen=True)
-class RowFacts:
-    """What is known of a table of rows.
-
-    Attributes:
-        description: what was found, in one sentence for people.
-        format: name of the row format.
-        kind: how the rows were stored.
-        model_kind: the kind of model that they are for, "causal_lm" or "image_encoder".
-        strata: the column that says by itself which rows belong together, or None.
-        files: paths and Hub ids.
-        identity: of each file path, sha256 and bytes (`Source.identity`).
-        stamps: of each file on disk its absolute path, size in bytes and time of change in ns, by name.
-        read: rows read.
-        rejected: rows that cannot be used; the others are in the table.
-        opened_with: the arguments of `open_data`; its "data" is None for rows that lay in memory.
-        version: of the files.
-    """
-
-    description: str
-    format: str
-    kind: str
-    model_kind: str
-    strata: str | None
-    files: tuple[str, ...]
-    identity: tuple[Mapping[str, Any], ...]
-    stamps: Mapping[str, tuple[str, int, int]]
-    read: int
-    rejected: int
-    opened_with: Mapping[str, Any]
-    version: int = VERSION
-
-    def changed(self) -> list[str]:
-        """The files that are not as they were read: gone, or of other bytes.
-
-        Size and time of change are looked at first; a file is hashed only where these differ. Of trees and listings of
-        pictures, names and sizes are looked at.
-        """
-        sha256 = {entry["path"]: entry["sha256"] for entry in self.identity if "sha256" in entry}
-        changed = [name for name, stamp in self.stamps.items() if not _is_as_read(stamp, sha256.get(name))]
-        listed = {name: digest for name, digest in sha256.items() if name not in self.stamps}
-        if not listed or changed or self.opened_with["data"] is None:
-            return changed
-        try:
-            now = {entry["path"]: entry.get("sha256") for entry in self.opened_again().identity()}
-        except InputError:
-            now = {}
-        return [name for name, digest in listed.items() if now.get(name) != digest]
-
-    def opened_again(self) -> Source:
-        """The input, opened as it was.
-
-        Raises:
-            InputError: it lay in memory, or is not there any more.
-        """
-        arguments = dict(self.opened_with)
-        if arguments["data"] is None:
-            raise InputError("these rows lay in the memory of a program that has ended: give them again.")
-        arguments["data"] = [self.stamps[name][0] if name in self.stamps else name for name in self.opened_with["data"]]
-        return open_data(**arguments)
-
-    def require_unchanged(self) -> None:
-        """Refuse to go on with data that changed.
-
-        Raises:
-            InputError: naming the files.
-        """
-        changed = self.changed()
-        if changed:
-            raise InputError(
-                f"{', '.join(changed)}: the data changed since it was read (another SHA-256). Score it anew in another --out."
-            )
-
-
-def _is_as_read(stamp: tuple[str, int, int], sha256: str | None) -> bool:
-    path, size, changed_at = Path(stamp[0]), stamp[1], stamp[2]
-    try:
-        now = path.stat()
-        if (now.st_size, now.st_mtime_ns) == (size, changed_at):
-            return True
-        return now.st_size == size and sha256_of(path) == sha256
-    except OSError:
-        return False
+TOLD_ROWS = 1024  # between two calls of ``advance``
 
 
 class RowTable:
@@ -164,7 +77,7 @@ class RowTable:
     def __iter__(self) -> Iterator[Row]:
         """Yield the rows in input order. ``Row.raw`` is empty where `raw` has to read the input again."""
         for batch in self._batches():
-            yield from self._rows_of(batch)
+            yield from rows_of(batch, self._pictures)
 
     def rejects(self) -> Iterator[Reject]:
         """The rows that cannot be used, in input order."""
@@ -183,7 +96,7 @@ class RowTable:
             InputError: the table lacks one of them.
         """
         for batch, _ in self._taken(row_ids, None):
-            yield from self._rows_of(batch)
+            yield from rows_of(batch, self._pictures)
 
     def raw(self, row_ids: Int64) -> Iterator[tuple[int, bytes | Mapping[str, Any]]]:
         """Rows as they lay in the input: the exact bytes of the line for JSONL, else the parsed row.
@@ -204,7 +117,7 @@ class RowTable:
             raws, is_line = batch.column("raw").to_pylist(), batch.column("is_line").to_pylist()
             for row_id, raw, whole in zip(ids.tolist(), raws, is_line, strict=True):
                 if raw is not None:
-                    yield row_id, _raw_of(raw, whole)
+                    yield row_id, raw_of(raw, whole)
                     continue
                 again = again or self._read_again(row_ids)
                 yield next(found for found in again if found[0] == row_id)
@@ -263,36 +176,8 @@ class RowTable:
             if high == len(positions):
                 return
 
-    def _rows_of(self, batch: pa.RecordBatch) -> Iterator[Row]:
-        names = ("row_id", "source", "line", "raw", "is_line", "row")
-        for row_id, source, line, raw, is_line, row in zip(*(batch.column(n).to_pylist() for n in names), strict=True):
-            said = loads(row)
-            messages = tuple(self._message(message) for message in said["messages"])
-            whole: bytes | Mapping[str, Any] = {} if raw is None else _raw_of(raw, is_line)
-            yield Row(
-                row_id,
-                messages,
-                source.decode("utf-8", "surrogatepass"),
-                line,
-                whole,
-                said["columns"],
-                tuple(said["tools"]),
-            )
-
-    def _message(self, said: dict[str, Any]) -> Message:
-        content, calls = said.get("content", ""), said.get("tool_calls", ())
-        parts = content if isinstance(content, str) else tuple(self._part(part) for part in content)
-        return Message(**(said | {"content": parts, "tool_calls": tuple(calls)}))
-
-    def _part(self, part: str | list[Any]) -> Part:
-        if isinstance(part, str):
-            return Part("text", part)
-        path, at, size = part
-        data = None if at is None else self._pictures[at : at + size].tobytes()
-        return Part("image", ImageRef(path, data))
-
     @cached_property
-    def _pictures(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    def _pictures(self) -> Pictures:
         path = self.folder / "pictures.bin"
         return np.memmap(path, dtype=np.uint8, mode="r") if path.stat().st_size else np.zeros(0, np.uint8)
 
@@ -316,7 +201,7 @@ def write_rows(folder: Path, source: Source, advance: Callable[[int], None] = la
         atomic(folder / "pictures.bin") as pictures,
         atomic(folder / "rows.arrow") as table,
     ):
-        writer = _Writer(table, pictures)
+        writer = RowWriter(table, pictures)
         for row in source:
             counts["read"] += 1
             if isinstance(row, Reject):
@@ -324,14 +209,11 @@ def write_rows(folder: Path, source: Source, advance: Callable[[int], None] = la
                 rejects.write(json.dumps(reject_line(row)) + "\n")
             else:
                 writer.add(row)
-            if counts["read"] % BATCH_ROWS == 0:
-                advance(BATCH_ROWS)
-        advance(counts["read"] % BATCH_ROWS)
+            if counts["read"] % TOLD_ROWS == 0:
+                advance(TOLD_ROWS)
+        advance(counts["read"] % TOLD_ROWS)
         writer.close()
-    facts = RowFacts(
-        source.description, source.format, source.kind, source.model_kind, source.strata, source.files, tuple(source.identity()),
-        _stamps(source), counts["read"], counts["rejected"], source.opened_with,
-    )  # fmt: skip
+    facts = facts_of(source, **counts)
     write_json(folder / "rows.json", dataclasses.asdict(facts))
     return RowTable(folder, facts)
 
@@ -342,75 +224,3 @@ def reject_line(row: Reject) -> dict[str, Any]:
         "file": row.source, "line": row.line, "row_id": row.row_id, "status": row.status, "field": row.field,
         "reason": row.reason,
     }  # fmt: skip
-
-
-def _stamps(source: Source) -> dict[str, tuple[str, int, int]]:
-    facts = {name: (path, path.stat()) for name, path in source.paths().items()}
-    return {name: (str(path.resolve()), stat.st_size, stat.st_mtime_ns) for name, (path, stat) in facts.items()}
-
-
-class _Writer:
-    """Gathers rows into record batches."""
-
-    def __init__(self, table: IO[bytes], pictures: IO[bytes]) -> None:
-        import pyarrow as pa
-
-        fields = {"row_id": pa.int64(), "source": pa.binary(), "line": pa.int64(), "raw": pa.binary()}
-        self.schema = pa.schema([*(fields | {"is_line": pa.bool_(), "row": pa.binary()}).items()])
-        options = pa.ipc.IpcWriteOptions(compression="zstd")
-        self.file = pa.ipc.new_file(table, self.schema, options=options)
-        self.pictures = pictures
-        self.waiting: list[tuple[Any, ...]] = []
-        self.bytes = 0
-
-    def add(self, row: Row) -> None:
-        raw = row.raw if isinstance(row.raw, bytes) else _text_of(row.raw)
-        said = {"messages": [self._message(m) for m in row.messages], "tools": row.tools, "columns": row.columns}
-        text = dumps(said).encode("utf-8", "surrogatepass")
-        source = row.source.encode("utf-8", "surrogatepass")
-        self.waiting.append((row.row_id, source, row.line, raw, isinstance(row.raw, bytes), text))
-        self.bytes += len(text) + len(raw or b"")
-        if len(self.waiting) == BATCH_ROWS or self.bytes >= BATCH_BYTES:
-            self._flush()
-
-    def _message(self, message: Message) -> dict[str, Any]:
-        """What a message has beside its role that is not as it is by default."""
-        said = {f.name: getattr(message, f.name) for f in dataclasses.fields(message)}
-        said = {name: value for name, value in said.items() if name == "role" or (value and value != ())}
-        if not isinstance(message.content, str):
-            said["content"] = [self._part(part) for part in message.content]
-        return said
-
-    def _part(self, part: Part) -> Any:
-        picture = part.value
-        if isinstance(picture, str):
-            return picture
-        if picture.data is None:
-            return [picture.path, None, None]
-        at = self.pictures.tell()
-        self.pictures.write(picture.data)
-        return [picture.path, at, len(picture.data)]
-
-    def _flush(self) -> None:
-        import pyarrow as pa
-
-        columns = zip(*self.waiting, strict=True)
-        arrays = [pa.array(list(values), field.type) for values, field in zip(columns, self.schema, strict=True)]
-        self.file.write_batch(pa.record_batch(arrays, schema=self.schema))
-        self.waiting.clear()
-        self.bytes = 0
-
-    def close(self) -> None:
-        if self.waiting:
-            self._flush()
-        self.file.close()
-
-
-def _text_of(raw: Mapping[str, Any]) -> bytes | None:
-    """A parsed row as text; None where it holds bytes, which would be stored twice."""
-    text = dumps(raw).encode("utf-8", "surrogatepass")
-    return None if b'{"$bytes":' in text else text
-
-
-def _raw_of(raw: bytes, is_line: bool) -> bytes | Mapping[str, Any]:
-    return raw if is_line else loads(raw)

@@ -1,4 +1,4 @@
-"""Jobs over small files, read by the load room as in a run."""
+"""Jobs over small files, read by the rows room as in a run."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from instruct_prune.export import ExportJob, KeptSamples
+from instruct_prune.encode.tokenize import Writing
+from instruct_prune.export import ExportJob
 from instruct_prune.rows import open_data
+from instruct_prune.rows.row import Row
+
+
+def no_text(row: Row) -> list[tuple[str, bool]]:
+    raise AssertionError("this export renders no text")
 
 
 @pytest.fixture
@@ -19,9 +24,10 @@ def job_of(tmp_path: Path) -> Callable[..., ExportJob]:
 
     def make(*data: Path | str, keep: Sequence[int] | None = None, **options: Any) -> ExportJob:
         source = open_data([str(each) for each in data])
-        ids = list(range(1000)) if keep is None else list(keep)
-        settings = {"folder": tmp_path / "exports", "name": "pruned set", "template": "alpaca", "model": "owner/base"}
-        settings |= {"max_length": 256, "kind": source.kind}
-        return ExportJob(KeptSamples(source, np.asarray(ids, dtype=np.int64)), **(settings | options))
+        kept = [row for row in source if isinstance(row, Row) and (keep is None or row.row_id in keep)]
+        how = {"template": "alpaca", "max_length": 256, "turns": "all", "render": no_text}
+        how |= {name: options.pop(name) for name in (*how, "bos", "eos") if name in options}
+        settings = {"folder": tmp_path / "exports", "name": "pruned set", "model": "owner/base", "kind": source.kind}
+        return ExportJob(kept, writing=Writing(**how), **(settings | options))  # type: ignore[arg-type]
 
     return make

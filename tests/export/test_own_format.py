@@ -15,9 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from instruct_prune.export import KeptSamples
 from instruct_prune.export.own_format import write_own_format
-from instruct_prune.rows import open_data
+from instruct_prune.rows import open_data, write_rows
 
 KEEP = [0, 2, 3]
 ROWS = [
@@ -31,7 +30,8 @@ ROWS = [
 def own(folder: Path, *data: Path | str, keep: list[int] | None = None, **options: Any) -> list[Path]:
     source = open_data([str(each) for each in data], split=options.get("split"))
     ids = np.asarray(KEEP if keep is None else keep, dtype=np.int64)
-    return write_own_format(KeptSamples(source, ids), source.kind, folder, **options)
+    kept = list(write_rows(folder / "rows", source).take(ids))
+    return write_own_format(kept, source.kind, folder, **options)
 
 
 def csv_text(path: Path, delimiter: str, rows: list[dict[str, str]] = ROWS) -> Path:
@@ -96,7 +96,7 @@ def test_several_inputs_give_one_file_each_and_replace_those_of_another_selectio
     assert [p.name for p in own(out, first, second, keep=[1, 4, 6])] == ["pruned-01-first.csv", "pruned-02-second.csv"]
     assert read_csv(out / "pruned-02-second.csv", ",") == [{"prompt": str(i), "completion": "y"} for i in (0, 2)]
     assert [p.name for p in own(out, first, second, keep=[2])] == ["pruned.csv"]
-    assert sorted(p.name for p in out.iterdir()) == ["pruned.csv"]
+    assert sorted(p.name for p in out.iterdir()) == ["pruned.csv", "rows"]
 
 
 def typed_table() -> pa.Table:

@@ -250,11 +250,11 @@ def test_plain_text_rows(tmp_path: Path, job_of: Callable[..., ExportJob]) -> No
 
 
 def test_unknown_format_says_what_is_known(tmp_path: Path, job_of: Callable[..., ExportJob]) -> None:
-    with pytest.raises(InputError, match=r"unknown export format 'lamafactory'. Did you mean 'llamafactory'\?"):
+    with pytest.raises(InputError, match=r"unknown --to 'lamafactory'. Did you mean 'llamafactory'\?"):
         export_selection(["lamafactory"], job_of(jsonl(tmp_path / "a.jsonl", ALPACA)))
 
 
 def test_samples_must_be_readable_twice(tmp_path: Path, job_of: Callable[..., ExportJob]) -> None:
     job = job_of(jsonl(tmp_path / "a.jsonl", ALPACA))
     with pytest.raises(TypeError, match="more than once"):
-        ExportJob(iter(job.samples), tmp_path, "x", "alpaca", "m", 8)
+        ExportJob(iter(job.samples), tmp_path, "x", "m", None)

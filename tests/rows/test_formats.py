@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -347,3 +348,78 @@ def test_no_format_fits_says_what_to_do(tmp_path: Path) -> None:
         open_data([str(path)], format="messages")
     with pytest.raises(InputError, match=r"unknown format 'alpacca'. Did you mean 'alpaca'\?"):
         open_data([str(path)], format="alpacca")
+
+
+# ---- columns are used once ----
+
+
+def said_with(row: dict[str, Any], **columns: str) -> tuple[tuple[Message, ...], dict[str, Any]]:
+    [found] = open_data([row], columns=columns)
+    assert isinstance(found, Row)
+    return found.messages, dict(found.columns)
+
+
+def test_a_column_that_was_given_to_one_field_is_no_other() -> None:
+    row = {"instruction": "i", "input": "c", "output": "o", "context": "x"}
+    assert said_with(row, instruction="input", output="output") == (
+        (U("c"), A("o")),
+        {"instruction": "i", "context": "x"},
+    )
+    assert said_with(row, system="instruction", instruction="input") == ((S("i"), U("c"), A("o")), {"context": "x"})
+    assert said_with(row, instruction="input", input="instruction")[0] == (U("c", "i"), A("o"))
+    assert said_with(row, instruction="instruction") == ((U("i", "c"), A("o")), {"context": "x"})
+    with pytest.raises(InputError, match=r"names the column 'input' for instruction and output; a column is used once"):
+        open_data([row], columns={"instruction": "input", "output": "input"})
+
+
+def test_the_hint_about_columns_leads_to_the_rows() -> None:
+    row = {"input": "q", "output": "a"}
+    with pytest.raises(InputError, match="--columns instruction=input output=output") as told:
+        open_data([row])
+    hint = re.search(r"--columns (\S+=\S+) (\S+=\S+)\.", str(told.value))
+    assert hint
+    assert said_with(row, **dict(pair.split("=") for pair in hint.groups()))[0] == (U("q"), A("a"))
+
+
+# ---- formats of one's own ----
+
+OWN = """
+from instruct_prune.rows import Format
+from instruct_prune.rows.row import Message
+
+def parse(fields):
+    return [Message("user", fields.text("frage")), Message("assistant", fields.text("antwort"), trained=True)], ()
+
+GERMAN = Format("german", (("frage",), ("antwort",)), (), parse)
+NOTHING = 3
+"""
+
+
+def test_a_format_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_formats.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    row = {"frage": "q", "antwort": "a", "thema": "t"}
+    source = open_data([row], format="own_formats:GERMAN")
+    assert (source.format, source.model_kind) == ("german", "causal_lm")
+    [found] = source
+    assert isinstance(found, Row)
+    assert (found.messages, found.columns) == ((U("q"), A("a")), {"thema": "t"})
+    [found] = open_data([{"x": "q", "antwort": "a"}], format="own_formats:GERMAN", columns={"frage": "x"})
+    assert isinstance(found, Row)
+    for name, message in (
+        ("own_formats:NOTHING", "a Format is expected"),
+        ("own_formats:FRENCH", "has no 'FRENCH'"),
+        ("nowhere:GERMAN", "--format nowhere:GERMAN"),
+    ):
+        with pytest.raises(InputError, match=message):
+            open_data([row], format=name)
+    with pytest.raises(InputError, match="fits german"):
+        open_data([{"a": "b"}], format="own_formats:GERMAN")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_formats_are_declared_whole(name: str) -> None:
+    found = FORMATS[name]
+    assert found.name == name
+    assert found.model in ("causal_lm", "image_encoder")
+    assert {*found.structures, *found.turns} <= set(found.names) | {"history"}

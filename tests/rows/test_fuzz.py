@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from instruct_prune.encode.tokenize import Encoder
 from instruct_prune.errors import InputError
-from instruct_prune.rows import open_data, read_raw
+from instruct_prune.rows import open_data, read_raw, write_rows
 from instruct_prune.rows.row import Reject, Row
 
 EXAMPLES, ROWS = 50, 50  # times four tests: 10,000 rows
@@ -92,6 +92,10 @@ def read(path: Path) -> list[Row | Reject] | None:
     assert all(row.reason for row in rows if isinstance(row, Reject))
     kept = {row.row_id: row.raw for row in rows if isinstance(row, Row)}
     assert dict(read_raw(source, kept)) == kept
+    table = write_rows(path.parent / "rows", source)
+    assert list(table) == [row for row in rows if isinstance(row, Row)]
+    assert list(table.rejects()) == [row for row in rows if isinstance(row, Reject)]
+    assert dict(table.raw(table.row_id)) == kept
     return rows
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from instruct_prune.encode.pictures import write_index
+from instruct_prune.encode.pictures import PictureStore, write_pictures
 from instruct_prune.errors import InputError
 from instruct_prune.rows import Source, open_data
 from instruct_prune.rows.pixels import decode, thumbnail_of
@@ -120,13 +120,14 @@ NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), d
     [
         (b"", "zero bytes"),
         (b"hello, this is text", "not an image"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 3\n", "git lfs pull"),
         (encoded(NOISE, "JPEG")[:900], "truncated"),
         (encoded(NOISE, "PNG")[:900], "truncated"),
         (png_of(12_000, 12_000), "decompression bomb"),
         (png_of(60_000, 60_000), "decompression bomb"),
         (b"\x89PNG\r\n\x1a\n" + b"\0" * 40, "image"),
     ],
-    ids=["empty", "text", "cut jpeg", "cut png", "large", "bomb", "broken header"],
+    ids=["empty", "text", "pointer", "cut jpeg", "cut png", "large", "bomb", "broken header"],
 )
 def test_faults_have_reasons(data: bytes, reason: str) -> None:
     with pytest.raises(RowError) as error:
@@ -242,7 +243,8 @@ def test_datasets_sets_hold_the_bytes_and_the_names(tmp_path: Path, how: str) ->
     rows = list(source)
     assert labels_of(source) == ["bee", "ant", "bee"]
     assert isinstance(rows[3], Reject)  # the hidden label of a test set
-    index = write_index(tmp_path / "index", (row for row in rows if isinstance(row, Row)))
+    write_pictures(tmp_path / "index", (row for row in rows if isinstance(row, Row)))
+    index = PictureStore.open(tmp_path / "index")
     assert [index[i].open().getpixel((0, 0)) for i in range(3)] == [(0, 0, 0), (1, 0, 0), (2, 0, 0)]
     assert index.classes == ("ant", "bee")
 
@@ -250,7 +252,8 @@ def test_datasets_sets_hold_the_bytes_and_the_names(tmp_path: Path, how: str) ->
 def test_index_keeps_broken_pictures_with_their_reasons(tmp_path: Path) -> None:
     source = opened(SAMPLES / "images")
     key = json.loads((SAMPLES / "images_key.json").read_text())
-    index = write_index(tmp_path, (row for row in source if isinstance(row, Row)))
+    write_pictures(tmp_path, (row for row in source if isinstance(row, Row)))
+    index = PictureStore.open(tmp_path)
     (paths,) = index.text_columns("path")
     failed = {"/".join(Path(p).parts[-2:]) for p, ok in zip(paths, index.scorable, strict=True) if not ok}
     assert len(index) == 60
@@ -281,3 +284,61 @@ def test_identity_follows_the_files(tmp_path: Path) -> None:
     assert opened(root).identity() == before
     (root / "a" / "1.png").write_bytes(b"longer than it was" * 50)
     assert opened(root).identity() != before
+
+
+# ---- pictures beside text ----
+
+TURNS = [{"from": "human", "value": "<image>\nWhat colour is the bus?"}, {"from": "gpt", "value": "Green."}]
+
+
+@pytest.mark.parametrize(
+    ("more", "field"),
+    [
+        ({"image": "pics/1.jpg"}, "image"),
+        ({"image": "pics/1.jpg", "category": "vqa"}, "image"),
+        ({"image": {"bytes": b"x", "path": None}, "label": "a"}, "image"),
+        ({"images": ["pics/1.jpg"]}, "images"),
+        ({"images": ["https://host/no-suffix"]}, "images"),
+    ],
+)
+def test_conversations_about_pictures_are_conversations(more: dict[str, Any], field: str) -> None:
+    rows = [{"conversations": TURNS} | more] * 3
+    for options in ({}, {"format": "sharegpt"}):
+        source = open_data(rows, **options)
+        assert (source.format, source.model_kind) == ("sharegpt", "causal_lm")
+        rejects = list(source)
+        assert [(row.field, isinstance(row, Reject)) for row in rejects] == [(field, True)] * 3
+        assert "pictures in conversations are not scored yet" in rejects[0].reason  # type: ignore[union-attr]
+        assert "--columns conversations=conversations" in rejects[0].reason  # type: ignore[union-attr]
+    source = open_data(rows, columns={"conversations": "conversations"})
+    assert "without its pictures" in source.description or more["images"] == ["https://host/no-suffix"]
+    assert [row.messages[1].text for row in source if isinstance(row, Row)] == ["Green."] * 3
+
+
+def test_a_format_that_was_given_is_obeyed(tmp_path: Path) -> None:
+    tree(tmp_path, ["x"])
+    row = {"image": str(tmp_path / "x.png"), "label": "cat", "instruction": "q", "output": "a"}
+    assert labels_of(opened_rows := open_data([row], format="image-classification")) == ["cat"]
+    assert opened_rows.model_kind == "image_encoder"
+    assert open_data([row]).format == "alpaca"
+    assert open_data([{**row, "text": "caption"} | {"output": None}]).format == "image-classification"
+
+
+def test_most_rows_decide_and_conversations_weigh_more() -> None:
+    row = {"image": "1.jpg", "category": "vqa"}
+    mixed = [{**row, "conversations": TURNS}, {**row, "conversations": TURNS}, row]
+    assert open_data(mixed).format == "sharegpt"
+    assert open_data([*mixed[:1], row, row]).format == "image-classification"
+
+
+def test_rows_without_pictures_among_those_with_them_are_read() -> None:
+    rows = [{"conversations": TURNS, "images": []}, {"conversations": TURNS, "images": None}, {"conversations": TURNS}]
+    assert all(isinstance(row, Row) for row in open_data(rows))
+
+
+def test_named_columns_of_pictures_are_used(tmp_path: Path) -> None:
+    tree(tmp_path, ["x", "y"])
+    row = {"path": str(tmp_path / "x.png"), "shot": str(tmp_path / "y.png"), "label": "no", "kind": "yes"}
+    (found,) = open_data([row], columns={"image": "shot", "label": "kind"})
+    assert picture(found).path == row["shot"]
+    assert found.columns["label"] == "yes"  # type: ignore[union-attr]

@@ -36,6 +36,8 @@ class Fields:
 
     def column(self, name: str) -> str | None:
         """The column that holds a field; None where it is given away to another field."""
+        if not self.columns:
+            return name
         if name in self.columns:
             return self.columns[name]
         return None if name in self.columns.values() else name
@@ -110,6 +112,8 @@ class Format:
     def fields(self, row: Mapping[str, Any], columns: Mapping[str, str], folder: Path, line: int) -> Fields:
         """A row as this format sees it, with what its container did undone."""
         seen = Fields(row, columns, folder, line)
+        if not self.structures and not self.turns:
+            return Fields(undone(row, (), ()), columns, folder, line)
         structures, turns = ({c for c in map(seen.column, n) if c is not None} for n in (self.structures, self.turns))
         return Fields(undone(row, structures, turns), columns, folder, line)
 

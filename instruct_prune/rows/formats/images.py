@@ -45,7 +45,7 @@ def refuse_pictures(row: Mapping[str, Any], columns: Collection[str]) -> None:
 
     Args:
         row: the row.
-        columns: the columns that hold its text, to be named in the message.
+        columns: names of the columns that may hold its text; those that do are named in the message.
 
     Raises:
         RowError: naming the field.
@@ -53,7 +53,7 @@ def refuse_pictures(row: Mapping[str, Any], columns: Collection[str]) -> None:
     for name in SHOWN_IN_TURNS:
         value = row.get(name)
         if value and (holds_picture(value) or name in ("images", "image_url")):
-            named = " ".join(f"{column}={column}" for column in columns)
+            named = " ".join(f"{column}={column}" for column in columns if column in row)
             raise RowError(
                 f"pictures in conversations are not scored yet; to score the text without them: --columns {named}", name
             )

@@ -1,0 +1,118 @@
+"""What is known of the rows that were read, and whether the input is still as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from instruct_prune.errors import InputError
+from instruct_prune.rows.source import Source, open_data
+from instruct_prune.storage import sha256_of
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class RowFacts:
+    """What is known of a table of rows.
+
+    Attributes:
+        description: what was found, in one sentence for people.
+        format: name of the row format.
+        kind: how the rows were stored.
+        model_kind: the kind of model that they are for, "causal_lm" or "image_encoder".
+        strata: the column that says by itself which rows belong together, or None.
+        files: paths and Hub ids.
+        identity: of each file path, sha256 and bytes (`Source.identity`).
+        stamps: of each file on disk its absolute path, size in bytes and time of change in ns, by name.
+        read: rows read.
+        rejected: rows that cannot be used; the others are in the table.
+        opened_with: the arguments of `open_data`; its "data" is None for rows that lay in memory.
+        version: of the files.
+    """
+
+    description: str
+    format: str
+    kind: str
+    model_kind: str
+    strata: str | None
+    files: tuple[str, ...]
+    identity: tuple[Mapping[str, Any], ...]
+    stamps: Mapping[str, tuple[str, int, int]]
+    read: int
+    rejected: int
+    opened_with: Mapping[str, Any]
+    version: int = VERSION
+
+    def changed(self) -> list[str]:
+        """The files that are not as they were read: gone, or of other bytes.
+
+        Size and time of change are looked at first; a file is hashed only where these differ. Of trees and listings of
+        pictures, names and sizes are looked at.
+        """
+        sha256 = {entry["path"]: entry["sha256"] for entry in self.identity if "sha256" in entry}
+        changed = [name for name, stamp in self.stamps.items() if not _is_as_read(stamp, sha256.get(name))]
+        listed = {name: digest for name, digest in sha256.items() if name not in self.stamps}
+        if not listed or changed or self.opened_with["data"] is None:
+            return changed
+        try:
+            now = {entry["path"]: entry.get("sha256") for entry in self.opened_again().identity()}
+        except InputError:
+            now = {}
+        return [name for name, digest in listed.items() if now.get(name) != digest]
+
+    def opened_again(self) -> Source:
+        """The input, opened as it was.
+
+        Raises:
+            InputError: it lay in memory, or is not there any more.
+        """
+        arguments = dict(self.opened_with)
+        if arguments["data"] is None:
+            raise InputError("these rows lay in the memory of a program that has ended: give them again.")
+        arguments["data"] = [self.stamps[name][0] if name in self.stamps else name for name in self.opened_with["data"]]
+        return open_data(**arguments)
+
+    def require_unchanged(self) -> None:
+        """Refuse to go on with data that changed.
+
+        Raises:
+            InputError: naming the files.
+        """
+        changed = self.changed()
+        if changed:
+            raise InputError(
+                f"{', '.join(changed)}: the data changed since it was read (another SHA-256). Score it anew in another --out."
+            )
+
+
+def _is_as_read(stamp: tuple[str, int, int], sha256: str | None) -> bool:
+    path, size, changed_at = Path(stamp[0]), stamp[1], stamp[2]
+    try:
+        now = path.stat()
+        if (now.st_size, now.st_mtime_ns) == (size, changed_at):
+            return True
+        return now.st_size == size and sha256_of(path) == sha256
+    except OSError:
+        return False
+
+
+def facts_of(source: Source, read: int, rejected: int) -> RowFacts:
+    """The facts of a source that was read to its end."""
+    stats = {name: (path, path.stat()) for name, path in source.paths().items()}
+    stamps = {name: (str(path.resolve()), stat.st_size, stat.st_mtime_ns) for name, (path, stat) in stats.items()}
+    return RowFacts(
+        description=source.description,
+        format=source.format,
+        kind=source.kind,
+        model_kind=source.model_kind,
+        strata=source.strata,
+        files=source.files,
+        identity=tuple(source.identity()),
+        stamps=stamps,
+        read=read,
+        rejected=rejected,
+        opened_with=source.opened_with,
+    )
