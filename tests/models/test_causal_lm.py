@@ -16,7 +16,7 @@ from instruct_prune.encode.item import Tokens
 from instruct_prune.errors import InputError
 from instruct_prune.measure.engine import run_batch
 from instruct_prune.measure.measurement import Measurement, Pass
-from instruct_prune.measure.probes import Loss, Probe, State
+from instruct_prune.measure.probes import Loss, Probe
 from instruct_prune.measure.subnet import DENSE as WHOLE
 from instruct_prune.measure.subnet import SubnetSpec
 from instruct_prune.measure.subnets import SubnetSwitch, block_outputs, inject_dropout, subnet
