@@ -199,13 +199,15 @@ def _check(config: ScoreConfig, ranks: Ranks) -> None:
 def _finished(folder: RunFolder, identity: dict[str, Any], config: ScoreConfig, ranks: Ranks) -> bool:
     """Claim the stage on the main process; True, on every process, when it is done already."""
     done: list[bool] = []
-    work_kept = (folder / "parts" / "score").exists()
 
     def claim() -> None:
-        begun = not config.dry_run and folder.begin(
-            ScoreFacts, identity, (RowsFacts, EncodeFacts), restart=config.restart or not work_kept
+        known = folder.record(ScoreFacts)
+        # Begun under other options, but nothing was measured: there is nothing to lose.
+        empty = known is not None and known.facts is None and not (folder / "parts" / "score").exists()
+        done.append(
+            not config.dry_run
+            and folder.begin(ScoreFacts, identity, (RowsFacts, EncodeFacts), restart=config.restart or empty)
         )
-        done.append(begun)
 
     ranks.on_main(claim)
     return bool(ranks.broadcast(done[0] if done else None))

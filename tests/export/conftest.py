@@ -1,4 +1,4 @@
-"""Jobs over small files, read by the load room as in a run."""
+"""Jobs over small files, read and stored by the rows room as in a run."""
 
 from __future__ import annotations
 
@@ -6,11 +6,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from stored import kept_of
 
-from instruct_prune.export import ExportJob, KeptSamples
+from instruct_prune.encode.tokenize import Writing
+from instruct_prune.export import ExportJob
 from instruct_prune.rows import open_data
+from instruct_prune.rows.row import Row
+
+
+def unused(row: Row) -> list[tuple[str, bool]]:
+    raise AssertionError("this format renders no rows")
 
 
 @pytest.fixture
@@ -19,9 +25,10 @@ def job_of(tmp_path: Path) -> Callable[..., ExportJob]:
 
     def make(*data: Path | str, keep: Sequence[int] | None = None, **options: Any) -> ExportJob:
         source = open_data([str(each) for each in data])
-        ids = list(range(1000)) if keep is None else list(keep)
-        settings = {"folder": tmp_path / "exports", "name": "pruned set", "template": "alpaca", "model": "owner/base"}
-        settings |= {"max_length": 256, "kind": source.kind}
-        return ExportJob(KeptSamples(source, np.asarray(ids, dtype=np.int64)), **(settings | options))
+        said = {"template": "alpaca", "max_length": 256, "turns": "all", "render": unused, "bos": "", "eos": ""}
+        said |= {name: options.pop(name) for name in said if name in options}
+        settings: dict[str, Any] = {"folder": tmp_path / "exports", "name": "pruned set", "model": "owner/base"}
+        settings |= {"kind": source.kind, "writing": Writing(**said)}
+        return ExportJob(kept_of(tmp_path / "stored", source, keep), **(settings | options))
 
     return make

@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from stored import kept_of
 
-from instruct_prune.export import KeptSamples
 from instruct_prune.export.own_format import write_own_format
 from instruct_prune.rows import open_data
 
@@ -30,8 +30,8 @@ ROWS = [
 
 def own(folder: Path, *data: Path | str, keep: list[int] | None = None, **options: Any) -> list[Path]:
     source = open_data([str(each) for each in data], split=options.get("split"))
-    ids = np.asarray(KEEP if keep is None else keep, dtype=np.int64)
-    return write_own_format(KeptSamples(source, ids), source.kind, folder, **options)
+    kept = kept_of(folder.with_name(f"{folder.name}-stored"), source, KEEP if keep is None else keep)
+    return write_own_format(kept, source.kind, folder, **options)
 
 
 def csv_text(path: Path, delimiter: str, rows: list[dict[str, str]] = ROWS) -> Path:

@@ -250,7 +250,7 @@ def test_plain_text_rows(tmp_path: Path, job_of: Callable[..., ExportJob]) -> No
 
 
 def test_unknown_format_says_what_is_known(tmp_path: Path, job_of: Callable[..., ExportJob]) -> None:
-    with pytest.raises(InputError, match=r"unknown export format 'lamafactory'. Did you mean 'llamafactory'\?"):
+    with pytest.raises(InputError, match=r"unknown --to 'lamafactory'. Did you mean 'llamafactory'\?"):
         export_selection(["lamafactory"], job_of(jsonl(tmp_path / "a.jsonl", ALPACA)))
 
 
