@@ -38,12 +38,44 @@ TEXT_EMBEDDER = "all-minilm-l6-v2"
 
 
 def by_model(model: Model, config: EmbedConfig | None) -> str | None:
-    """The probe that reads a row's vector off the scoring model itself; None where another embedder does it."""
-    embedder = config.embedder if config is not None else "auto"
-    name, _, pooling = embedder.partition(":")
-    if name == MODEL:
-        return pooling or POOLING
-    return POOLING if model.embeds else None
+    """The probe that reads a row's vector off the scoring model itself; None where another embedder does it.
+
+    Raises:
+        InputError: there is no such embedder, or it does not fit the rows.
+    """
+    embedder = _named(model, config.embedder if config is not None else "auto")
+    return _pooling(embedder) if _is_model(embedder) else None
+
+
+def _named(model: Model, embedder: str) -> str:
+    """The embedder with "auto" decided; what can be known to be wrong is told here, before an hour is spent.
+
+    Raises:
+        InputError: no such file or model, or one that embeds text for rows that are none.
+    """
+    if embedder == "auto":
+        return MODEL if model.embeds else TEXT_EMBEDDER
+    if _is_model(embedder):
+        parse_probe(_pooling(embedder))
+    elif embedder.endswith(".npy"):
+        if not Path(embedder).expanduser().is_file():
+            raise InputError(f"--embedder {embedder}: there is no such file.")
+    elif model.writing() is None:
+        raise InputError(
+            f"--embedder {embedder} embeds text, and these rows are none. Leave it out (the states of the scoring model are "
+            "taken), or give a .npy file of vectors."
+        )
+    else:
+        names.find_model(embedder, option="--embedder")
+    return embedder
+
+
+def _is_model(embedder: str) -> bool:
+    return embedder.partition(":")[0] == MODEL
+
+
+def _pooling(embedder: str) -> str:
+    return embedder.partition(":")[2] or POOLING
 
 
 def embed(folder: RunFolder, config: EmbedConfig, restart: bool = False) -> None:
@@ -60,10 +92,8 @@ def embed(folder: RunFolder, config: EmbedConfig, restart: bool = False) -> None
         ScoreConfig(model=encoded.model, model_revision=encoded.revision), options, rows.model_kind, rows.format
     )
     items = model.open_items(folder / "items")
-    embedder = config.embedder
-    if embedder == "auto":
-        embedder = MODEL if model.embeds else TEXT_EMBEDDER
-    if embedder.partition(":")[0] == MODEL:
+    embedder = _named(model, config.embedder)
+    if _is_model(embedder):
         _by_states(folder, model, items, config, embedder, restart)
     elif embedder.endswith(".npy"):
         _by_file(folder, items, embedder, restart)
@@ -95,13 +125,13 @@ def save_states(folder: RunFolder, items: Items, vectors: Sequence[Stored]) -> N
 def _by_states(
     folder: RunFolder, model: Model, items: Items, config: EmbedConfig, embedder: str, restart: bool
 ) -> None:
-    probe = parse_probe(embedder.partition(":")[2] or POOLING)
-    measurement = Measurement(DENSE, probe)
+    pooling = _pooling(embedder)
+    measurement = Measurement(DENSE, parse_probe(pooling))
     scored = folder.require(ScoreFacts)
     if folder.begin(EmbedFacts, {"embedder": embedder}, (EncodeFacts, ScoreFacts), restart):
         return
     states = folder / "states" / f"{measurement.column}.npy"
-    if list(scored.config["probes"]).count(embedder.partition(":")[2] or POOLING) == 0 or not states.exists():
+    if pooling not in scored.config["probes"] or not states.exists():
         _measure(folder, model, items, measurement, dict(scored.config))
     unit_rows(states, folder / "embeddings.npy", centred=not model.compares)
 
@@ -147,8 +177,6 @@ def unit_rows(source: Path, target: Path, centred: bool) -> None:
 
 def _by_file(folder: RunFolder, items: Items, embedder: str, restart: bool) -> None:
     path = Path(embedder).expanduser()
-    if not path.is_file():
-        raise InputError(f"--embedder {embedder}: there is no such file.")
     if folder.begin(EmbedFacts, {"embedder": embedder, "sha256": sha256_of(path)}, (EncodeFacts,), restart):
         return
     try:

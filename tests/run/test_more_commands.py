@@ -96,7 +96,7 @@ def test_every_method_meets_the_budget(run: Path, method: str) -> None:
         (["--must-keep", "nothing"], "no such file"),
         (["--must-keep", "topic=none"], "no scored row"),
         (["--split", "2"], "split"),
-        (["--split", "half"], "--split half"),
+        (["--split", "half"], "split is 'half'"),
         (["--clusters", "few"], "--clusters few"),
         (["--clusters", "500"], "500"),
         (["--dedup", "3"], "3"),
