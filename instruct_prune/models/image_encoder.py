@@ -155,9 +155,7 @@ class ImageEncoder(Model):
 
     def losses(self, batch: ImageBatch, states: States, depth: int | None) -> Tensor:
         if depth is not None:
-            raise InputError(
-                "depth subnets are for language models; for images, use dlc, knn_lc or magnitude-global:0.9."
-            )
+            raise InputError("a loss at a depth is for language models: class centroids are those of the whole model.")
         return centroid_losses(states[None], self._centroids, batch.labels)
 
     def pool(self, batch: ImageBatch, states: States, depth: int | None, how: str) -> Tensor:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from instruct_prune.arrays import Bool, Float32, Int32, Int64, positions_of
 from instruct_prune.errors import InputError
 from instruct_prune.measure.subnet import SubnetSpec
-from instruct_prune.rows.table import RowFacts, RowTable
+from instruct_prune.rows.facts import RowFacts
+from instruct_prune.rows.table import RowTable
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.records import EmbedFacts, EncodeFacts, RowsFacts, ScoreFacts, SelectFacts
 from instruct_prune.select.data import Selection

@@ -38,12 +38,21 @@ TEXT_EMBEDDER = "all-minilm-l6-v2"
 
 
 def by_model(model: Model, config: EmbedConfig | None) -> str | None:
-    """The probe that reads a row's vector off the scoring model itself; None where another embedder does it."""
-    embedder = config.embedder if config is not None else "auto"
-    name, _, pooling = embedder.partition(":")
-    if name == MODEL:
-        return pooling or POOLING
-    return POOLING if model.embeds else None
+    """The probe that reads a row's vector off the scoring model itself; None where another embedder does it.
+
+    Raises:
+        InputError: there is no such embedder, or it does not fit the rows.
+    """
+    embedder = embedder_of(model, config or EmbedConfig())
+    return _pooling(embedder) if _is_model(embedder) else None
+
+
+def _is_model(embedder: str) -> bool:
+    return embedder.partition(":")[0] == MODEL
+
+
+def _pooling(embedder: str) -> str:
+    return embedder.partition(":")[2] or POOLING
 
 
 def embedder_of(model: Model, config: EmbedConfig) -> str:
@@ -55,8 +64,8 @@ def embedder_of(model: Model, config: EmbedConfig) -> str:
     embedder = config.embedder
     if embedder == "auto":
         return MODEL if model.embeds else TEXT_EMBEDDER
-    if embedder.partition(":")[0] == MODEL:
-        parse_probe(embedder.partition(":")[2] or POOLING)
+    if _is_model(embedder):
+        parse_probe(_pooling(embedder))
     elif embedder.endswith(".npy"):
         if not Path(embedder).expanduser().is_file():
             raise InputError(f"--embedder {embedder}: there is no such file.")
@@ -85,7 +94,7 @@ def embed(folder: RunFolder, config: EmbedConfig, restart: bool = False) -> None
     )
     items = model.open_items(folder / "items")
     embedder = embedder_of(model, config)
-    if embedder.partition(":")[0] == MODEL:
+    if _is_model(embedder):
         done = _by_states(folder, model, items, embedder, restart)
     elif embedder.endswith(".npy"):
         done = _by_file(folder, items, embedder, restart)
@@ -115,13 +124,13 @@ def save_states(folder: RunFolder, items: Items, vectors: Sequence[Stored]) -> N
 
 def _by_states(folder: RunFolder, model: Model, items: Items, embedder: str, restart: bool) -> bool:
     """Write the vectors; True where that was done before. (So do the two below.)"""
-    probe = parse_probe(embedder.partition(":")[2] or POOLING)
-    measurement = Measurement(DENSE, probe)
+    pooling = _pooling(embedder)
+    measurement = Measurement(DENSE, parse_probe(pooling))
     scored = folder.require(ScoreFacts)
     if folder.begin(EmbedFacts, {"embedder": embedder}, (EncodeFacts, ScoreFacts), restart):
         return True
     states = folder / "states" / f"{measurement.column}.npy"
-    if list(scored.config["probes"]).count(embedder.partition(":")[2] or POOLING) == 0 or not states.exists():
+    if pooling not in scored.config["probes"] or not states.exists():
         _measure(folder, model, items, measurement, dict(scored.config))
     unit_rows(states, folder / "embeddings.npy", centred=not model.compares)
     return False

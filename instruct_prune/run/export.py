@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from instruct_prune.arrays import Int64
 from instruct_prune.config import ExportConfig
 from instruct_prune.errors import InputError
 from instruct_prune.export import Exported, ExportJob, export_selection, exporters_of
@@ -50,7 +51,7 @@ def export(folder: RunFolder, config: ExportConfig) -> Path:
     if written != chosen.kept:
         raise AssertionError(f"{written} rows were written, {chosen.kept} were kept")
     facts = table.facts
-    kept = Kept(table, selection)
+    kept = Kept(table, selection.kept)
     split, subset = facts.opened_with.get("split"), facts.opened_with.get("subset")
     own = write_own_format(kept, facts.kind, folder.path, split=split, subset=subset)
     told = [f"in the input's own format: {path}" for path in own]
@@ -64,8 +65,8 @@ def export(folder: RunFolder, config: ExportConfig) -> Path:
 class Kept:
     """The kept rows in input order; iterate as often as needed."""
 
-    def __init__(self, table: RowTable, selection: Selection) -> None:
-        self.table, self.row_id = table, selection.kept
+    def __init__(self, table: RowTable, row_id: Int64) -> None:
+        self.table, self.row_id = table, row_id
 
     def __iter__(self) -> Iterator[Row]:
         return self.table.take(self.row_id)

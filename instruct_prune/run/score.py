@@ -105,7 +105,7 @@ def score(
     if measured is None:
         return None
     scores = merge(folder, items, measured, wanted.ladder, wanted.score, dtype, ranks)
-    if model.embeds and embed is None:
+    if model.embeds and embed is None:  # else the embed stage follows, with the embedder that was asked for
         embed_rows(folder, EmbedConfig())
     shutil.rmtree(folder / "parts", ignore_errors=True)
     ranks.close()
@@ -124,6 +124,11 @@ class Wanted:
         named = [word for text in config.subnets if text in presets for word in presets[text].probes]
         if len(config.subnets) > 1 and EVERY in named:
             raise InputError(f"--subnets {self.score} stands alone: it is read off the states of the dense model.")
+        if model.compares and any(spec.depth is not None for spec in self.ladder):
+            raise InputError(
+                f"--subnets depth is for language models: {type(model).__name__} compares states of the whole model. Use dlc, "
+                "knn_lc or magnitude-global:0.9."
+            )
         pooling = by_model(model, embed)
         self.texts = tuple(dict.fromkeys([*named, *config.probes, *([pooling] if pooling else [])]))
 

@@ -1,4 +1,4 @@
-"""Jobs over small files, read by the rows room as in a run."""
+"""Jobs over small files, read and stored by the rows room as in a run."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stored import kept_of
 
 from instruct_prune.encode.tokenize import Writing
 from instruct_prune.export import ExportJob
@@ -14,8 +15,8 @@ from instruct_prune.rows import open_data
 from instruct_prune.rows.row import Row
 
 
-def no_text(row: Row) -> list[tuple[str, bool]]:
-    raise AssertionError("this export renders no text")
+def unused(row: Row) -> list[tuple[str, bool]]:
+    raise AssertionError("this format renders no rows")
 
 
 @pytest.fixture
@@ -24,10 +25,10 @@ def job_of(tmp_path: Path) -> Callable[..., ExportJob]:
 
     def make(*data: Path | str, keep: Sequence[int] | None = None, **options: Any) -> ExportJob:
         source = open_data([str(each) for each in data])
-        kept = [row for row in source if isinstance(row, Row) and (keep is None or row.row_id in keep)]
-        how = {"template": "alpaca", "max_length": 256, "turns": "all", "render": no_text}
-        how |= {name: options.pop(name) for name in (*how, "bos", "eos") if name in options}
-        settings = {"folder": tmp_path / "exports", "name": "pruned set", "model": "owner/base", "kind": source.kind}
-        return ExportJob(kept, writing=Writing(**how), **(settings | options))  # type: ignore[arg-type]
+        said = {"template": "alpaca", "max_length": 256, "turns": "all", "render": unused, "bos": "", "eos": ""}
+        said |= {name: options.pop(name) for name in said if name in options}
+        settings: dict[str, Any] = {"folder": tmp_path / "exports", "name": "pruned set", "model": "owner/base"}
+        settings |= {"kind": source.kind, "writing": Writing(**said)}
+        return ExportJob(kept_of(tmp_path / "stored", source, keep), **(settings | options))
 
     return make

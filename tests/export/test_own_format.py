@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from stored import kept_of
 
 from instruct_prune.export.own_format import write_own_format
-from instruct_prune.rows import open_data, write_rows
+from instruct_prune.rows import open_data
 
 KEEP = [0, 2, 3]
 ROWS = [
@@ -29,8 +29,7 @@ ROWS = [
 
 def own(folder: Path, *data: Path | str, keep: list[int] | None = None, **options: Any) -> list[Path]:
     source = open_data([str(each) for each in data], split=options.get("split"))
-    ids = np.asarray(KEEP if keep is None else keep, dtype=np.int64)
-    kept = list(write_rows(folder / "rows", source).take(ids))
+    kept = kept_of(folder.with_name(f"{folder.name}-stored"), source, KEEP if keep is None else keep)
     return write_own_format(kept, source.kind, folder, **options)
 
 
@@ -96,7 +95,7 @@ def test_several_inputs_give_one_file_each_and_replace_those_of_another_selectio
     assert [p.name for p in own(out, first, second, keep=[1, 4, 6])] == ["pruned-01-first.csv", "pruned-02-second.csv"]
     assert read_csv(out / "pruned-02-second.csv", ",") == [{"prompt": str(i), "completion": "y"} for i in (0, 2)]
     assert [p.name for p in own(out, first, second, keep=[2])] == ["pruned.csv"]
-    assert sorted(p.name for p in out.iterdir()) == ["pruned.csv", "rows"]
+    assert sorted(p.name for p in out.iterdir()) == ["pruned.csv"]
 
 
 def typed_table() -> pa.Table:

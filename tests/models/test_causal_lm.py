@@ -9,11 +9,15 @@ import numpy as np
 import pytest
 import torch
 from families import families
-from instruct_prune.measure.passes import Pass
 
+from instruct_prune.config import EncodeConfig, ScoreConfig
 from instruct_prune.encode.batching import plan_batches, shared_prefixes
 from instruct_prune.encode.item import Tokens
 from instruct_prune.errors import InputError
+from instruct_prune.measure.engine import run_batch
+from instruct_prune.measure.measurement import Measurement, Pass
+from instruct_prune.measure.probes import Loss, Probe
+from instruct_prune.measure.subnet import DENSE as WHOLE
 from instruct_prune.measure.subnet import SubnetSpec
 from instruct_prune.measure.subnets import SubnetSwitch, block_outputs, inject_dropout, subnet
 from instruct_prune.models import causal_lm
@@ -56,7 +60,20 @@ def plain_loss(model: Any, row: Tokens) -> float:
     return sum(losses) / len(losses)
 
 
+def held(module: Any) -> CausalLM:
+    """The model of the house around a loaded one of transformers."""
+    model = CausalLM(ScoreConfig(), EncodeConfig(), None, loaded=(module, None))
+    model.hold(module)
+    return model
+
+
 def fast_losses(model: Any, data: list[Tokens], batch_tokens: int, share: bool, subnets: Any = DENSE) -> np.ndarray:
+    """float32 [n, s]: losses read after as many blocks as each subnet has; its weights are those that are there."""
+    return read(model, data, batch_tokens, share, [Loss(spec.depth) for spec in subnets])
+
+
+def read(model: Any, data: list[Tokens], batch_tokens: int, share: bool, probes: list[Probe]) -> np.ndarray:
+    """float32 [n, sum of widths]: what the probes read in one pass."""
     lengths = np.asarray([len(r.ids) for r in data], dtype=np.int32)
     positions = np.arange(len(data))
     group, prefixes = None, ()
@@ -66,15 +83,14 @@ def fast_losses(model: Any, data: list[Tokens], batch_tokens: int, share: bool, 
         group, prefixes = shared_prefixes(np.concatenate([r.ids for r in data]), offset, positions, first)
         assert len(prefixes) == 1
     plan = plan_batches(positions, lengths, batch_tokens=batch_tokens, group=group, prefixes=prefixes)
-    backbone = CausalLM(model)
-    backbone.fit(data)
-    backbone.start_pass(subnets, plan)
-    losses = np.full((len(data), len(subnets)), np.nan, dtype=np.float32)
+    backbone = held(model)
+    a_pass = Pass(WHOLE, "full", tuple(Measurement(WHOLE, probe) for probe in probes))
+    backbone.start_pass(plan, a_pass.depths, a_pass.pooled)
+    values = np.full((len(data), sum(probe.width(backbone) for probe in probes)), np.nan, dtype=np.float32)
     for chunk in plan.chunks:
         for batch in chunk:
-            values = backbone.losses(backbone.collate([data[int(i)] for i in batch.rows], batch.prefix))
-            losses[batch.rows] = values.numpy()
-    return losses
+            values[batch.rows] = run_batch(backbone, a_pass, data, batch).numpy()
+    return values
 
 
 @pytest.mark.parametrize("share", [False, True], ids=["whole", "shared-prefix"])
@@ -94,7 +110,7 @@ def test_the_vocabulary_in_blocks_agrees_with_the_whole(name: str, monkeypatch: 
     model = families()[name]()
     data = rows(8)
     states, targets = torch.randn(23, model.config.hidden_size), torch.arange(23) % model.config.vocab_size
-    backbone = CausalLM(model)
+    backbone = held(model)
     assert backbone._plain_head  # the fast path is what runs
     with torch.inference_mode():
         blocks = backbone._token_losses(states, targets)
@@ -154,7 +170,7 @@ def test_all_depths_come_out_of_one_pass() -> None:
 
 
 def test_a_depth_beyond_the_model_is_an_error() -> None:
-    with pytest.raises(InputError, match=r"depth:3 .* 2 blocks"):
+    with pytest.raises(InputError, match=r"depth 3 .* 2 blocks"):
         fast_losses(families()["llama"](), rows(8), 300, False, (SubnetSpec("depth", 3),))
 
 
@@ -210,7 +226,7 @@ def test_a_head_that_is_not_understood_is_an_error(tiny_llama: Callable[..., Any
 
     model.forward = scaled
     with pytest.raises(InputError, match="after the output head"):
-        CausalLM(model).fit([])
+        held(model)
 
 
 def test_switch_restores_weights_and_hooks(tiny_llama: Callable[..., Any]) -> None:
@@ -219,6 +235,6 @@ def test_switch_restores_weights_and_hooks(tiny_llama: Callable[..., Any]) -> No
     dense = plain_loss(model, row)
     with SubnetSwitch(model) as switch:
         for spec in SPECS:
-            switch.to(Pass((spec,)))
-        switch.to(Pass((SubnetSpec("dropout", 0.5),)))
+            switch.to(spec)
+        switch.to(SubnetSpec("dropout", 0.5))
     assert plain_loss(model, row) == dense

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from instruct_prune.config import EncodeConfig, ScoreConfig
 from instruct_prune.encode.batching import Plan
-from instruct_prune.measure.subnet import SubnetSpec
 from instruct_prune.models import linear
 from instruct_prune.models.causal_lm import CausalLM, TextBatch
 from instruct_prune.models.linear import OneDnnLinear
@@ -90,16 +90,24 @@ def test_everything_else_goes_its_usual_way(calls: list[tuple[int, ...]]) -> Non
 def test_losses_of_a_model_run_through_it_and_agree(
     calls: list[tuple[int, ...]], tiny_llama: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    backbone = CausalLM(tiny_llama())
+    backbone = CausalLM(ScoreConfig(), EncodeConfig(), None, loaded=(tiny_llama(), None))
+    backbone.load("float32", torch.device("cpu"))
     torch.manual_seed(0)
     ids = torch.randint(0, 64, (4, 12))
     rows, positions = torch.ones(4, 11).nonzero(as_tuple=True)
-    batch = TextBatch(ids, rows, positions, ids[:, 1:].reshape(-1), torch.full((4,), 11), -1)
-    backbone.start_pass((SubnetSpec("dense"),), Plan((), (), n_rows=4, n_tokens=48, n_padding=0))
-    fast = backbone.losses(batch)
-    n_linear = sum(isinstance(m, nn.Linear) for m in backbone.model.modules())
+    batch = TextBatch(
+        ids, torch.full((4,), 12), rows, positions, ids[:, 1:].reshape(-1), torch.full((4,), 11), prefix=-1
+    )
+    backbone.start_pass(Plan((), (), n_rows=4, n_tokens=48, n_padding=0), (), pooled=False)
+
+    def losses() -> torch.Tensor:
+        with torch.inference_mode():
+            return backbone.losses(batch, backbone.forward(batch), None)
+
+    fast = losses()
+    n_linear = sum(isinstance(m, nn.Linear) for m in backbone.module.modules())
     assert len(calls) >= n_linear  # the head's blocks included
     monkeypatch.setattr(linear, "suits", lambda *_: False)
     calls.clear()
-    np.testing.assert_allclose(fast, backbone.losses(batch), atol=1e-5)
+    np.testing.assert_allclose(fast, losses(), atol=1e-5)
     assert calls == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
@@ -12,12 +13,15 @@ import numpy as np
 
 from instruct_prune.measure.subnet import SubnetSpec
 from instruct_prune.rows.row import Message, Reject, Row
+from instruct_prune.rows.table import RowFacts
 from instruct_prune.run.folder import RunFolder
+from instruct_prune.run.records import EmbedFacts, EncodeFacts, RowsFacts, ScoreFacts, SelectFacts, TokenCounts
+from instruct_prune.score.health import Health, SubnetHealth
 from instruct_prune.score.table import ScoreTable
 from instruct_prune.select import build_pool, select_rows
 from instruct_prune.select.clusters import cluster
 from instruct_prune.select.data import Budget, Embeddings
-from instruct_prune.storage import row_ids_hash
+from instruct_prune.storage import row_ids_hash, write_json
 
 LADDER = (SubnetSpec("dense"), SubnetSpec("magnitude", 0.8), SubnetSpec("magnitude", 0.64))
 MIXED = (*LADDER, SubnetSpec("dropout", 0.02, 0), SubnetSpec("dropout", 0.05, 0))
@@ -93,7 +97,7 @@ def make_run(
     method: str = "flexrand",
     clusters: int | None = 8,
     duplicates: Iterable[tuple[int, int]] = (),
-    tokens: int | None = None,
+    tokens_kept: int | None = None,
     truncated: int = 0,
     seed: int = 0,
     dim: int = 24,
@@ -109,38 +113,45 @@ def make_run(
         method: of selection.
         clusters: how many; None for neither embeddings nor clusters.
         duplicates: (row, the row that stands for it).
-        tokens: a budget in response tokens instead of ``keep``.
+        tokens_kept: a budget in response tokens instead of ``keep``.
         truncated: how many of the first rows were cut.
         seed: of the selection and of the losses.
         dim: of the embeddings.
-        warnings: of the score stage.
+        warnings: names of further subnets, which have collapsed: the report warns of each.
     """
     folder = RunFolder(path)
     samples = [row for row in rows if isinstance(row, Row)]
     rejects = [row for row in rows if isinstance(row, Reject)]
-    data = {"inputs": ["0" * 64], "limit": None}
-    folder.begin("encode", data)
-    files = sorted({row.source.encode(errors="replace").decode() for row in rows})
-    folder.finish(
-        "encode",
-        description=f"alpaca (instruction, output) of {len(files)} files",
-        inputs=[{"path": name, "sha256": "0" * 64} for name in files],
-        accounting={"read": len(rows), "rejected": len(rejects)},
-        seconds=0.5,
-    )
+    write_row_facts(folder, rows)
+    folder.begin(RowsFacts, {"inputs": ["0" * 64], "limit": None})
+    folder.finish(RowsFacts(("rows.jsonl",), len(rows), len(rejects), seconds=0.3))
+    folder.begin(EncodeFacts, {"template": "alpaca"}, (RowsFacts,))
+    folder.finish(EncodeFacts("tiny-model", None, {}, len(samples), len(samples), (), seconds=0.2))
     table = _scores(samples, subnets, truncated, seed)
-    folder.begin("score", {"model": {"name": "tiny-model"}})
+    folder.begin(ScoreFacts, {"model": {"name": "tiny-model"}}, (RowsFacts, EncodeFacts))
     folder.write_scores(table)
+    tokens = int((table.n_prompt + table.n_response).sum())
     folder.finish(
-        "score",
-        ladder=[[s.kind, s.value, s.seed, s.scope] for s in subnets],
-        collapsed=[],
-        health=_health(table),
-        warnings=list(warnings),
-        accounting={"read": len(rows), "scored": len(samples), "rejected": len(rejects)},
-        scoring_seconds=10.0,
-        seconds=12.0,
-        device="1 process on cpu",
+        ScoreFacts(
+            model="tiny-model",
+            dtype="float32",
+            score="dlc",
+            ladder=subnets,
+            collapsed=(),
+            health=_health(table, warnings),
+            read=len(rows),
+            scored=len(samples),
+            rejected=len(rejects),
+            tokens=tokens * len(subnets),
+            passes=tuple(s.name for s in subnets),
+            unit="tokens",
+            processes=1,
+            device="1 process on cpu",
+            switching_seconds=0.1,
+            scoring_seconds=10.0,
+            seconds=12.0,
+            left_whole={},
+        )
     )
     _write_rejects(folder, rejects)
     embeddings = labels = None
@@ -148,23 +159,72 @@ def make_run(
         embeddings = Embeddings(table.row_id, _vectors(samples, dim), "words")
         np.save(folder / "embeddings.npy", embeddings.vectors)
         np.save(folder / "embeddings_rows.npy", table.row_id)
-        folder.begin("embed", {"embedder": "words"})
-        folder.finish("embed", seconds=1.0)
+        folder.begin(EmbedFacts, {"embedder": "words"}, (EncodeFacts,))
+        folder.finish(EmbedFacts("words", dim, seconds=1.0))
         labels = cluster(embeddings, clusters, seed)
-        folder.write_clusters(labels)
-    if keep is not None or tokens is not None:
+    if keep is not None or tokens_kept is not None:
         pool = build_pool(table, embeddings=embeddings, clusters=labels)
-        budget = Budget(tokens=tokens) if tokens is not None else Budget(rows=round((keep or 0) * len(samples)))
+        rows_kept = round((keep or 0) * len(samples))
+        budget = Budget(tokens=tokens_kept) if tokens_kept is not None else Budget(rows=rows_kept)
         stands = np.full(len(samples), -1, dtype=np.int64)
         for row, leader in duplicates:
             stands[row] = leader
         selection = select_rows(
             pool, budget, method=method, seed=seed, duplicate_of=stands if (stands >= 0).any() else None
         )
+        inputs = (ScoreFacts, *((EmbedFacts,) if labels is not None else ()))
+        options = {"keep": keep, "keep_tokens": tokens_kept, "seed": seed, "score": None}
+        folder.begin(SelectFacts, options, inputs)
         folder.write_selection(selection)
-        folder.begin("select", {"keep": keep, "keep_tokens": tokens, "seed": seed, "score": None})
-        folder.finish("select", selected_hash=row_ids_hash(selection.kept), seconds=0.1)
+        if labels is not None:
+            folder.write_clusters(labels)
+        chosen = selection.selected
+        length, whole = table.n_response.astype(np.int64), (table.n_prompt + table.n_response).astype(np.int64)
+        folder.finish(
+            SelectFacts(
+                scored=len(selection),
+                kept=int(chosen.sum()),
+                dropped=int((~chosen).sum()),
+                tokens=TokenCounts(*(int(n.sum()) for n in (length, length[chosen], whole, whole[chosen]))),
+                score="dlc",
+                duplicates=int((stands >= 0).sum()),
+                unstable=None,
+                selected_hash=row_ids_hash(selection.kept),
+                params=dict(selection.params),
+                clustered=labels is not None,
+                strata=len(selection.strata_names),
+                seconds=0.1,
+            )
+        )
     return folder
+
+
+def write_row_facts(folder: RunFolder, rows: Sequence[Row | Reject], sha256: str = "0" * 64) -> None:
+    """What the rows stage says of the data; the rows themselves are given to the report by the tests."""
+    folder.path.mkdir(parents=True, exist_ok=True)
+    files = sorted({row.source.encode(errors="replace").decode() for row in rows})
+    facts = RowFacts(
+        description=f"alpaca (instruction, output) of {len(files)} files",
+        format="alpaca",
+        kind="jsonl",
+        model_kind="causal_lm",
+        strata=None,
+        files=tuple(files),
+        identity=tuple({"path": name, "sha256": sha256} for name in files),
+        stamps={},
+        read=len(rows),
+        rejected=sum(isinstance(row, Reject) for row in rows),
+        opened_with={"data": None},
+    )
+    folder.create()
+    write_json(folder / "rows" / "rows.json", dataclasses.asdict(facts))
+
+
+def forget(folder: RunFolder, stage: str) -> None:
+    """As if the stage had not run."""
+    manifest = folder.manifest
+    del manifest["stages"][stage]
+    write_json(folder / "manifest.json", manifest)
 
 
 def _scores(samples: Sequence[Row], subnets: tuple[SubnetSpec, ...], truncated: int, seed: int) -> ScoreTable:
@@ -192,14 +252,16 @@ def _scores(samples: Sequence[Row], subnets: tuple[SubnetSpec, ...], truncated: 
     )
 
 
-def _health(table: ScoreTable) -> dict[str, Any]:
-    rho = np.corrcoef(table.losses.T)
+def _health(table: ScoreTable, collapsed: Sequence[str]) -> Health:
+    """Of the subnets, and of some more that have collapsed."""
+    rho = np.eye(len(table.subnets) + len(collapsed))
+    rho[: len(table.subnets), : len(table.subnets)] = np.corrcoef(table.losses.T)
     rows = [
-        {"name": s.name, "mean_loss": float(table.losses[:, j].mean()), "rho_dense": float(rho[0, j]), "same_order": 0.8,
-         "collapsed": False, "identical_to": []}
+        SubnetHealth(s.name, float(table.losses[:, j].mean()), float(rho[0, j]), 0.8, False, ())
         for j, s in enumerate(table.subnets)
-    ]  # fmt: skip
-    return {"unigram_loss": 6.5, "subnets": rows, "rho": rho.tolist()}
+    ]
+    rows += [SubnetHealth(name, 7.0, 0.0, 0.5, True, ()) for name in collapsed]
+    return Health(tuple(rows), tuple(tuple(row) for row in rho.tolist()), 6.5)
 
 
 def _vectors(samples: Sequence[Row], dim: int) -> np.ndarray[Any, Any]:

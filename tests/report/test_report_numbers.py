@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 import pandas
 import pytest
-from report_runs import LADDER, MIXED, make_run, sample, varied_samples
+from report_runs import LADDER, MIXED, forget, make_run, sample, varied_samples, write_row_facts
 
 from instruct_prune.errors import InputError
 from instruct_prune.measure.subnet import SubnetSpec
@@ -24,6 +25,7 @@ from instruct_prune.report.scripts import NAMES, scripts_of
 from instruct_prune.report.shift import bin_of, edges_of, histogram
 from instruct_prune.report.tables import read_tables
 from instruct_prune.rows.row import Message, Reject, Row
+from instruct_prune.run.records import ScoreFacts
 from instruct_prune.select.data import Pool, Selection
 
 
@@ -67,8 +69,10 @@ def test_score_histogram_counts_every_row_once(tmp_path: Path) -> None:
 def test_health_and_warnings_come_from_the_manifest(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", varied_samples(60), truncated=2, duplicates=[(3, 2)], warnings=["it collapsed"])
     numbers = compute(folder, read_tables(folder))
-    assert numbers.health == folder.stage("score")["health"]
-    assert numbers.warnings[0] == "it collapsed"
+    health = folder.facts(ScoreFacts).health
+    assert numbers.health == dataclasses.asdict(health)
+    assert "subnet it collapsed has collapsed" in numbers.warnings[0]
+    assert numbers.warnings[:1] == health.warnings
     assert any("2 of the 60" in line for line in numbers.warnings)
     assert any("1 rows are near-duplicates" in line for line in numbers.warnings)
     assert [(group.row, group.others) for group in numbers.duplicates] == [(2, [3])]
@@ -147,7 +151,7 @@ def test_rejected_rows_are_counted_by_reason(tmp_path: Path) -> None:
 
 def test_nothing_scored_is_an_input_error(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", varied_samples(30))
-    folder.forget("score")
+    forget(folder, "score")
     with pytest.raises(InputError, match="instruct-prune score"):
         read_tables(folder)
 
@@ -222,7 +226,7 @@ def test_boundary_of_methods_that_keep_one_end(selected: list[bool], score: floa
 
 def test_flexrand_keeps_easy_rows_from_the_easy_pool_only(tmp_path: Path) -> None:
     """What the report takes for the pools is what the selection drew from."""
-    for name, options in {"rows": {}, "tokens": {"tokens": 900, "keep": None, "clusters": None}}.items():
+    for name, options in {"rows": {}, "tokens": {"tokens_kept": 900, "keep": None, "clusters": None}}.items():
         folder = make_run(tmp_path / name, varied_samples(200), **options)  # type: ignore[arg-type]
         tables = read_tables(folder)
         boundary = boundary_of(tables)
@@ -251,7 +255,7 @@ def test_two_selections_side_by_side(tmp_path: Path) -> None:
 
 def test_selections_of_other_data_are_refused(tmp_path: Path) -> None:
     first, second = make_run(tmp_path / "a", varied_samples(30)), make_run(tmp_path / "b", varied_samples(30))
-    second.begin("encode", {"inputs": ["1" * 64]}, restart=True)
+    write_row_facts(second, varied_samples(30), sha256="1" * 64)
     with pytest.raises(InputError, match="different data"):
         read_other(second, first, read_tables(first), "b")
 

@@ -3,9 +3,9 @@
 import sys
 
 from instruct_prune.cli import console_script
-from instruct_prune.measure import engine as scorer
+from instruct_prune.measure import heartbeat
 
 if __name__ == "__main__":
-    scorer.DEAD_AFTER_SECONDS = 3.0
+    heartbeat.DEAD_AFTER_SECONDS = 3.0
     sys.argv.insert(1, "score")
     console_script()

