@@ -148,49 +148,54 @@ def _take_value(words: list[str], option: str) -> tuple[list[str], str | None]:
 
 def _run(config: Any) -> int:
     from instruct_prune.report.summary import print_summary
-    from instruct_prune.run import pipeline
+    from instruct_prune.run.folder import open_run
+    from instruct_prune.run.pipeline import run
 
-    if pipeline.run(config) is not None:
-        print_summary(pipeline.open_run(config.run.out))
+    if run(config) is not None:
+        print_summary(open_run(config.run.out))
     return 0
 
 
 def _score(config: Any) -> int:
     from instruct_prune.report.summary import print_score_summary
-    from instruct_prune.run import pipeline
+    from instruct_prune.run.folder import open_run
+    from instruct_prune.run.score import score
 
-    folder = pipeline.open_run(config.run.out)
-    if pipeline.score(folder, config.data, config.encode, config.score) is not None:
+    folder = open_run(config.run.out)
+    if score(folder, config.data, config.encode, config.score) is not None:
         print_score_summary(folder)
     return 0
 
 
 def _embed(config: Any) -> int:
-    from instruct_prune.run import pipeline
+    from instruct_prune.run.embed import embed
+    from instruct_prune.run.folder import existing_run
 
-    folder = _existing(config.run.out)
-    pipeline.embed(folder, config.embed, config.restart)
+    folder = existing_run(config.run.out)
+    embed(folder, config.embed, config.restart)
     print(f"embeddings: {folder / 'embeddings.npy'}. Next: instruct-prune select --out {folder.path} --keep 0.3")
     return 0
 
 
 def _select(config: Any) -> int:
     from instruct_prune.report.summary import print_selection
-    from instruct_prune.run import pipeline
+    from instruct_prune.run.folder import existing_run
+    from instruct_prune.run.select import select
 
-    folder = _existing(config.run.out)
-    pipeline.select(folder, config.select)
+    folder = existing_run(config.run.out)
+    select(folder, config.select)
     print_selection(folder)
     print(f"Next: instruct-prune export --out {folder.path}")
     return 0
 
 
 def _export(config: Any) -> int:
-    from instruct_prune.run import pipeline
+    from instruct_prune.run.export import export
+    from instruct_prune.run.folder import existing_run
     from instruct_prune.run.records import ExportFacts
 
-    folder = _existing(config.run.out)
-    pipeline.export(folder, config.export)
+    folder = existing_run(config.run.out)
+    export(folder, config.export)
     print(f"kept rows: {folder / 'pruned.jsonl'}")
     for line in folder.facts(ExportFacts).told:
         print(line)
@@ -200,35 +205,37 @@ def _export(config: Any) -> int:
 def _inspect(config: Any) -> int:
     from rich.console import Console
 
-    from instruct_prune.run import pipeline
+    from instruct_prune.run.inspect import inspect
 
-    pipeline.inspect(config).print(Console())
+    inspect(config).print(Console())
     return 0
 
 
 def _compare(config: Any) -> int:
     from instruct_prune.report.compare import comparison_tables
-    from instruct_prune.run import pipeline
+    from instruct_prune.run.compare import compare
 
-    _print_tables(comparison_tables(pipeline.compare(_run_folders(config.runs), config.seed)))
+    _print_tables(comparison_tables(compare(_run_folders(config.runs), config.seed)))
     return 0
 
 
 def _correlate(config: Any) -> int:
     from instruct_prune.report.compare import correlate, correlation_tables, score_columns
+    from instruct_prune.run.records import ScoreFacts
 
     folders = _run_folders(config.runs)
-    _print_tables(
-        correlation_tables(correlate(score_columns({f.path.name: f.read_scores() for f in folders}), config.top))
-    )
+    for folder in folders:
+        folder.require(ScoreFacts)
+    columns = score_columns({f.path.name: f.read_scores() for f in folders})
+    _print_tables(correlation_tables(correlate(columns, config.top)))
     return 0
 
 
 def _report(config: Any) -> int:
-    from instruct_prune.run import pipeline
+    from instruct_prune.run.pipeline import report
 
     folders = _run_folders(((config.out,) if config.out else ()) + config.runs)
-    print(f"report: {pipeline.report(folders[0], folders[1:], config.samples)}")
+    print(f"report: {report(folders[0], folders[1:], config.samples)}")
     return 0
 
 
@@ -250,18 +257,11 @@ def _print_tables(tables: Sequence[Any]) -> None:
 
 
 def _run_folders(paths: Sequence[str]) -> list[RunFolder]:
+    from instruct_prune.run.folder import existing_run
+
     if not paths:
         raise InputError("name at least one run folder.")
-    return [_existing(path) for path in paths]
-
-
-def _existing(path: str) -> RunFolder:
-    from instruct_prune.run import pipeline
-
-    folder = pipeline.open_run(path)
-    if not folder.exists:
-        raise InputError(f"{path}: there is no run here. Make one with `instruct-prune score --data ... --out ...`.")
-    return folder
+    return [existing_run(path) for path in paths]
 
 
 ACTIONS: dict[str, Callable[[Any], int]] = {

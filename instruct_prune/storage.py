@@ -79,6 +79,29 @@ def write_parquet(path: Path, table: pa.Table) -> None:
         pq.write_table(table, file, compression="zstd", write_page_checksum=True)
 
 
+def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a Parquet file, its checksums verified."""
+    import pyarrow.parquet as pq
+
+    # Not pq.read_table: it imports pyarrow.dataset, which is not needed for one file and takes a while.
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        return file.read(columns=None if columns is None else list(columns))
+
+
+def arrow_column(values: Any) -> pa.Array:
+    """An Arrow array of a numpy array, or of what Arrow makes one of."""
+    import pyarrow as pa
+
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "iufb" or values.ndim != 1:
+        return values if isinstance(values, pa.Array) else pa.array(values)
+    # Not pa.array: it imports pandas where that is installed, which takes longer than many a selection.
+    if values.dtype.kind == "b":
+        bits = np.packbits(values, bitorder="little")
+        return pa.Array.from_buffers(pa.bool_(), len(values), [None, pa.py_buffer(bits)])
+    kind = pa.from_numpy_dtype(values.dtype)
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.ascontiguousarray(values))])
+
+
 def write_array(path: Path, array: np.ndarray[Any, Any]) -> None:
     """Write a .npy file."""
     with atomic(path) as file:

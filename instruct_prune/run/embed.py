@@ -46,6 +46,30 @@ def by_model(model: Model, config: EmbedConfig | None) -> str | None:
     return POOLING if model.embeds else None
 
 
+def embedder_of(model: Model, config: EmbedConfig) -> str:
+    """The embedder that the options ask for, "auto" decided.
+
+    Raises:
+        InputError: there is no such embedder, or it is none for these rows.
+    """
+    embedder = config.embedder
+    if embedder == "auto":
+        return MODEL if model.embeds else TEXT_EMBEDDER
+    if embedder.partition(":")[0] == MODEL:
+        parse_probe(embedder.partition(":")[2] or POOLING)
+    elif embedder.endswith(".npy"):
+        if not Path(embedder).expanduser().is_file():
+            raise InputError(f"--embedder {embedder}: there is no such file.")
+    elif model.writing() is None:
+        raise InputError(
+            f"--embedder {embedder} embeds texts, and these rows are no text. Leave it out: the vectors are then the pooled "
+            "states of the scoring model; or give a .npy file of vectors."
+        )
+    else:
+        names.find_model(embedder, option="--embedder")
+    return embedder
+
+
 def embed(folder: RunFolder, config: EmbedConfig, restart: bool = False) -> None:
     """Write ``embeddings.npy``: L2-normalised float32 [m, d] of the m rows that were fit to score, in input order.
 
@@ -60,17 +84,14 @@ def embed(folder: RunFolder, config: EmbedConfig, restart: bool = False) -> None
         ScoreConfig(model=encoded.model, model_revision=encoded.revision), options, rows.model_kind, rows.format
     )
     items = model.open_items(folder / "items")
-    embedder = config.embedder
-    if embedder == "auto":
-        embedder = MODEL if model.embeds else TEXT_EMBEDDER
+    embedder = embedder_of(model, config)
     if embedder.partition(":")[0] == MODEL:
-        _by_states(folder, model, items, config, embedder, restart)
+        done = _by_states(folder, model, items, embedder, restart)
     elif embedder.endswith(".npy"):
-        _by_file(folder, items, embedder, restart)
+        done = _by_file(folder, items, embedder, restart)
     else:
-        _by_encoder(folder, items, config, embedder, restart)
-    record = folder.record(EmbedFacts)
-    if record is not None and record.facts is not None:
+        done = _by_encoder(folder, items, config, embedder, restart)
+    if done:
         say("embed: done before, skipped")
         return
     write_array(folder / "embeddings_rows.npy", items.row_id[items.scorable])
@@ -92,18 +113,18 @@ def save_states(folder: RunFolder, items: Items, vectors: Sequence[Stored]) -> N
         one.save(folder / "states" / f"{one.measurement.column}.npy", rows)
 
 
-def _by_states(
-    folder: RunFolder, model: Model, items: Items, config: EmbedConfig, embedder: str, restart: bool
-) -> None:
+def _by_states(folder: RunFolder, model: Model, items: Items, embedder: str, restart: bool) -> bool:
+    """Write the vectors; True where that was done before. (So do the two below.)"""
     probe = parse_probe(embedder.partition(":")[2] or POOLING)
     measurement = Measurement(DENSE, probe)
     scored = folder.require(ScoreFacts)
     if folder.begin(EmbedFacts, {"embedder": embedder}, (EncodeFacts, ScoreFacts), restart):
-        return
+        return True
     states = folder / "states" / f"{measurement.column}.npy"
     if list(scored.config["probes"]).count(embedder.partition(":")[2] or POOLING) == 0 or not states.exists():
         _measure(folder, model, items, measurement, dict(scored.config))
     unit_rows(states, folder / "embeddings.npy", centred=not model.compares)
+    return False
 
 
 def _measure(folder: RunFolder, model: Model, items: Items, measurement: Measurement, scored: dict[str, Any]) -> None:
@@ -145,17 +166,16 @@ def unit_rows(source: Path, target: Path, centred: bool) -> None:
 # ---- vectors of the user's own, and embedding models ----
 
 
-def _by_file(folder: RunFolder, items: Items, embedder: str, restart: bool) -> None:
+def _by_file(folder: RunFolder, items: Items, embedder: str, restart: bool) -> bool:
     path = Path(embedder).expanduser()
-    if not path.is_file():
-        raise InputError(f"--embedder {embedder}: there is no such file.")
     if folder.begin(EmbedFacts, {"embedder": embedder, "sha256": sha256_of(path)}, (EncodeFacts,), restart):
-        return
+        return True
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
     except ValueError as error:
         raise InputError(f"--embedder {embedder} is no .npy file of numbers: {error}") from None
     write_array(folder / "embeddings.npy", check_vectors(found, int(items.scorable.sum()), embedder))
+    return False
 
 
 def check_vectors(vectors: Float32, n: int, path: str) -> Float32:
@@ -178,14 +198,14 @@ def check_vectors(vectors: Float32, n: int, path: str) -> Float32:
     return unit
 
 
-def _by_encoder(folder: RunFolder, items: Items, config: EmbedConfig, embedder: str, restart: bool) -> None:
+def _by_encoder(folder: RunFolder, items: Items, config: EmbedConfig, embedder: str, restart: bool) -> bool:
     from instruct_prune.models.sentence_encoder import TextEncoder, embed_rows
 
     found = names.find_model(embedder, option="--embedder")
     if restart:
         shutil.rmtree(folder / "parts" / "embed", ignore_errors=True)
     if folder.begin(EmbedFacts, {"embedder": embedder, "identity": found.identity()}, (EncodeFacts,), restart):
-        return
+        return True
     row_id: Int64 = items.row_id[items.scorable]
     with Progress("embedding", len(row_id), "rows") as progress:
         embed_rows(
@@ -196,3 +216,4 @@ def _by_encoder(folder: RunFolder, items: Items, config: EmbedConfig, embedder: 
             folder / "embeddings.npy",
             progress.advance,
         )
+    return False

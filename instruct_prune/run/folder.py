@@ -18,7 +18,7 @@ from instruct_prune.measure.subnet import SubnetSpec
 from instruct_prune.run.records import LAYOUT, STAGES, EmbedFacts, Facts, Record, read_record
 from instruct_prune.score.table import ScoreTable
 from instruct_prune.select.data import Clusters, Embeddings, Selection
-from instruct_prune.storage import write_json, write_parquet
+from instruct_prune.storage import arrow_column, read_parquet, write_json, write_parquet
 
 MANIFEST = "manifest.json"
 PACKAGES = (
@@ -157,7 +157,12 @@ class RunFolder:
         return facts
 
     def begin(
-        self, kind: type[Facts], config: Mapping[str, Any], inputs: tuple[type[Any], ...] = (), restart: bool = False
+        self,
+        kind: type[Facts],
+        config: Mapping[str, Any],
+        inputs: tuple[type[Any], ...] = (),
+        restart: bool = False,
+        work_kept: bool = False,
     ) -> bool:
         """Claim a stage for options; True when it is already finished under the same ones, from the same inputs.
 
@@ -166,6 +171,7 @@ class RunFolder:
             config: the options that decide the result.
             inputs: the stages that it is made from, all of them finished.
             restart: discard what is there.
+            work_kept: an unfinished stage has left parts that are worth keeping; without them it is simply begun anew.
 
         Raises:
             InputError: the folder holds this stage under other options; the message lists what differs.
@@ -178,7 +184,7 @@ class RunFolder:
             if known.fingerprint == wanted.fingerprint:
                 return known.facts is not None
             lines = differences(known.config, wanted.config)
-            if lines:
+            if lines and (known.facts is not None or work_kept):
                 raise InputError(
                     f"{self.path} holds the {kind.stage} stage of another run, and nothing of it was overwritten. What differs "
                     f"(there -> asked for):\n"
@@ -213,7 +219,7 @@ class RunFolder:
             "score_name": table.score_name,
             "backbone": table.backbone,
         }
-        arrow = pa.table({name: pa.array(column) for name, column in table.columns().items()})
+        arrow = pa.table({name: arrow_column(column) for name, column in table.columns().items()})
         write_parquet(self / "scores.parquet", arrow.replace_schema_metadata({"instruct_prune": json.dumps(meta)}))
 
     def read_scores(self) -> ScoreTable:
@@ -223,13 +229,12 @@ class RunFolder:
             InputError: it is missing, damaged, or was written by something else.
         """
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         path = self / "scores.parquet"
         if not path.exists():
             raise InputError(f"{path} does not exist. Run `instruct-prune score --data ... --out {self.path}` first.")
         try:
-            arrow = pq.read_table(path, page_checksum_verification=True)
+            arrow = read_parquet(path)
             meta = json.loads((arrow.schema.metadata or {})[b"instruct_prune"])
         except (pa.ArrowException, OSError, KeyError, ValueError) as error:
             raise InputError(
@@ -261,14 +266,14 @@ class RunFolder:
         import pyarrow as pa
 
         columns = {"row_id": clusters.row_id, "cluster": clusters.labels, "distance": clusters.distances}
-        write_parquet(self / "clusters.parquet", pa.table({name: pa.array(c) for name, c in columns.items()}))
+        write_parquet(self / "clusters.parquet", pa.table({name: arrow_column(c) for name, c in columns.items()}))
 
     def write_selection(self, selection: Selection, more: Mapping[str, Any] | None = None) -> None:
         """Write ``selection.parquet``; ``more`` are further columns, aligned with the selection."""
         import pyarrow as pa
 
-        strata = pa.DictionaryArray.from_arrays(pa.array(selection.stratum), pa.array(list(selection.strata_names)))
-        reasons = pa.DictionaryArray.from_arrays(pa.array(selection.reason), pa.array(list(selection.reasons)))
+        strata = pa.DictionaryArray.from_arrays(arrow_column(selection.stratum), list(selection.strata_names))
+        reasons = pa.DictionaryArray.from_arrays(arrow_column(selection.reason), list(selection.reasons))
         columns = {"row_id": selection.row_id, "selected": selection.selected, "reason": reasons, "stratum": strata}
         columns |= {"score": selection.score, "rank": selection.rank}
         if selection.duplicate_of is not None:
@@ -280,12 +285,11 @@ class RunFolder:
         write_parquet(self / "selection.parquet", table)
 
     def read_selection(self) -> Selection:
-        import pyarrow.parquet as pq
 
         path = self / "selection.parquet"
         if not path.exists():
             raise InputError(f"{path} does not exist. Run `instruct-prune select --out {self.path} --keep ...` first.")
-        arrow = pq.read_table(path, page_checksum_verification=True).combine_chunks()
+        arrow = read_parquet(path).combine_chunks()
         facts = json.loads((arrow.schema.metadata or {})[b"instruct_prune"])
         plain = {n: arrow.column(n).to_numpy() for n in ("row_id", "selected", "score", "rank")}
         codes = {}
@@ -310,3 +314,18 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
+
+
+def open_run(out: str) -> RunFolder:
+    """The run folder of this path; it need not exist yet."""
+    if not out:
+        raise InputError("--out is missing: name the folder of the run.")
+    return RunFolder(out)
+
+
+def existing_run(out: str) -> RunFolder:
+    """The run folder of this path, which must exist."""
+    folder = open_run(out)
+    if not folder.exists:
+        raise InputError(f"{out}: there is no run here. Make one with `instruct-prune score --data ... --out ...`.")
+    return folder

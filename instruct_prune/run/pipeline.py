@@ -9,24 +9,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from instruct_prune.config import RunConfig
-from instruct_prune.errors import InputError
 from instruct_prune.report.html import write_report
-from instruct_prune.run.compare import compare
 from instruct_prune.run.embed import embed
-from instruct_prune.run.export import export
-from instruct_prune.run.folder import RunFolder
-from instruct_prune.run.inspect import inspect
+from instruct_prune.run.export import check_export, export
+from instruct_prune.run.folder import RunFolder, open_run
 from instruct_prune.run.rows import rows_of
 from instruct_prune.run.score import score
 from instruct_prune.run.select import check_selection, select
 from instruct_prune.select.data import Selection
 
-__all__ = ["compare", "embed", "export", "inspect", "open_run", "report", "run", "score", "select"]
-
 
 def run(config: RunConfig) -> Selection | None:
     """Dataset file in, pruned dataset file out. None on processes other than the main one, and for a dry run."""
     check_selection(config.select)
+    check_export(config.export)
     folder = open_run(config.run.out)
     table = score(folder, config.data, config.encode, config.score, config.select, config.embed)
     if table is None:
@@ -41,10 +37,3 @@ def run(config: RunConfig) -> Selection | None:
 def report(folder: RunFolder, others: Sequence[RunFolder] = (), samples: int = 5000) -> Path:
     """``report.html`` and ``report.json``: what was kept, what was dropped and why."""
     return write_report(folder, rows_of(folder), samples=samples, others=others)
-
-
-def open_run(out: str) -> RunFolder:
-    """The run folder of this path; it need not exist yet."""
-    if not out:
-        raise InputError("--out is missing: name the folder of the run.")
-    return RunFolder(out)

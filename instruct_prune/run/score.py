@@ -20,7 +20,7 @@ from instruct_prune.measure.subnet import DENSE, SubnetSpec
 from instruct_prune.models.model import Items, Model
 from instruct_prune.progress import clock, say
 from instruct_prune.rows.table import RowTable
-from instruct_prune.run.embed import by_model
+from instruct_prune.run.embed import by_model, embedder_of
 from instruct_prune.run.embed import embed as embed_rows
 from instruct_prune.run.encode import encode, make_model
 from instruct_prune.run.folder import RunFolder
@@ -76,6 +76,8 @@ def score(
     ranks.on_main(lambda: read_rows(folder, data, config.restart, memory))
     rows = RowTable.open(folder / "rows").facts
     model = _first_on_main(ranks, lambda: make_model(config, encoding, rows.model_kind, rows.format, loaded))
+    if embed is not None:
+        ranks.on_main(lambda: embedder_of(model, embed))
     table = RowTable.open(folder / "rows")
     ranks.on_main(lambda: encode(folder, table, model, config, encoding, data.strict))
     items = model.open_items(folder / "items")
@@ -103,7 +105,7 @@ def score(
     if measured is None:
         return None
     scores = merge(folder, items, measured, wanted.ladder, wanted.score, dtype, ranks)
-    if model.embeds:
+    if model.embeds and embed is None:
         embed_rows(folder, EmbedConfig())
     shutil.rmtree(folder / "parts", ignore_errors=True)
     ranks.close()
@@ -203,7 +205,7 @@ def _finished(folder: RunFolder, identity: dict[str, Any], config: ScoreConfig, 
 
     def claim() -> None:
         begun = not config.dry_run and folder.begin(
-            ScoreFacts, identity, (RowsFacts, EncodeFacts), restart=config.restart or not work_kept
+            ScoreFacts, identity, (RowsFacts, EncodeFacts), restart=config.restart, work_kept=work_kept
         )
         done.append(begun)
 

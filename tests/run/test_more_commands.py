@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from sample_rows import alpaca_rows, write_jsonl
 
 from instruct_prune.cli import main
+from instruct_prune.run.folder import RunFolder
 
 N = 60
 
@@ -96,7 +98,7 @@ def test_every_method_meets_the_budget(run: Path, method: str) -> None:
         (["--must-keep", "nothing"], "no such file"),
         (["--must-keep", "topic=none"], "no scored row"),
         (["--split", "2"], "split"),
-        (["--split", "half"], "--split half"),
+        (["--split", "half"], "split is 'half'"),
         (["--clusters", "few"], "--clusters few"),
         (["--clusters", "500"], "500"),
         (["--dedup", "3"], "3"),
@@ -110,6 +112,27 @@ def test_wrong_selection_options(run: Path, capsys: pytest.CaptureFixture[str], 
     assert main(["select", "--out", str(run), "--keep", "0.5", *options]) == 2
     assert says in capsys.readouterr().err
     assert not (run / "selection.parquet").exists()
+
+
+def test_a_method_and_a_score_of_the_users_own(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own_rules.py").write_text(
+        "import numpy as np\n"
+        "def last(stratum, *, split: float = 0.5):\n"
+        "    return stratum.take(np.argsort(-stratum.pool.row_id[stratum.rows]))\n"
+        "def negative(columns):\n"
+        "    return -columns['loss_dense']\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    options = ["--method", "own_rules:last", "--score", "own_rules:negative", "--split", "0.25"]
+    assert main(["select", "--out", str(run), "--keep", "3", *options]) == 0, capsys.readouterr().err
+    sys.modules.pop("own_rules")
+    selection = RunFolder(run).read_selection()
+    assert selection.kept.tolist() == selection.row_id[-3:].tolist()
+    assert (selection.score < 0).all()
+    assert selection.params == {"method": "own_rules:last", "split": 0.25}
+    assert RunFolder(run).stage("select")["score"] == "own_rules:negative"
 
 
 def test_compare_and_correlate(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
