@@ -350,6 +350,14 @@ def test_no_format_fits_says_what_to_do(tmp_path: Path) -> None:
         open_data([str(path)], format="alpacca")
 
 
+def test_functions_are_tools() -> None:
+    row = {"messages": [{"role": "assistant", "content": "a"}], "functions": '[{"name": "weather"}]'}
+    [found] = open_data([row])
+    assert isinstance(found, Row)
+    assert found.tools == ({"type": "function", "function": {"name": "weather"}},)
+    assert found.columns == {}
+
+
 # ---- columns are used once ----
 
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from instruct_prune.rows.formats.conversations import checked
-from instruct_prune.rows.formats.format import SYSTEM, Fields, Format, Parsed, opening, user
+from instruct_prune.rows.formats.format import SYSTEM, TOOLS, Fields, Format, Parsed, opening, tools, user
 from instruct_prune.rows.reader import RowError
 from instruct_prune.rows.row import Message
-from instruct_prune.rows.turns import messages_of, tools_of, transcript
+from instruct_prune.rows.turns import messages_of, transcript
 
 
 def _prompt(fields: Fields) -> list[Message]:
@@ -32,7 +32,7 @@ def _prompt_completion(fields: Fields) -> Parsed:
         said.append(Message("assistant", fields.text("completion"), trained=True))
     else:
         said += messages_of(completion, "completion")
-    return checked(said, "completion"), tools_of(fields.get("tools"), "tools")
+    return checked(said, "completion"), tools(fields)
 
 
 def _preference(fields: Fields) -> Parsed:
@@ -49,7 +49,7 @@ def _preference(fields: Fields) -> Parsed:
         said = prompt + said
     elif prompt:  # UltraFeedback: 'chosen' is the whole conversation and 'prompt' repeats its beginning
         said = [message for message in prompt if message.role == "system" and said[0].role != "system"] + said
-    return _last_trained(said), tools_of(fields.get("tools"), "tools")
+    return _last_trained(said), tools(fields)
 
 
 def _last_trained(said: list[Message]) -> list[Message]:
@@ -61,18 +61,18 @@ def _last_trained(said: list[Message]) -> list[Message]:
 PROMPT_COMPLETION = Format(
     "prompt-completion",
     (("prompt",), ("completion",)),
-    ("tools", *SYSTEM),
+    (*TOOLS, *SYSTEM),
     _prompt_completion,
-    structures=("tools",),
+    structures=TOOLS,
     turns=("prompt", "completion"),
     said_as_turns="prompt",
 )
 PREFERENCE = Format(
     "preference",
     (("chosen",), ("rejected",)),
-    ("prompt", "conversations", "question", "instruction", "input", "tools", *SYSTEM),
+    ("prompt", "conversations", "question", "instruction", "input", *TOOLS, *SYSTEM),
     _preference,
-    structures=("conversations", "tools"),
+    structures=("conversations", *TOOLS),
     turns=("prompt", "chosen", "rejected"),
     said_as_turns="chosen",
 )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from instruct_prune.rows.formats.format import SYSTEM, Fields, Format, Parsed, opening
+from instruct_prune.rows.formats.format import SYSTEM, TOOLS, Fields, Format, Parsed, opening, tools
 from instruct_prune.rows.reader import RowError
 from instruct_prune.rows.row import Message
-from instruct_prune.rows.turns import messages_of, tools_of
+from instruct_prune.rows.turns import messages_of
 
 
 def _conversation(*names: str) -> Callable[[Fields], Parsed]:
@@ -19,7 +19,7 @@ def _conversation(*names: str) -> Callable[[Fields], Parsed]:
         said = messages_of(fields.get(name), name)
         if not any(message.role == "system" for message in said):
             said = opening(fields, "system", "system_prompt") + said
-        return checked(said, name), tools_of(fields.get("tools"), "tools")
+        return checked(said, name), tools(fields)
 
     return parse
 
@@ -34,14 +34,14 @@ def checked(said: list[Message], field: str) -> list[Message]:
 MESSAGES = Format(
     "messages",
     (("messages",),),
-    ("tools", "prompt", *SYSTEM),
+    ("prompt", *TOOLS, *SYSTEM),
     _conversation("messages"),
-    structures=("messages", "tools"),
+    structures=("messages", *TOOLS),
 )
 SHAREGPT = Format(
     "sharegpt",
     (("conversations", "conversation"),),
-    ("tools", *SYSTEM),
+    (*TOOLS, *SYSTEM),
     _conversation("conversations", "conversation"),
-    structures=("conversations", "conversation", "tools"),
+    structures=("conversations", "conversation", *TOOLS),
 )

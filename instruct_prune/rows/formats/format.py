@@ -11,7 +11,7 @@ from typing import Any
 from instruct_prune.rows.containers import undone
 from instruct_prune.rows.reader import RowError, named_type
 from instruct_prune.rows.row import Message
-from instruct_prune.rows.turns import Tools
+from instruct_prune.rows.turns import Tools, tools_of
 
 Parsed = tuple[list[Message], Tools]
 
@@ -151,4 +151,10 @@ def user(fields: Fields, names: Sequence[str], context: str) -> Message:
     return Message("user", instruction, context=context or inside)
 
 
+def tools(fields: Fields) -> Tools:
+    """``tools``, or ``functions`` as OpenAI's first function calls had them."""
+    return tools_of(fields.get("tools"), "tools") or tools_of(fields.get("functions"), "functions")
+
+
 SYSTEM = ("system", "system_prompt")
+TOOLS = ("tools", "functions")
