@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
+from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from instruct_prune.encode.rendering import Pieces, Rendered, RenderError, Span, with_context
+from instruct_prune.encode.habits import Takes, learn_frame
+from instruct_prune.encode.marks import Found, Marker, find, free_stem, opens_thought, plain_values, written_as
+from instruct_prune.encode.rendering import Rendered, RenderError, Span, counted, with_context
 from instruct_prune.errors import InputError
-from instruct_prune.rows.row import Row
-
-# Letters and digits only, so that no template's JSON or HTML escaping changes them; no data contain them.
-_OPEN, _CLOSE = "Zq7mOPEN", "Zq7mCLOSE"
+from instruct_prune.rows.calls import written_calls
+from instruct_prune.rows.row import Message, Row
 
 # Some templates write today's date; then a row would have another text, and another score, tomorrow.
 _FIXED_DATE = (
@@ -22,18 +25,22 @@ _FIXED_DATE = (
     )
     + " -}}{%- endmacro -%}"
 )
-
-_ASKS = {"role": "user", "content": "Hi"}
-_CALL: dict[str, Any] = {"id": "c00010000", "type": "function", "function": {"name": "f", "arguments": {"a": "b"}}}
+_LOST = {
+    "thought": "the chat template leaves out thoughts: they are not scored",
+    "text": "the chat template leaves out what turns say beside a call or a thought: it is not scored",
+    "name": "the chat template leaves out calls: they are not scored",
+    "argument": "the chat template leaves out arguments of calls, or writes them in another form",
+}
 
 
 class ChatTemplate:
     """The tokenizer's chat template, or a Jinja file written like one (``messages``, ``tools``, ``bos_token``, ...).
 
     Stock templates do not say which part of their text is the response, so every conversation is rendered twice: as
-    it is, and with markers around what the trained turns say. Without the markers both must be the same text, and
-    the markers tell where the turns are. A turn's span begins after the generation prompt (with a tool call: at the
-    call) and ends with the end-of-turn token; both are learnt from the template itself.
+    it is, and with marks around all that its turns say (thoughts, text, names and arguments of calls). Without the
+    marks both must be the same text, and the marks tell where each turn is. A turn's span goes from the end of what
+    the template writes to prompt it to the token that ends it; how both look, `Frame` has learnt. What a turn says
+    and the template does not write is counted in ``notes``.
     """
 
     writes_specials = True
@@ -41,59 +48,44 @@ class ChatTemplate:
     def __init__(self, tokenizer: Any, source: str, name: str) -> None:
         self._tokenizer = tokenizer
         self.name = name
-        self._notes: dict[str, None] = {}
+        self._counts: Counter[tuple[str, str]] = Counter()
         if "strftime_now" in source:
             source = _FIXED_DATE + source
-            self._say("the chat template writes today's date: it is fixed to 26 July 2024, for scores that last")
+            note = "the chat template writes today's date: it is fixed to 26 July 2024, for scores that last"
+            self._counts[note, ""] = 1
         self.text = source
-        self._learn_turns(tokenizer)
-        self._learn_roles()
-
-    def _learn_turns(self, tokenizer: Any) -> None:
-        """Learn the generation prompt and the end-of-turn token ("" where the template has none)."""
-        answer = {"role": "assistant", "content": f"{_OPEN}x{_CLOSE}"}
+        self._read: dict[str, bool] = {}
+        tokens = [token for token in tokenizer.get_added_vocab() if token]
         try:
-            asked, prompted = (self._apply([[_ASKS]], (), prompt=prompt)[0] for prompt in (False, True))
-            last, followed = (self._apply([[_ASKS, answer, *more]], ())[0] for more in ([], [_ASKS]))
+            self._takes = Takes.of(self._write, source)
+            self._frame = learn_frame(self._write, self._takes, tokens)
         except RenderError as error:
             raise InputError(f"the template {self.name!r} cannot write one question and one answer: {error}.") from None
-        if _OPEN not in last:
-            raise InputError(f"the template {self.name!r} leaves out what the assistant says.")
-        self._ask = prompted[len(asked) :] if prompted.startswith(asked) else ""
-        self._stop = _end_of_turn(last.partition(_CLOSE)[2], followed.partition(_CLOSE)[2], tokenizer)
-
-    def _learn_roles(self) -> None:
-        """Learn which messages the template takes, by writing some."""
-        answer = {"role": "assistant", "content": "x"}
-        # With an answer at the end: Mistral's template writes the system message only when the user speaks last.
-        self._takes_system = self._writes({"role": "system", "content": _OPEN}, _ASKS, answer)
-        self._takes_tools = self._writes(_ASKS, answer, tools=[_named({"type": "function", "function": {}}, _OPEN)])
-        calls = {"role": "assistant", "content": "", "tool_calls": [_named(_CALL, _OPEN)]}
-        self._takes_calls = self._writes(_ASKS, calls)
-        quiet = {**calls, "tool_calls": [_CALL]}
-        self._writes_text_of_calls = self._takes_calls and self._writes(_ASKS, {**quiet, "content": _OPEN})
-        result = {"role": "tool", "content": _OPEN, "tool_call_id": _CALL["id"], "name": "f"}
-        self._takes_results = self._writes(_ASKS, quiet if self._takes_calls else answer, result)
-        self._before_call = ""  # what the model writes before the name of the function that it calls
-        if self._takes_calls:
-            prompted, called = self._apply([[_ASKS]], (), prompt=True)[0], self._apply([[_ASKS, calls]], ())[0]
-            if called.startswith(prompted):
-                self._before_call = called[len(prompted) : called.index(_OPEN)]
+        except InputError as error:
+            raise InputError(f"the template {self.name!r} {error}.") from None
+        specials = {*tokenizer.all_special_tokens} & {*self._frame.ends}
+        self._own_ends = tuple(specials | ({tokenizer.eos_token} if specials and tokenizer.eos_token else set()))
+        self._bos = tokenizer.bos_token or "" if "bos_token" in source else ""
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What was done to make rows fit this template, so far."""
-        return tuple(self._notes)
+        return counted(self._counts)
 
-    def _say(self, note: str) -> None:
-        self._notes[note] = None
+    def reads(self, key: str) -> bool:
+        """Whether the template looks at this key of a turn."""
+        if key not in self._read:
+            name = rf"\b(?:message|messages\[[^\]]*\]|msg|m|turn)(?:\.get\(['\"]|\.|\[['\"]){re.escape(key)}\b"
+            self._read[key] = re.search(name, self.text) is not None
+        return self._read[key]
 
-    def _writes(self, *messages: dict[str, Any], tools: Sequence[Mapping[str, Any]] = ()) -> bool:
-        """Whether the template accepts these and writes the marker that is in one of them."""
-        try:
-            return _OPEN in self._apply([list(messages)], tools)[0]
-        except RenderError:
-            return False
+    def _say(self, note: str, unit: str = "rows") -> None:
+        self._counts[note, unit] += 1
+
+    def _write(
+        self, messages: list[dict[str, Any]], tools: Sequence[Mapping[str, Any]] = (), prompt: bool = False
+    ) -> str:
+        return self._apply([messages], tools, prompt)[0]
 
     def _apply(
         self, conversations: list[list[dict[str, Any]]], tools: Sequence[Mapping[str, Any]], prompt: bool = False
@@ -114,46 +106,115 @@ class ChatTemplate:
 
     def render(self, sample: Row, turns: Sequence[int]) -> Rendered:
         messages, positions = self._messages(sample)
-        marked = list(messages)
-        for i in turns:
-            turn = messages[positions[i]]
-            by_call = "tool_calls" in turn and not (turn["content"].strip() and self._writes_text_of_calls)
-            marked[positions[i]] = _marked_call(turn) if by_call else _marked(turn)
-        if sample.tools and not self._takes_tools:
+        wanted = [positions[i] for i in turns]
+        full, marker, found = self._marked(messages, wanted, sample.tools)
+        if sample.tools and not self._takes.tools and not _names_written(sample.tools, full):
             self._say("the chat template takes no tool definitions: they are left out")
-        full, text = self._apply([messages, marked], sample.tools)
-        pieces, said = Pieces(), []
-        for n, part in enumerate(text.split(_OPEN)):
-            inside, found, after = part.partition(_CLOSE)
-            if bool(n) != bool(found):
-                raise RenderError("the chat template does not write every response as it is")
-            if n:
-                said.append((pieces.length, pieces.length + len(inside)))
-            pieces.add(inside)
-            pieces.add(after)
-        if len(said) != len(turns) or pieces.rendered().text != full:
-            raise RenderError("the chat template changes the responses, so they cannot be found in its text")
+        numbers: dict[int, list[int]] = {turn: [] for turn in wanted}
+        for number, piece in enumerate(marker.pieces[1:], 1):
+            numbers[piece.turn].append(number)
+        starts = sorted([*(start for start, _ in found.others), *(start for start, _ in found.places.values())])
+        ends = sorted([*(end for _, end in found.others), *(end for _, end in found.places.values())])
         spans: list[Span] = []
-        for n, i in enumerate(turns):
-            low = spans[-1].end if spans else 0
-            high = said[n + 1][0] if n + 1 < len(said) else len(full)
-            spans.append(self._span(full, said[n], low, high, bool(messages[positions[i]].get("tool_calls"))))
+        for turn in wanted:
+            there = [found.places[number] for number in numbers[turn] if number in found.places]
+            if not there:
+                raise RenderError(f"the chat template leaves out all that turn {turn + 1} says")
+            first, last = min(start for start, _ in there), max(end for _, end in there)
+            low = ends[bisect_right(ends, first) - 1] if ends[0] <= first else 0
+            high = starts[place] if (place := bisect_left(starts, last)) < len(starts) else len(full)
+            start = self._start(full[low:first], messages, turn)
+            end = last + self._frame.end(full[last:high])
+            if spans and low + start < spans[-1].end:
+                raise RenderError("the chat template writes the turns in another order")
+            self._check(messages[turn], full[low + start : end], numbers[turn], marker, found)
+            spans.append(Span(low + start, end, tuple(full[a:b] for a, b in there)))
         return Rendered(full, tuple(spans))
 
-    def _span(self, full: str, said: tuple[int, int], low: int, high: int, is_call: bool) -> Span:
-        """Widen what a turn says to all that the model has to write, within [low, high)."""
-        start, end = said
-        asked = full.rfind(self._ask, low, start) if self._ask else -1
-        if asked >= 0 and not (self._stop and self._stop in full[asked + len(self._ask) : start]):
-            start = asked + len(self._ask)
-        elif is_call and full.endswith(self._before_call, low, start):
-            start -= len(self._before_call)
-        stop = full.find(self._stop, end, high) if self._stop else -1
-        # Between what was said and its end-of-turn token there is at most white space, or the rest of a tool call.
-        between = full[end:stop] if stop >= 0 else ""
-        if stop >= 0 and (not between.strip() or (is_call and not (self._ask and self._ask in between))):
-            end = stop + len(self._stop)
-        return Span(start, end, full[said[0] : said[1]])
+    def _marked(
+        self, messages: list[dict[str, Any]], wanted: Sequence[int], tools: Sequence[Mapping[str, Any]]
+    ) -> tuple[str, Marker, Found]:
+        """The text as it is, and where in it the pieces of the turns are.
+
+        A template that looks into what is said (at the tags that a result begins with, the order of arguments)
+        writes another text with marks in it; then fewer are set.
+        """
+        stem: str | None = "Zq7m"
+        for others, arguments in ((True, True), (False, True), (True, False), (False, False)):
+            marker = Marker(stem or "", arguments)
+            full, marked = self._apply([messages, self._with_marks(messages, wanted, marker, others)], tools)
+            if marker.stem in full:
+                stem = free_stem(full)
+                if stem is None:
+                    raise RenderError("the row holds the marks that turns are found by")
+                marker = Marker(stem, arguments)
+                full, marked = self._apply([messages, self._with_marks(messages, wanted, marker, others)], tools)
+            found = find(marked, marker.stem)
+            if found.text == full:
+                return full, marker, found
+        raise RenderError("the chat template changes the responses, so they cannot be found in its text")
+
+    def _with_marks(
+        self, messages: list[dict[str, Any]], wanted: Sequence[int], marker: Marker, others: bool
+    ) -> list[dict[str, Any]]:
+        marked: list[dict[str, Any]] = []
+        scored = set(wanted)
+        for i, turn in enumerate(messages):
+            content = turn["content"] or ""
+            if i not in scored:
+                marked.append({**turn, "content": marker.other(content)} if others and content else turn)
+                continue
+            new = dict(turn)
+            key = self._takes.reasoning
+            if key and turn.get(key):
+                new[key] = marker.piece(i, "thought", turn[key])
+            if content:
+                new["content"] = marker.spoken(i, content)
+            if "tool_calls" in turn:
+                new["tool_calls"] = [
+                    self._as_taken(marker.call(i, call)) for call in self._objects(turn["tool_calls"])
+                ]
+            marked.append(new)
+        return marked
+
+    def _start(self, gap: str, messages: list[dict[str, Any]], turn: int) -> int:
+        """Where in the text before its first piece a turn begins."""
+        content = messages[turn]["content"] or ""
+        own_tag = opens_thought(content)
+        found = self._frame.start(gap, messages[turn - 1]["role"] if turn else "", own_tag)
+        if found is not None:
+            return found
+        blanks = content[: len(content) - len(content.lstrip())]
+        return len(gap) - len(blanks) if blanks and gap.endswith(blanks) else len(gap)
+
+    def _check(
+        self, turn: Mapping[str, Any], written: str, numbers: Sequence[int], marker: Marker, found: Found
+    ) -> None:
+        """Compare what the message says with what is in its span, and count what is missing.
+
+        Raises:
+            RenderError: thought, text or name stand there in other words.
+        """
+        lost: set[str] = set()
+        for number in numbers:
+            piece = marker.pieces[number]
+            if number not in found.places:
+                lost.add(piece.kind)
+                continue
+            start, end = found.places[number]
+            if not written_as(piece.text, found.text[start:end]):
+                if piece.kind != "argument":
+                    raise RenderError("the chat template changes the responses, so they cannot be found in its text")
+                lost.add("argument")
+        if "name" not in lost:
+            for call in self._objects(turn.get("tool_calls", ())):
+                values = plain_values(call["function"]["arguments"], texts=not marker.arguments)
+                if any(value.casefold() not in written.casefold() for value in values):
+                    lost.add("argument")
+        if "name" in lost:
+            lost.discard("argument")
+        for kind in lost:
+            self._say(_LOST[kind], "turns")
 
     def _messages(self, sample: Row) -> tuple[list[dict[str, Any]], list[int]]:
         """The turns as the template takes them, and where each message of the sample went."""
@@ -165,73 +226,100 @@ class ChatTemplate:
             if message.role == "text":
                 raise RenderError("the row is plain text, not a conversation; use --template plain")
             positions.append(len(messages))
-            turn: dict[str, Any] = {"role": message.role, "content": with_context(message)}
-            if message.role == "system" and not self._takes_system:
+            turn = self._turn(message, len(messages))
+            if message.role == "system" and not self._takes.system:
                 system += turn["content"] + "\n\n"
                 self._say("the chat template takes no system message: it is put before the next user turn")
                 continue
             if message.role == "user" and system:
                 turn["content"], system = system + turn["content"], ""
-            if message.tool_calls:
-                self._add_calls(turn, message.tool_calls)
-                calls = list(message.tool_calls)
+            if message.role == "assistant":
+                calls = self._add_calls(turn, message) or calls
             if message.role == "tool":
-                self._add_call_id(turn, calls)
+                self._add_call_id(turn, calls, message.call_id)
             messages.append(turn)
         if system:
             raise RenderError("the chat template takes no system message, and no user turn follows to put it before")
         return messages, positions
 
-    def _add_calls(self, turn: dict[str, Any], calls: Sequence[Mapping[str, Any]]) -> None:
-        if self._takes_calls:
-            turn["tool_calls"] = [dict(call) for call in calls]
-            return
-        self._say("the chat template takes no tool calls: they are written as JSON in the assistant's turn")
-        written = [json.dumps(call["function"], ensure_ascii=False) for call in calls]
-        turn["content"] = "\n".join(filter(None, [turn["content"], *written]))
+    def _turn(self, message: Message, position: int) -> dict[str, Any]:
+        turn: dict[str, Any] = {"role": message.role, "content": with_context(message)}
+        for key, value in message.extra.items():
+            if self.reads(key):
+                turn[key] = value
+        if not position and self._bos and turn["content"].startswith(self._bos):
+            turn["content"] = turn["content"].removeprefix(self._bos)
+            self._say("rows begin with the BOS that the chat template writes: it is written once")
+        if message.role != "assistant":
+            return turn
+        if self._own_ends and turn["content"].rstrip().endswith(self._own_ends):
+            while turn["content"].rstrip().endswith(self._own_ends):
+                end = next(end for end in self._own_ends if turn["content"].rstrip().endswith(end))
+                turn["content"] = turn["content"].rstrip().removesuffix(end)
+            self._say("turns bring the end-of-turn token that the chat template writes: it is written once", "turns")
+        if message.reasoning.strip():
+            self._add_reasoning(turn, message.reasoning)
+        return turn
 
-    def _add_call_id(self, turn: dict[str, Any], calls: list[Mapping[str, Any]]) -> None:
-        """Say which call a result answers: the oldest one that has none."""
-        if not self._takes_results:
+    def _add_reasoning(self, turn: dict[str, Any], reasoning: str) -> None:
+        if self._takes.reasoning:
+            turn[self._takes.reasoning] = reasoning
+        elif self._takes.inline:
+            turn["content"] = f"<think>\n{reasoning.strip()}\n</think>\n\n{turn['content']}"
+        else:
+            self._say("the chat template has no place for thoughts (reasoning_content): they are left out", "turns")
+
+    def _add_calls(self, turn: dict[str, Any], message: Message) -> list[Mapping[str, Any]]:
+        """Hand a turn's calls to the template in the form that it takes; return them."""
+        calls: Sequence[Mapping[str, Any]] = message.tool_calls
+        if not calls and self._takes.calls:
+            written = written_calls(turn["content"], 0)
+            if written is not None and written.marker not in self.text:
+                self._say(f"calls written as text ({written.marker}) are given to the chat template as calls", "turns")
+                turn["content"], calls = written.before, written.calls
+        if not calls:
+            return []
+        if not self._takes.calls:
+            self._say("the chat template takes no tool calls: they are written as JSON in the assistant's turn")
+            texts = [json.dumps(call["function"], ensure_ascii=False) for call in calls]
+            turn["content"] = "\n".join(filter(None, [turn["content"], *texts]))
+            return list(calls)
+        turn["tool_calls"] = [self._as_taken(call) for call in calls]
+        turn["content"] = turn["content"] or self._takes.quiet
+        return list(calls)
+
+    def _as_taken(self, call: Mapping[str, Any]) -> dict[str, Any]:
+        """A call with its arguments as the template takes them, object or JSON text."""
+        arguments = call["function"]["arguments"]
+        if self._takes.arguments == "text" and not isinstance(arguments, str):
+            arguments = json.dumps(arguments, ensure_ascii=False)
+        return {**call, "function": {**call["function"], "arguments": arguments}}
+
+    def _objects(self, calls: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """Calls with their arguments as objects again."""
+        if self._takes.arguments == "object":
+            return list(calls)
+        found = []
+        for call in calls:
+            arguments = call["function"]["arguments"]
+            try:
+                arguments = json.loads(arguments)
+            except ValueError:  # the data's arguments are no JSON: they stay the text that they are
+                pass
+            found.append({**call, "function": {**call["function"], "arguments": arguments}})
+        return found
+
+    def _add_call_id(self, turn: dict[str, Any], calls: list[Mapping[str, Any]], wanted: str) -> None:
+        """Say which call a result answers: the one that the data name, else the oldest one that has no result."""
+        if not self._takes.results:
             turn["role"] = "user"
             self._say("the chat template takes no tool results: they are written as user turns")
         elif calls:
-            call = calls.pop(0)
+            place = next((i for i, call in enumerate(calls) if call["id"] == wanted), 0)
+            call = calls.pop(place)
             turn |= {"tool_call_id": call["id"], "name": call["function"]["name"]}
 
 
-def _marked(turn: dict[str, Any]) -> dict[str, Any]:
-    """Put the markers around what a turn says.
-
-    Blanks stay outside of them, because templates trim; so does what a model thinks aloud, because templates drop it
-    from earlier turns.
-    """
-    content: str = turn["content"]
-    thought = content.rfind("</think>")
-    begin = thought + len("</think>") if thought >= 0 else 0
-    core = content[begin:].strip()
-    begin = content.index(core, begin) if core else begin
-    return {**turn, "content": content[:begin] + _OPEN + core + _CLOSE + content[begin + len(core) :]}
-
-
-def _marked_call(turn: dict[str, Any]) -> dict[str, Any]:
-    """Put the markers around the name of the first function that a turn calls."""
-    first, *others = turn["tool_calls"]
-    return {**turn, "tool_calls": [_named(first, _OPEN + first["function"]["name"] + _CLOSE), *others]}
-
-
-def _named(call: dict[str, Any], name: str) -> dict[str, Any]:
-    return {**call, "function": {**call["function"], "name": name}}
-
-
-def _end_of_turn(last: str, followed: str, tokenizer: Any) -> str:
-    """The text of the end-of-turn token, from what follows an answer at the end and in the middle."""
-    tail = last.lstrip()
-    specials: list[str] = [token for token in tokenizer.get_added_vocab() if token and tail.startswith(token)]
-    if specials:
-        return max(specials, key=len)
-    same = 0
-    while same < min(len(last), len(followed)) and last[same] == followed[same]:
-        same += 1
-    words: list[str] = last[:same].split()
-    return words[0] if words else ""
+def _names_written(tools: Sequence[Mapping[str, Any]], text: str) -> bool:
+    names = [tool["function"].get("name") for tool in tools if isinstance(tool.get("function"), Mapping)]
+    return all(isinstance(name, str) and name in text for name in names)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -11,11 +12,12 @@ import numpy as np
 
 from instruct_prune.arrays import Bool, Int32
 from instruct_prune.encode.item import Encoded, Status
-from instruct_prune.encode.rendering import Rendered, RenderError, Span
+from instruct_prune.encode.rendering import Rendered, RenderError, Span, counted
 from instruct_prune.encode.templates import choose_template
 from instruct_prune.errors import InputError
 from instruct_prune.rows.row import Row
 
+_SHOWN_KEY, _SHOWN_NOTES = 40, 30
 _NO_IDS = np.zeros(0, dtype=np.int32)
 
 
@@ -64,19 +66,25 @@ class Encoder:
         self._unknown = tokenizer.unk_token_id
         self._ids_before: list[int] = []
         self._ids_after: list[int] = []
+        self._counts: Counter[tuple[str, str]] = Counter()
         self.template_name: str = self._template.name
+        self._leading = _leading_specials(tokenizer)
         if not self._template.writes_specials:
-            self._ids_before = _leading_specials(tokenizer)
+            self._ids_before = self._leading
             if tokenizer.eos_token_id is not None:
                 self._ids_after = [tokenizer.eos_token_id]
+        elif tokenizer.bos_token_id is not None and "bos_token" in self._template.text:
+            self._leading = self._leading or [tokenizer.bos_token_id]
         self._eos_text = str(tokenizer.eos_token) if self._ids_after else ""
+        self._bos_text = str(tokenizer.bos_token) if self._ids_before and tokenizer.bos_token else ""
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What people should be told about the rows encoded so far (a merged system message, ...)."""
+        notes = (*self._template.notes, *counted(self._counts))
         if self._template.writes_specials or self._ids_after:
-            return self._template.notes
-        return (*self._template.notes, "the tokenizer has no end-of-sequence token, so none is appended")
+            return notes
+        return (*notes, "the tokenizer has no end-of-sequence token, so none is appended")
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -114,24 +122,40 @@ class Encoder:
         return encoded
 
     def render(self, sample: Row) -> list[tuple[str, bool]]:
-        """The row's text in pieces, (text, is it response), the end-of-sequence token included.
+        """The row's text in pieces, (text, is it response), with the end-of-sequence token and without BOS.
 
         Raises:
             InputError: the template cannot write this row.
         """
         turns = _trained(sample, self._turns)
         try:
-            row = self._template.render(sample, turns)
+            row = self._rendered(sample, turns)
         except RenderError as error:
             raise InputError(f"row {sample.row_id} ({sample.source}, line {sample.line}): {error}.") from None
         pieces: list[tuple[str, bool]] = []
-        position = 0
+        position = len(self._bos_text) if self._bos_text and row.text.startswith(self._bos_text) else 0
         for span in row.spans:
-            pieces += [(row.text[position : span.start], False), (row.text[span.start : span.end], True)]
+            start = max(position, span.start)
+            pieces += [(row.text[position:start], False), (row.text[start : span.end], True)]
             position = span.end
         scored = bool(row.spans) and position == len(row.text)
-        pieces += [(row.text[position:], False), (self._eos_text, scored)]
+        eos = "" if self._eos_text and row.text.endswith(self._eos_text) else self._eos_text
+        pieces += [(row.text[position:], False), (eos, scored)]
         return [(text, response) for text, response in pieces if text]
+
+    def decode(self, row: Encoded) -> list[tuple[str, bool]]:
+        """What the ids of an encoded row say, in runs of (text, is it scored), special tokens included."""
+        ids, mask = row.input_ids.tolist(), row.response_mask
+        borders = [*(np.flatnonzero(mask[1:] != mask[:-1]) + 1).tolist(), len(ids)] if ids else []
+        runs: list[tuple[str, bool]] = []
+        shown, begin = "", 0
+        for end in borders:
+            whole = self._backend.decode(ids[:end], skip_special_tokens=False)
+            # Tokenizers that write blanks as "\u2581" take one off the beginning, so a run alone may lose its blank.
+            alone = self._backend.decode(ids[begin:end], skip_special_tokens=False)
+            runs.append((whole[len(shown) :] if whole.startswith(shown) else alone, bool(mask[begin])))
+            shown, begin = whole, end
+        return runs
 
     def _prepare(self, sample: Row) -> Rendered | Encoded:
         turns = _trained(sample, self._turns)
@@ -139,17 +163,43 @@ class Encoder:
             if any(message.trained for message in sample.messages):
                 return _without_score(sample.row_id, Status.EMPTY_RESPONSE, "the response is empty")
             return _without_score(sample.row_id, Status.ALL_MASKED, "no turn is trained: every weight is 0")
+        self._count_unread(sample)
         try:
-            return self._template.render(sample, turns)
+            return self._rendered(sample, turns)
         except RenderError as error:
             return _without_score(sample.row_id, Status.FAILED, str(error))
+
+    def _rendered(self, sample: Row, turns: list[int]) -> Rendered:
+        """The row as text. Blanks after an EOS that the data bring are left out, so that it stays the last token."""
+        row = self._template.render(sample, turns)
+        if not self._eos_text or not row.text[-1:].isspace() or not row.text.rstrip().endswith(self._eos_text):
+            return row
+        length = len(row.text.rstrip())
+        spans = tuple(Span(min(s.start, length), min(s.end, length), s.said) for s in row.spans)
+        return Rendered(row.text[:length], spans)
+
+    def _count_unread(self, sample: Row) -> None:
+        """Count what the turns of a row say of themselves that nobody reads."""
+        for message in sample.messages:
+            for key in message.extra:
+                if not self._template.reads(key):
+                    shown = key if len(key) <= _SHOWN_KEY else key[:_SHOWN_KEY] + "..."
+                    note = f"the key {shown!r} of turns is not read; exports to messages carry it on"
+                    if (note, "turns") not in self._counts and len(self._counts) >= _SHOWN_NOTES:
+                        note = "other keys of turns are not read, either"
+                    self._counts[note, "turns"] += 1
+            for remark in message.remarks:
+                self._counts[remark, "turns"] += 1
+            if message.reasoning.strip() and not self._template.writes_specials:
+                note = f"the template {self.template_name} has no place for thoughts (reasoning_content): they are left out"
+                self._counts[note, "turns"] += 1
 
     def _finish(
         self, row_id: int, encoding: Any, row: Rendered, ranges: list[tuple[int, int]], decoded: list[str]
     ) -> Encoded:
         for span, text, (first, last) in zip(row.spans, decoded, ranges, strict=True):
             if not self._contains(text, span, encoding, first, last):
-                shown = span.said.strip()[:60]
+                shown = self._missing(text, span)[:60]
                 return _without_score(row_id, Status.FAILED, f"the masked tokens do not say the response: {shown!r}")
         ids, mask = self._assemble(encoding, row, ranges)
         n_cut = 0
@@ -158,7 +208,8 @@ class Encoder:
             if self._overlong == "drop":
                 reason = f"{length} tokens, more than {self._max_length}"
                 return _without_score(row_id, Status.TOO_LONG, reason)
-            ids, mask, n_cut = _truncate(ids, mask, len(self._ids_before), self._max_length)
+            n_before = len(self._leading) if ids[: len(self._leading)].tolist() == self._leading else 0
+            ids, mask, n_cut = _truncate(ids, mask, n_before, self._max_length)
         mask[0] = False  # nothing comes before the first token, so it is never a target
         if not mask.any():
             return _without_score(row_id, Status.ALL_MASKED, "no response token has a token before it")
@@ -171,9 +222,11 @@ class Encoder:
         tokens = encoding.ids
         # Where the data end with the token themselves it is not appended once more.
         after = [] if tokens[-1:] == self._ids_after else self._ids_after
-        ids = np.asarray(self._ids_before + tokens + after, dtype=np.int32)
+        # Nor is what the tokenizer puts before a text, where the data bring that along.
+        before = [] if tokens[: len(self._ids_before)] == self._ids_before else self._ids_before
+        ids = np.asarray(before + tokens + after, dtype=np.int32)
         mask = np.zeros(len(ids), dtype=np.bool_)
-        n_before = len(self._ids_before)
+        n_before = len(before)
         for first, last in ranges:
             mask[n_before + first : n_before + last] = True
         if after:
@@ -182,12 +235,7 @@ class Encoder:
 
     def _contains(self, decoded: str, span: Span, encoding: Any, first: int, last: int) -> bool:
         """Whether decoded mask tokens say what they should, up to what a normalizer may change."""
-        said = span.said.strip()
-        if said in decoded or _folded(said) in _folded(decoded):
-            return True
-        normalizer = self._backend.normalizer
-        left = _folded(normalizer.normalize_str(said)) if normalizer is not None else ""
-        if left and left in _folded(decoded):
+        if not self._missing(decoded, span):
             return True
         if self._unknown is not None and self._unknown in encoding.ids[first:last]:
             # Characters that the vocabulary does not have decode to nothing: go by the offsets alone.
@@ -195,13 +243,25 @@ class Encoder:
             return bool(offsets[0][0] <= span.start and offsets[-1][1] >= span.end)
         return False
 
+    def _missing(self, decoded: str, span: Span) -> str:
+        """The first piece of a span that its decoded tokens do not say, or ""."""
+        for piece in span.said:
+            said = piece.strip()
+            if said in decoded or _folded(said) in _folded(decoded):
+                continue
+            normalizer = self._backend.normalizer
+            left = _folded(normalizer.normalize_str(said)) if normalizer is not None else ""
+            if not left or left not in _folded(decoded):
+                return said
+        return ""
+
 
 def _trained(sample: Row, turns: str) -> list[int]:
     """Positions of the messages that count; blank ones say nothing and do not."""
     found = [
         i
         for i, message in enumerate(sample.messages)
-        if message.trained and (message.text.strip() or message.tool_calls)
+        if message.trained and (message.text.strip() or message.tool_calls or message.reasoning.strip())
     ]
     return found[-1:] if turns == "last" else found
 

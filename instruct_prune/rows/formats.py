@@ -151,9 +151,14 @@ def _conversation(*names: str) -> Callable[[Fields], Parsed]:
         said = messages_of(fields.get(name), name)
         if not any(message.role == "system" for message in said):
             said = _opening(fields, "system", "system_prompt") + said
-        return _checked(said, name), tools_of(fields.get("tools"), "tools")
+        return _checked(said, name), _tools(fields)
 
     return parse
+
+
+def _tools(fields: Fields) -> Tools:
+    """``tools``, or ``functions`` as OpenAI's first function calls had them."""
+    return tools_of(fields.get("tools"), "tools") or tools_of(fields.get("functions"), "functions")
 
 
 def _checked(said: list[Message], field: str) -> list[Message]:
@@ -182,7 +187,7 @@ def _prompt_completion(fields: Fields) -> Parsed:
         said.append(Message("assistant", fields.text("completion"), trained=True))
     else:
         said += messages_of(completion, "completion")
-    return _checked(said, "completion"), tools_of(fields.get("tools"), "tools")
+    return _checked(said, "completion"), _tools(fields)
 
 
 def _preference(fields: Fields) -> Parsed:
@@ -199,7 +204,7 @@ def _preference(fields: Fields) -> Parsed:
         said = prompt + said
     elif prompt:  # UltraFeedback: 'chosen' is the whole conversation and 'prompt' repeats its beginning
         said = [message for message in prompt if message.role == "system" and said[0].role != "system"] + said
-    return _last_trained(said), tools_of(fields.get("tools"), "tools")
+    return _last_trained(said), _tools(fields)
 
 
 def _last_trained(said: list[Message]) -> list[Message]:
@@ -213,18 +218,18 @@ def _text(fields: Fields) -> Parsed:
 
 
 _SYSTEM = ("system", "system_prompt")
-_BEFORE = ("prompt", "conversations", "question", "instruction", "input", "tools", *_SYSTEM)
+_BEFORE = ("prompt", "conversations", "question", "instruction", "input", "tools", "functions", *_SYSTEM)
 
 # Where a row fits several, the first wins.
 FORMATS: dict[str, Format] = {
     each.name: each
     for each in (
         Format("preference", (("chosen",), ("rejected",)), _BEFORE, _preference),
-        Format("messages", (("messages",),), ("tools", "prompt", *_SYSTEM), _conversation("messages")),
+        Format("messages", (("messages",),), ("tools", "functions", "prompt", *_SYSTEM), _conversation("messages")),
         Format(
             "sharegpt",
             (("conversations", "conversation"),),
-            ("tools", *_SYSTEM),
+            ("tools", "functions", *_SYSTEM),
             _conversation("conversations", "conversation"),
         ),
         Format(
@@ -246,7 +251,7 @@ FORMATS: dict[str, Format] = {
             _single(["instruction"], ["input"], ["response", "target"]),
         ),
         Format("dolly_hhrlhf", (("prompt",), ("response",)), _SYSTEM, _single(["prompt"], [], ["response"])),
-        Format("prompt-completion", (("prompt",), ("completion",)), ("tools", *_SYSTEM), _prompt_completion),
+        Format("prompt-completion", (("prompt",), ("completion",)), ("tools", "functions", *_SYSTEM), _prompt_completion),
         Format(
             "question",
             (("question", "query"), ("response", "answer", "output")),

@@ -1,0 +1,306 @@
+"""What a chat template takes and how it frames a turn, learnt by writing small conversations with it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from instruct_prune.encode.rendering import RenderError
+from instruct_prune.errors import InputError
+
+Turn = dict[str, Any]
+Write = Callable[..., str]  # (messages, tools=(), prompt=False) -> text; raises RenderError
+
+# Letters and digits only, so that no template's escaping changes them.
+OPEN, CLOSE = "Zq7mOPEN", "Zq7mCLOSE"
+_ASKS: Turn = {"role": "user", "content": "Hi"}
+_CALL: dict[str, Any] = {"id": "c00010000", "type": "function", "function": {"name": "f", "arguments": {"a": "b"}}}
+_TAG = re.compile(r"<[^<>\s]*>|\[[^\[\]\s]*\]")
+_STEP = re.compile(r"<[^<>]*>|\[[^\[\]]*\]|\s+|[^<\[\s]+|[<\[]")
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+
+
+@dataclass(frozen=True)
+class Takes:
+    """Which messages a template takes.
+
+    Attributes:
+        system, tools, calls, results: whether it writes them.
+        arguments: "object" or "text": how it wants the arguments of calls.
+        quiet: the content of a turn that calls and says nothing: "" or None.
+        reasoning: the key under which it takes a thought, or "" where it takes none.
+        inline: whether it speaks of thoughts in the text of a turn (``</think>``).
+    """
+
+    system: bool
+    tools: bool
+    calls: bool
+    results: bool
+    arguments: str
+    quiet: str | None
+    reasoning: str
+    inline: bool
+
+    @classmethod
+    def of(cls, write: Write, source: str) -> Takes:
+        answer = _answer("x")
+        # With an answer at the end: Mistral's template writes the system message only when the user speaks last.
+        system = _writes(write, {"role": "system", "content": OPEN}, _ASKS, answer)
+        tools = _writes(write, _ASKS, answer, tools=[_named({"type": "function", "function": {}}, OPEN)])
+        calls, arguments, quiet = False, "object", ""
+        for arguments, quiet in (("object", ""), ("text", ""), ("object", None), ("text", None)):
+            calls = _writes_call(write, arguments, quiet)
+            if calls:
+                break
+        else:
+            arguments, quiet = "object", ""
+        called = called_turn("f", arguments, quiet) if calls else answer
+        result = {"role": "tool", "content": OPEN, "tool_call_id": _CALL["id"], "name": "f"}
+        results = _writes(write, _ASKS, called, result)
+        reasoning = ""
+        for key in _REASONING:
+            if re.search(rf"\b{key}\b", source) and (
+                _writes(write, _ASKS, {**answer, key: OPEN})
+                or (calls and _writes(write, _ASKS, {**called, key: OPEN}))
+                or (calls and _writes(write, _ASKS, {**called, key: OPEN}, {**result, "content": "x"}))
+            ):
+                reasoning = key
+                break
+        return cls(system, tools, calls, results, arguments, quiet, reasoning, "</think>" in source)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What a template writes around the turns of the assistant.
+
+    Attributes:
+        prompt: the generation prompt ("" where it has none).
+        header: the part of it that stands before every turn; ``prompt`` may open a thought on top of that.
+        plain: role of the turn before -> what stands between its text and a plain answer.
+        ends: texts of end-of-turn tokens, whichever kind of turn they end.
+        nexts: what stands between the end of a turn and the text of the next one, longest first.
+    """
+
+    prompt: str
+    header: str
+    plain: Mapping[str, str]
+    ends: tuple[str, ...]
+    nexts: tuple[str, ...]
+
+    def start(self, gap: str, before: str, own_tag: bool) -> int | None:
+        """Where in ``gap`` the model begins to write, or None where that cannot be told.
+
+        Args:
+            gap: what stands between what was said before and what this turn says first.
+            before: role of the turn before.
+            own_tag: the data open a thought themselves, so the prompt does not.
+        """
+        for opening in dict.fromkeys((self.prompt,) if not own_tag else ()) | dict.fromkeys((self.header,)):
+            place = gap.rfind(opening) if opening else -1
+            if place >= 0:
+                return place + len(opening)
+        plain = self.plain.get(before)
+        if plain is None:
+            return None
+        shared = plain if gap.startswith(plain) else _shared(gap, plain)
+        return len(shared) if shared.rstrip() == plain.rstrip() else None
+
+    def end(self, gap: str) -> int:
+        """Where in ``gap``, which follows what a turn says last, the turn ends."""
+        found = [(gap.find(end), -len(end)) for end in self.ends if end in gap]
+        if found:
+            place, length = min(found)
+            return place - length
+        for following in self.nexts:
+            if gap.endswith(following):
+                return len(gap[: -len(following)].rstrip())
+        return 0
+
+
+def learn_frame(write: Write, takes: Takes, tokens: Sequence[str]) -> Frame:
+    """Learn how the assistant's turns begin and end.
+
+    Args:
+        write: renders a conversation.
+        takes: what the template takes.
+        tokens: texts of the tokenizer's added tokens.
+
+    Raises:
+        InputError: the template cannot write a question and an answer, or leaves the answer out.
+    """
+    answer = _answer(f"{OPEN}x{CLOSE}")
+    asks = {"role": "user", "content": f"{OPEN}Hi{CLOSE}"}
+    asked, prompted = write([_ASKS]), write([_ASKS], prompt=True)
+    prompt = prompted[len(asked) :] if prompted.startswith(asked) else ""
+    last = _gaps(write([asks, answer]))
+    if len(last) < 3:
+        raise InputError("leaves out what the assistant says")
+    plain = {"user": last[1]}
+    results: dict[str, Turn] = {}
+    called: Turn | None = None
+    if takes.calls:
+        called = called_turn("f", takes.arguments, takes.quiet, f"{OPEN}b{CLOSE}")
+        results["tool"] = {
+            "role": "tool", "content": f"{OPEN}r{CLOSE}", "tool_call_id": _CALL["id"], "name": "f"
+        }  # fmt: skip
+        after = _gaps_or_none(write, [asks, called, results["tool"], answer])
+        if after and takes.results:
+            plain["tool"] = after[-2]
+    twice = _gaps_or_none(write, [asks, answer, answer])
+    if twice:
+        plain["assistant"] = twice[2]
+    header = _header(prompt, [last[1], *((_gaps_or_none(write, [asks, answer, asks]) or [])[1:2])])
+    first = _gaps(write([asks]))[0]
+    ends, nexts = _ends(write, asks, answer, [asks, _answer(f"{OPEN}y{CLOSE}")], prompt, first, tokens)
+    if called is not None:
+        followers = [results["tool"], asks] if takes.results else [asks]
+        more, others = _ends(write, asks, called, followers, prompt, first, tokens)
+        ends, nexts = ends | more, nexts | others
+    unique = sorted(nexts, key=lambda text: (-len(text), text))
+    return Frame(prompt, header, plain, tuple(sorted(ends)), tuple(unique))
+
+
+def called_turn(name: str, arguments: str, quiet: str | None, value: str = "b") -> Turn:
+    """A turn that calls a function and says nothing."""
+    given: Any = {"a": value}
+    function = {"name": name, "arguments": json.dumps(given) if arguments == "text" else given}
+    return {"role": "assistant", "content": quiet, "tool_calls": [{**_CALL, "function": function}]}
+
+
+def _ends(
+    write: Write, asks: Turn, turn: Turn, followers: Sequence[Turn], prompt: str, first: str, tokens: Sequence[str]
+) -> tuple[set[str], set[str]]:
+    """End-of-turn tokens of one kind of turn, at the end and in the middle, and what may follow them."""
+    last = _gaps(write([asks, turn]))[-1]
+    followed = [gaps for f in followers if (gaps := _gaps_or_none(write, [asks, turn, f]))]
+    middles = [gaps[-2] for gaps in followed]
+    if not middles:
+        end = _first_token(last, tokens)
+        return ({end} if end else set()), set()
+    nexts: set[str] = set()
+    ends: set[str] = set()
+    for middle in middles:
+        shared = _shared(last, middle)
+        closing = shared.rstrip()
+        own = _last_token(closing, tokens) or ("" if "tool_calls" in turn else closing.strip())
+        if own:  # one token ends the turn wherever it stands
+            ends.add(own)
+            nexts.add(middle[len(closing) :].lstrip())
+            continue
+        at_end = _first_token(last[len(shared) :], tokens)
+        if at_end:
+            ends.add(at_end)
+        rest = middle[len(shared) :]
+        inside = _before_header(rest, middles, shared, prompt, first, bool(at_end), tokens)
+        if inside:
+            ends.add(inside)
+            rest = rest[rest.index(inside) + len(inside) :]
+        nexts.add(rest.lstrip())
+    return ends, nexts - {""}
+
+
+def _before_header(
+    rest: str, middles: Sequence[str], shared: str, prompt: str, first: str, ends_last: bool, tokens: Sequence[str]
+) -> str:
+    """The end token that stands before the header of the next turn, "" where there is none."""
+    common = rest
+    for other in middles:
+        common = _shared(common, other[len(shared) :])
+    if len(middles) > 1:  # what comes whoever speaks next, without the beginning of a header
+        steps = _STEP.findall(common)
+        while steps and prompt.startswith(steps[-1]) and steps[-1].strip():
+            steps.pop()
+        return _first_token("".join(steps), tokens)
+    header = _shared(rest[::-1], first[::-1])[::-1]
+    before = rest[: len(rest) - len(header)]
+    if before.strip():
+        return _first_token(before, tokens)
+    token = _first_token(rest, tokens)
+    return token if ends_last and not re.search(r"user|human|tool|observation|inst", token, re.IGNORECASE) else ""
+
+
+def _header(prompt: str, gaps: Sequence[str]) -> str:
+    """The part of the generation prompt that stands before plain answers, wherever they are."""
+    if not prompt.strip():
+        return ""
+    steps = _STEP.findall(prompt)
+    cuts = ["".join(steps[:n]) for n in range(len(steps), 0, -1)]
+    header = prompt
+    for gap in gaps:
+        found = next((cut for cut in cuts if (cut in gap if cut == prompt else gap.endswith(cut))), "")
+        if found and len(found) < len(header):
+            header = found
+        if not found:
+            return ""
+    return header
+
+
+def _first_token(text: str, tokens: Sequence[str]) -> str:
+    text = text.lstrip()
+    found = [token for token in tokens if text.startswith(token)]
+    tag = _TAG.match(text)
+    return max([*found, *([tag[0]] if tag else [])], key=len, default="")
+
+
+def _last_token(text: str, tokens: Sequence[str]) -> str:
+    found = [token for token in tokens if text.endswith(token)]
+    tags = list(_TAG.finditer(text))
+    if tags and tags[-1].end() == len(text):
+        found.append(tags[-1][0])
+    return max(found, key=len, default="")
+
+
+def _shared(one: str, other: str) -> str:
+    """What two texts begin with, without half of a tag."""
+    same = 0
+    while same < min(len(one), len(other)) and one[same] == other[same]:
+        same += 1
+    shared = one[:same]
+    for opening, closing in (("<", ">"), ("[", "]")):
+        begun = shared.rfind(opening)
+        if begun >= 0 and closing not in shared[begun:] and _TAG.match(one, begun):
+            shared = shared[:begun]
+    return shared
+
+
+def _gaps(text: str) -> list[str]:
+    """What stands between the marked pieces of a text."""
+    return re.split(f"{OPEN}.*?{CLOSE}", text, flags=re.DOTALL)
+
+
+def _gaps_or_none(write: Write, messages: Sequence[Turn]) -> list[str] | None:
+    try:
+        gaps = _gaps(write(messages))
+    except RenderError:
+        return None
+    marked = sum(json.dumps(message).count(OPEN) for message in messages)
+    return gaps if len(gaps) > marked else None
+
+
+def _writes(write: Write, *messages: Turn, tools: Sequence[Mapping[str, Any]] = ()) -> bool:
+    """Whether the template accepts these and writes the marker that is in one of them."""
+    try:
+        return OPEN in write(list(messages), tools)
+    except RenderError:
+        return False
+
+
+def _writes_call(write: Write, arguments: str, quiet: str | None) -> bool:
+    """Whether name and argument are written, and the argument as JSON or in a form of its own."""
+    try:
+        text = write([_ASKS, called_turn(OPEN, arguments, quiet, CLOSE)])
+    except RenderError:
+        return False
+    as_python, twice = f"'{CLOSE}'" in text, f'\\"{CLOSE}' in text
+    return OPEN in text and CLOSE in text and not as_python and not twice
+
+
+def _answer(text: str) -> Turn:
+    return {"role": "assistant", "content": text}
+
+
+def _named(call: dict[str, Any], name: str) -> dict[str, Any]:
+    return {**call, "function": {**call["function"], "name": name}}
