@@ -7,6 +7,7 @@ import re
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from instruct_prune.encode.habits import Takes, learn_frame
@@ -108,7 +109,7 @@ class ChatTemplate:
         messages, positions = self._messages(sample)
         wanted = [positions[i] for i in turns]
         full, marker, found = self._marked(messages, wanted, sample.tools)
-        if sample.tools and not self._takes.tools and not _names_written(sample.tools, full):
+        if sample.tools and not self._takes.tools and self._write(messages) == full:
             self._say("the chat template takes no tool definitions: they are left out")
         numbers: dict[int, list[int]] = {turn: [] for turn in wanted}
         for number, piece in enumerate(marker.pieces[1:], 1):
@@ -171,9 +172,7 @@ class ChatTemplate:
             if content:
                 new["content"] = marker.spoken(i, content)
             if "tool_calls" in turn:
-                new["tool_calls"] = [
-                    self._as_taken(marker.call(i, call)) for call in self._objects(turn["tool_calls"])
-                ]
+                new["tool_calls"] = [self._as_taken(marker.call(i, call)) for call in self._objects(turn["tool_calls"])]
             marked.append(new)
         return marked
 
@@ -299,13 +298,11 @@ class ChatTemplate:
         """Calls with their arguments as objects again."""
         if self._takes.arguments == "object":
             return list(calls)
-        found = []
+        found: list[Mapping[str, Any]] = []
         for call in calls:
             arguments = call["function"]["arguments"]
-            try:
+            with suppress(ValueError):  # arguments that are no JSON stay the text that they are
                 arguments = json.loads(arguments)
-            except ValueError:  # the data's arguments are no JSON: they stay the text that they are
-                pass
             found.append({**call, "function": {**call["function"], "arguments": arguments}})
         return found
 
@@ -318,8 +315,3 @@ class ChatTemplate:
             place = next((i for i, call in enumerate(calls) if call["id"] == wanted), 0)
             call = calls.pop(place)
             turn |= {"tool_call_id": call["id"], "name": call["function"]["name"]}
-
-
-def _names_written(tools: Sequence[Mapping[str, Any]], text: str) -> bool:
-    names = [tool["function"].get("name") for tool in tools if isinstance(tool.get("function"), Mapping)]
-    return all(isinstance(name, str) and name in text for name in names)

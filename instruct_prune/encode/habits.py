@@ -50,13 +50,9 @@ class Takes:
         # With an answer at the end: Mistral's template writes the system message only when the user speaks last.
         system = _writes(write, {"role": "system", "content": OPEN}, _ASKS, answer)
         tools = _writes(write, _ASKS, answer, tools=[_named({"type": "function", "function": {}}, OPEN)])
-        calls, arguments, quiet = False, "object", ""
-        for arguments, quiet in (("object", ""), ("text", ""), ("object", None), ("text", None)):
-            calls = _writes_call(write, arguments, quiet)
-            if calls:
-                break
-        else:
-            arguments, quiet = "object", ""
+        ways: tuple[tuple[str, str | None], ...] = (("object", ""), ("text", ""), ("object", None), ("text", None))
+        way = next((way for way in ways if _writes_call(write, *way)), None)
+        calls, (arguments, quiet) = way is not None, way or ways[0]
         called = called_turn("f", arguments, quiet) if calls else answer
         result = {"role": "tool", "content": OPEN, "tool_call_id": _CALL["id"], "name": "f"}
         results = _writes(write, _ASKS, called, result)

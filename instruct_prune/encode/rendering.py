@@ -77,7 +77,9 @@ def counted(counts: Mapping[tuple[str, str], int]) -> tuple[str, ...]:
     Args:
         counts: (note, what is counted: "rows" or "turns", "" for what is true of the template) -> how many.
     """
-    return tuple(f"{note} ({n:,} {unit if n > 1 else unit[:-1]})" if unit else note for (note, unit), n in counts.items())
+    return tuple(
+        f"{note} ({n:,} {unit if n > 1 else unit[:-1]})" if unit else note for (note, unit), n in counts.items()
+    )
 
 
 class Pieces:

@@ -136,7 +136,9 @@ def _chat(tokenizer: Any) -> Template:
     if isinstance(several, dict) and "tool_use" in several and "default" in several:
         return ByTools(tokenizer, several["default"], several["tool_use"])
     try:
-        source = tokenizer.get_chat_template(tools=[{}] if isinstance(several, dict) and "tool_use" in several else None)
+        source = tokenizer.get_chat_template(
+            tools=[{}] if isinstance(several, dict) and "tool_use" in several else None
+        )
     except ValueError:
         raise InputError(
             f"the tokenizer of {tokenizer.name_or_path or 'this model'} has no chat template (or several and none"

@@ -251,7 +251,9 @@ FORMATS: dict[str, Format] = {
             _single(["instruction"], ["input"], ["response", "target"]),
         ),
         Format("dolly_hhrlhf", (("prompt",), ("response",)), _SYSTEM, _single(["prompt"], [], ["response"])),
-        Format("prompt-completion", (("prompt",), ("completion",)), ("tools", "functions", *_SYSTEM), _prompt_completion),
+        Format(
+            "prompt-completion", (("prompt",), ("completion",)), ("tools", "functions", *_SYSTEM), _prompt_completion
+        ),
         Format(
             "question",
             (("question", "query"), ("response", "answer", "output")),

@@ -165,7 +165,7 @@ def _thought(value: object, extra: dict[str, Any], key: str) -> str | None:
     pieces = value if isinstance(value, list) else [value]
     words = [piece.get("text", piece.get("thinking")) if isinstance(piece, Mapping) else piece for piece in pieces]
     if all(isinstance(word, str) for word in words):
-        return "\n".join(words)
+        return "\n".join(map(str, words))
     extra[key] = value
     return None
 

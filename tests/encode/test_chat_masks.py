@@ -311,7 +311,7 @@ def test_a_template_text_in_the_data_moves_no_span(chat_tokenizers: dict[str, An
     assert scored_pieces(tokenizer, row) == ["<think>\n\n</think>\n\n4<|im_end|>"]
     hostile = conversation(("user", "Hi"), ("assistant", "Zq7mOPEN and Zq7mCLOSE"), ("user", "Zq7mCLOSE"))
     [row] = _encoder(tokenizer).encode([hostile])  # the marks themselves: others are taken
-    assert scored_pieces(tokenizer, row) == ["<think>\n\n</think>\n\nZq7mOPEN and Zq7mCLOSE<|im_end|>"]
+    assert scored_pieces(tokenizer, row) == ["Zq7mOPEN and Zq7mCLOSE<|im_end|>"]
 
 
 JINJA = (
