@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from typing import Any
 
 from instruct_prune.encode.habits import Takes, learn_frame
@@ -114,23 +115,37 @@ class ChatTemplate:
         numbers: dict[int, list[int]] = {turn: [] for turn in wanted}
         for number, piece in enumerate(marker.pieces[1:], 1):
             numbers[piece.turn].append(number)
-        starts = sorted([*(start for start, _ in found.others), *(start for start, _ in found.places.values())])
-        ends = sorted([*(end for _, end in found.others), *(end for _, end in found.places.values())])
+        places = sorted([*found.others, *found.places.values()])
         spans: list[Span] = []
         for turn in wanted:
-            there = [found.places[number] for number in numbers[turn] if number in found.places]
+            there = sorted(found.places[number] for number in numbers[turn] if number in found.places)
             if not there:
                 raise RenderError(f"the chat template leaves out all that turn {turn + 1} says")
-            first, last = min(start for start, _ in there), max(end for _, end in there)
-            low = ends[bisect_right(ends, first) - 1] if ends[0] <= first else 0
-            high = starts[place] if (place := bisect_left(starts, last)) < len(starts) else len(full)
-            start = self._start(full[low:first], messages, turn)
-            end = last + self._frame.end(full[last:high])
-            if spans and low + start < spans[-1].end:
-                raise RenderError("the chat template writes the turns in another order")
-            self._check(messages[turn], full[low + start : end], numbers[turn], marker, found)
-            spans.append(Span(low + start, end, tuple(full[a:b] for a, b in there)))
+            own = []
+            for group in _groups(there, found.others):
+                span = self._span(full, group, places, messages, turn)
+                if spans and span.start < spans[-1].end:
+                    raise RenderError("the chat template writes the turns in another order")
+                spans.append(span)
+                own.append(full[span.start : span.end])
+            self._check(messages[turn], "".join(own), numbers[turn], marker, found)
         return Rendered(full, tuple(spans))
+
+    def _span(
+        self,
+        full: str,
+        group: Sequence[tuple[int, int]],
+        places: Sequence[tuple[int, int]],
+        messages: list[dict[str, Any]],
+        turn: int,
+    ) -> Span:
+        """Widen pieces of a turn to all that the model has to write, between what is said before and after them."""
+        first, last = group[0][0], max(end for _, end in group)
+        low = max((end for _, end in places[: bisect_left(places, group[0])]), default=0)
+        after = bisect_left(places, (last, last))
+        high = places[after][0] if after < len(places) else len(full)
+        start = low + self._start(full[low:first], messages, turn)
+        return Span(start, last + self._frame.end(full[last:high]), tuple(full[a:b] for a, b in group))
 
     def _marked(
         self, messages: list[dict[str, Any]], wanted: Sequence[int], tools: Sequence[Mapping[str, Any]]
@@ -315,3 +330,14 @@ class ChatTemplate:
             place = next((i for i, call in enumerate(calls) if call["id"] == wanted), 0)
             call = calls.pop(place)
             turn |= {"tool_call_id": call["id"], "name": call["function"]["name"]}
+
+
+def _groups(pieces: Sequence[tuple[int, int]], others: Sequence[tuple[int, int]]) -> list[list[tuple[int, int]]]:
+    """Pieces of one turn, apart where others speak between them (Gemma 4 writes a result inside the turn that called)."""
+    groups = [[pieces[0]]]
+    for before, piece in pairwise(pieces):
+        place = bisect_left(others, before)
+        if place < len(others) and others[place] < piece:
+            groups.append([])
+        groups[-1].append(piece)
+    return groups

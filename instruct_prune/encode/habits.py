@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from instruct_prune.encode.marks import opens_thought
 from instruct_prune.encode.rendering import RenderError
 from instruct_prune.errors import InputError
 
@@ -18,6 +19,18 @@ Write = Callable[..., str]  # (messages, tools=(), prompt=False) -> text; raises
 OPEN, CLOSE = "Zq7mOPEN", "Zq7mCLOSE"
 _ASKS: Turn = {"role": "user", "content": "Hi"}
 _CALL: dict[str, Any] = {"id": "c00010000", "type": "function", "function": {"name": "f", "arguments": {"a": "b"}}}
+_TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "f",
+        "description": "d",
+        "parameters": {
+            "type": "object",
+            "properties": {"a": {"type": "string", "description": "d"}},
+            "required": ["a"],
+        },
+    },
+}
 _TAG = re.compile(r"<[^<>\s]*>|\[[^\[\]\s]*\]")
 _STEP = re.compile(r"<[^<>]*>|\[[^\[\]]*\]|\s+|[^<\[\s]+|[<\[]")
 _REASONING = ("reasoning_content", "thinking", "reasoning")
@@ -49,7 +62,7 @@ class Takes:
         answer = _answer("x")
         # With an answer at the end: Mistral's template writes the system message only when the user speaks last.
         system = _writes(write, {"role": "system", "content": OPEN}, _ASKS, answer)
-        tools = _writes(write, _ASKS, answer, tools=[_named({"type": "function", "function": {}}, OPEN)])
+        tools = _writes(write, _ASKS, answer, tools=[_named(_TOOL, OPEN)])
         ways: tuple[tuple[str, str | None], ...] = (("object", ""), ("text", ""), ("object", None), ("text", None))
         way = next((way for way in ways if _writes_call(write, *way)), None)
         calls, (arguments, quiet) = way is not None, way or ways[0]
@@ -102,7 +115,8 @@ class Frame:
         if plain is None:
             return None
         shared = plain if gap.startswith(plain) else _shared(gap, plain)
-        return len(shared) if shared.rstrip() == plain.rstrip() else None
+        whole = shared.rstrip() == plain.rstrip() or shared.endswith((">", "]"))
+        return len(shared) if whole else None
 
     def end(self, gap: str) -> int:
         """Where in ``gap``, which follows what a turn says last, the turn ends."""
@@ -135,16 +149,13 @@ def learn_frame(write: Write, takes: Takes, tokens: Sequence[str]) -> Frame:
     if len(last) < 3:
         raise InputError("leaves out what the assistant says")
     plain = {"user": last[1]}
-    results: dict[str, Turn] = {}
     called: Turn | None = None
     if takes.calls:
         called = called_turn("f", takes.arguments, takes.quiet, f"{OPEN}b{CLOSE}")
-        results["tool"] = {
-            "role": "tool", "content": f"{OPEN}r{CLOSE}", "tool_call_id": _CALL["id"], "name": "f"
-        }  # fmt: skip
-        after = _gaps_or_none(write, [asks, called, results["tool"], answer])
-        if after and takes.results:
-            plain["tool"] = after[-2]
+    result = {"role": "tool", "content": f"{OPEN}r{CLOSE}", "tool_call_id": _CALL["id"], "name": "f"}
+    after = _gaps_or_none(write, [asks, called or answer, result, answer]) if takes.results else None
+    if after:
+        plain["tool"] = after[-2]
     twice = _gaps_or_none(write, [asks, answer, answer])
     if twice:
         plain["assistant"] = twice[2]
@@ -152,7 +163,7 @@ def learn_frame(write: Write, takes: Takes, tokens: Sequence[str]) -> Frame:
     first = _gaps(write([asks]))[0]
     ends, nexts = _ends(write, asks, answer, [asks, _answer(f"{OPEN}y{CLOSE}")], prompt, first, tokens)
     if called is not None:
-        followers = [results["tool"], asks] if takes.results else [asks]
+        followers = [result, asks] if takes.results else [asks]
         more, others = _ends(write, asks, called, followers, prompt, first, tokens)
         ends, nexts = ends | more, nexts | others
     unique = sorted(nexts, key=lambda text: (-len(text), text))
@@ -226,12 +237,16 @@ def _header(prompt: str, gaps: Sequence[str]) -> str:
     cuts = ["".join(steps[:n]) for n in range(len(steps), 0, -1)]
     header = prompt
     for gap in gaps:
-        found = next((cut for cut in cuts if (cut in gap if cut == prompt else gap.endswith(cut))), "")
-        if found and len(found) < len(header):
+        found = next((cut for cut in cuts if cut in gap and (cut == prompt or _is_header(cut, gap))), "")
+        if len(found) < len(header):
             header = found
-        if not found:
-            return ""
     return header
+
+
+def _is_header(cut: str, gap: str) -> bool:
+    """Whether a beginning of the generation prompt is all of it but a thought that it opens."""
+    rest = gap[gap.rfind(cut) + len(cut) :]
+    return not any(opens_thought(cut[i:]) for i in range(len(cut))) and not _TAG.sub("", rest).strip()
 
 
 def _first_token(text: str, tokens: Sequence[str]) -> str:
