@@ -145,7 +145,8 @@ class ChatTemplate:
         after = bisect_left(places, (last, last))
         high = places[after][0] if after < len(places) else len(full)
         start = low + self._start(full[low:first], messages, turn)
-        return Span(start, last + self._frame.end(full[last:high]), tuple(full[a:b] for a, b in group))
+        end = last + self._frame.end(full[last:high], at_end=high == len(full) and turn == len(messages) - 1)
+        return Span(start, end, tuple(full[a:b] for a, b in group))
 
     def _marked(
         self, messages: list[dict[str, Any]], wanted: Sequence[int], tools: Sequence[Mapping[str, Any]]

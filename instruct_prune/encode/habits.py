@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from instruct_prune.encode.marks import opens_thought
 from instruct_prune.encode.rendering import RenderError
 from instruct_prune.errors import InputError
 
@@ -32,6 +31,7 @@ _TOOL: dict[str, Any] = {
     },
 }
 _TAG = re.compile(r"<[^<>\s]*>|\[[^\[\]\s]*\]")
+_OPENS_THOUGHT = re.compile(r"<(?:seed:)?think|\[THINK|<\|channel|<\|START_THINKING|<thought|<reasoning")
 _STEP = re.compile(r"<[^<>]*>|\[[^\[\]]*\]|\s+|[^<\[\s]+|[<\[]")
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
@@ -118,8 +118,13 @@ class Frame:
         whole = shared.rstrip() == plain.rstrip() or shared.endswith((">", "]"))
         return len(shared) if whole else None
 
-    def end(self, gap: str) -> int:
-        """Where in ``gap``, which follows what a turn says last, the turn ends."""
+    def end(self, gap: str, at_end: bool) -> int:
+        """Where in ``gap``, which follows what a turn says last, the turn ends.
+
+        Args:
+            gap: what stands between that and what is said next, or the end of the text.
+            at_end: nothing is said after the turn.
+        """
         found = [(gap.find(end), -len(end)) for end in self.ends if end in gap]
         if found:
             place, length = min(found)
@@ -127,7 +132,7 @@ class Frame:
         for following in self.nexts:
             if gap.endswith(following):
                 return len(gap[: -len(following)].rstrip())
-        return 0
+        return len(gap.rstrip()) if at_end else 0
 
 
 def learn_frame(write: Write, takes: Takes, tokens: Sequence[str]) -> Frame:
@@ -240,13 +245,14 @@ def _header(prompt: str, gaps: Sequence[str]) -> str:
         found = next((cut for cut in cuts if cut in gap and (cut == prompt or _is_header(cut, gap))), "")
         if len(found) < len(header):
             header = found
-    return header
+    opened = _OPENS_THOUGHT.search(header)
+    return header[: opened.start()] if opened else header
 
 
 def _is_header(cut: str, gap: str) -> bool:
     """Whether a beginning of the generation prompt is all of it but a thought that it opens."""
     rest = gap[gap.rfind(cut) + len(cut) :]
-    return not any(opens_thought(cut[i:]) for i in range(len(cut))) and not _TAG.sub("", rest).strip()
+    return not _OPENS_THOUGHT.search(cut) and not _TAG.sub("", rest).strip()
 
 
 def _first_token(text: str, tokens: Sequence[str]) -> str:
