@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import re
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from itertools import pairwise
 from typing import Any
 
-from instruct_prune.encode.habits import Takes, learn_frame
+from instruct_prune.encode.chat_messages import ChatMessages
+from instruct_prune.encode.frame import learn_frame
 from instruct_prune.encode.marks import Found, Marker, find, free_stem, opens_thought, plain_values, written_as
-from instruct_prune.encode.rendering import Rendered, RenderError, Span, counted, with_context
+from instruct_prune.encode.rendering import Rendered, RenderError, Span, counted
+from instruct_prune.encode.takes import Takes
 from instruct_prune.errors import InputError
-from instruct_prune.rows.calls import written_calls
-from instruct_prune.rows.row import Message, Row
+from instruct_prune.rows.row import Row
 
 # Some templates write today's date; then a row would have another text, and another score, tomorrow.
 _FIXED_DATE = (
@@ -56,7 +54,6 @@ class ChatTemplate:
             note = "the chat template writes today's date: it is fixed to 26 July 2024, for scores that last"
             self._counts[note, ""] = 1
         self.text = source
-        self._read: dict[str, bool] = {}
         tokens = [token for token in tokenizer.get_added_vocab() if token]
         try:
             self._takes = Takes.of(self._write, source)
@@ -66,8 +63,9 @@ class ChatTemplate:
         except InputError as error:
             raise InputError(f"the template {self.name!r} {error}.") from None
         specials = {*tokenizer.all_special_tokens} & {*self._frame.ends}
-        self._own_ends = tuple(specials | ({tokenizer.eos_token} if specials and tokenizer.eos_token else set()))
-        self._bos = tokenizer.bos_token or "" if "bos_token" in source else ""
+        ends = specials | ({tokenizer.eos_token} if specials and tokenizer.eos_token else set())
+        bos = tokenizer.bos_token or "" if "bos_token" in source else ""
+        self._messages = ChatMessages(source, self._takes, bos, tuple(sorted(ends)), self._counts)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -76,13 +74,7 @@ class ChatTemplate:
 
     def reads(self, key: str) -> bool:
         """Whether the template looks at this key of a turn."""
-        if key not in self._read:
-            name = rf"\b(?:message|messages\[[^\]]*\]|msg|m|turn)(?:\.get\(['\"]|\.|\[['\"]){re.escape(key)}\b"
-            self._read[key] = re.search(name, self.text) is not None
-        return self._read[key]
-
-    def _say(self, note: str, unit: str = "rows") -> None:
-        self._counts[note, unit] += 1
+        return self._messages.reads(key)
 
     def _write(
         self, messages: list[dict[str, Any]], tools: Sequence[Mapping[str, Any]] = (), prompt: bool = False
@@ -107,11 +99,11 @@ class ChatTemplate:
         return texts
 
     def render(self, sample: Row, turns: Sequence[int]) -> Rendered:
-        messages, positions = self._messages(sample)
+        messages, positions = self._messages.of(sample)
         wanted = [positions[i] for i in turns]
         full, marker, found = self._marked(messages, wanted, sample.tools)
         if sample.tools and not self._takes.tools and self._write(messages) == full:
-            self._say("the chat template takes no tool definitions: they are left out")
+            self._messages.say("the chat template takes no tool definitions: they are left out")
         numbers: dict[int, list[int]] = {turn: [] for turn in wanted}
         for number, piece in enumerate(marker.pieces[1:], 1):
             numbers[piece.turn].append(number)
@@ -188,7 +180,9 @@ class ChatTemplate:
             if content:
                 new["content"] = marker.spoken(i, content)
             if "tool_calls" in turn:
-                new["tool_calls"] = [self._as_taken(marker.call(i, call)) for call in self._objects(turn["tool_calls"])]
+                new["tool_calls"] = [
+                    self._messages.as_taken(marker.call(i, call)) for call in self._messages.objects(turn["tool_calls"])
+                ]
             marked.append(new)
         return marked
 
@@ -222,115 +216,14 @@ class ChatTemplate:
                     raise RenderError("the chat template changes the responses, so they cannot be found in its text")
                 lost.add("argument")
         if "name" not in lost:
-            for call in self._objects(turn.get("tool_calls", ())):
+            for call in self._messages.objects(turn.get("tool_calls", ())):
                 values = plain_values(call["function"]["arguments"], texts=not marker.arguments)
                 if any(value.casefold() not in written.casefold() for value in values):
                     lost.add("argument")
         if "name" in lost:
             lost.discard("argument")
         for kind in lost:
-            self._say(_LOST[kind], "turns")
-
-    def _messages(self, sample: Row) -> tuple[list[dict[str, Any]], list[int]]:
-        """The turns as the template takes them, and where each message of the sample went."""
-        messages: list[dict[str, Any]] = []
-        positions: list[int] = []
-        system = ""
-        calls: list[Mapping[str, Any]] = []  # those without a result yet
-        for message in sample.messages:
-            if message.role == "text":
-                raise RenderError("the row is plain text, not a conversation; use --template plain")
-            positions.append(len(messages))
-            turn = self._turn(message, len(messages))
-            if message.role == "system" and not self._takes.system:
-                system += turn["content"] + "\n\n"
-                self._say("the chat template takes no system message: it is put before the next user turn")
-                continue
-            if message.role == "user" and system:
-                turn["content"], system = system + turn["content"], ""
-            if message.role == "assistant":
-                calls = self._add_calls(turn, message) or calls
-            if message.role == "tool":
-                self._add_call_id(turn, calls, message.call_id)
-            messages.append(turn)
-        if system:
-            raise RenderError("the chat template takes no system message, and no user turn follows to put it before")
-        return messages, positions
-
-    def _turn(self, message: Message, position: int) -> dict[str, Any]:
-        turn: dict[str, Any] = {"role": message.role, "content": with_context(message)}
-        for key, value in message.extra.items():
-            if self.reads(key):
-                turn[key] = value
-        if not position and self._bos and turn["content"].startswith(self._bos):
-            turn["content"] = turn["content"].removeprefix(self._bos)
-            self._say("rows begin with the BOS that the chat template writes: it is written once")
-        if message.role != "assistant":
-            return turn
-        if self._own_ends and turn["content"].rstrip().endswith(self._own_ends):
-            while turn["content"].rstrip().endswith(self._own_ends):
-                end = next(end for end in self._own_ends if turn["content"].rstrip().endswith(end))
-                turn["content"] = turn["content"].rstrip().removesuffix(end)
-            self._say("turns bring the end-of-turn token that the chat template writes: it is written once", "turns")
-        if message.reasoning.strip():
-            self._add_reasoning(turn, message.reasoning)
-        return turn
-
-    def _add_reasoning(self, turn: dict[str, Any], reasoning: str) -> None:
-        if self._takes.reasoning:
-            turn[self._takes.reasoning] = reasoning
-        elif self._takes.inline:
-            turn["content"] = f"<think>\n{reasoning.strip()}\n</think>\n\n{turn['content']}"
-        else:
-            self._say("the chat template has no place for thoughts (reasoning_content): they are left out", "turns")
-
-    def _add_calls(self, turn: dict[str, Any], message: Message) -> list[Mapping[str, Any]]:
-        """Hand a turn's calls to the template in the form that it takes; return them."""
-        calls: Sequence[Mapping[str, Any]] = message.tool_calls
-        if not calls and self._takes.calls:
-            written = written_calls(turn["content"], 0)
-            if written is not None and written.marker not in self.text:
-                self._say(f"calls written as text ({written.marker}) are given to the chat template as calls", "turns")
-                turn["content"], calls = written.before, written.calls
-        if not calls:
-            return []
-        if not self._takes.calls:
-            self._say("the chat template takes no tool calls: they are written as JSON in the assistant's turn")
-            texts = [json.dumps(call["function"], ensure_ascii=False) for call in calls]
-            turn["content"] = "\n".join(filter(None, [turn["content"], *texts]))
-            return list(calls)
-        turn["tool_calls"] = [self._as_taken(call) for call in calls]
-        turn["content"] = turn["content"] or self._takes.quiet
-        return list(calls)
-
-    def _as_taken(self, call: Mapping[str, Any]) -> dict[str, Any]:
-        """A call with its arguments as the template takes them, object or JSON text."""
-        arguments = call["function"]["arguments"]
-        if self._takes.arguments == "text" and not isinstance(arguments, str):
-            arguments = json.dumps(arguments, ensure_ascii=False)
-        return {**call, "function": {**call["function"], "arguments": arguments}}
-
-    def _objects(self, calls: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-        """Calls with their arguments as objects again."""
-        if self._takes.arguments == "object":
-            return list(calls)
-        found: list[Mapping[str, Any]] = []
-        for call in calls:
-            arguments = call["function"]["arguments"]
-            with suppress(ValueError):  # arguments that are no JSON stay the text that they are
-                arguments = json.loads(arguments)
-            found.append({**call, "function": {**call["function"], "arguments": arguments}})
-        return found
-
-    def _add_call_id(self, turn: dict[str, Any], calls: list[Mapping[str, Any]], wanted: str) -> None:
-        """Say which call a result answers: the one that the data name, else the oldest one that has no result."""
-        if not self._takes.results:
-            turn["role"] = "user"
-            self._say("the chat template takes no tool results: they are written as user turns")
-        elif calls:
-            place = next((i for i, call in enumerate(calls) if call["id"] == wanted), 0)
-            call = calls.pop(place)
-            turn |= {"tool_call_id": call["id"], "name": call["function"]["name"]}
+            self._messages.say(_LOST[kind], "turns")
 
 
 def _groups(pieces: Sequence[tuple[int, int]], others: Sequence[tuple[int, int]]) -> list[list[tuple[int, int]]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -12,6 +11,7 @@ import numpy as np
 
 from instruct_prune.arrays import Bool, Int32
 from instruct_prune.encode.item import Encoded, Status
+from instruct_prune.encode.offsets import bare, folded, leading_specials, token_ranges, truncate
 from instruct_prune.encode.rendering import Rendered, RenderError, Span, counted
 from instruct_prune.encode.templates import choose_template
 from instruct_prune.errors import InputError
@@ -62,13 +62,13 @@ class Encoder:
         self._turns = turns
         self._overlong = overlong
         self._name = str(tokenizer.name_or_path)
-        self._backend = _bare(tokenizer.backend_tokenizer)
+        self._backend = bare(tokenizer.backend_tokenizer)
         self._unknown = tokenizer.unk_token_id
         self._ids_before: list[int] = []
         self._ids_after: list[int] = []
         self._counts: Counter[tuple[str, str]] = Counter()
         self.template_name: str = self._template.name
-        self._leading = _leading_specials(tokenizer)
+        self._leading = leading_specials(tokenizer)
         if not self._template.writes_specials:
             self._ids_before = self._leading
             if tokenizer.eos_token_id is not None:
@@ -76,7 +76,12 @@ class Encoder:
         elif tokenizer.bos_token_id is not None and "bos_token" in self._template.text:
             self._leading = self._leading or [tokenizer.bos_token_id]
         self._eos_text = str(tokenizer.eos_token) if self._ids_after else ""
-        self._bos_text = str(tokenizer.bos_token) if self._ids_before and tokenizer.bos_token else ""
+        self._bos_text = self._backend.decode(self._ids_before, skip_special_tokens=False) if self._ids_before else ""
+
+    @property
+    def bos(self) -> str:
+        """What is put before every text, as text ("" where the tokenizer adds nothing or the template writes it)."""
+        return self._bos_text
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -108,7 +113,7 @@ class Encoder:
         prepared = [self._prepare(sample) for sample in batch]
         rows = [row for row in prepared if isinstance(row, Rendered)]
         encodings = self._backend.encode_batch([row.text for row in rows], add_special_tokens=False)
-        ranges = [_token_ranges(encoding, row) for encoding, row in zip(encodings, rows, strict=True)]
+        ranges = [token_ranges(encoding, row) for encoding, row in zip(encodings, rows, strict=True)]
         pieces = [encoding.ids[a:b] for encoding, found in zip(encodings, ranges, strict=True) for a, b in found]
         decoded = iter(self._backend.decode_batch(pieces, skip_special_tokens=False))
         tokenized = zip(encodings, ranges, strict=True)
@@ -209,7 +214,7 @@ class Encoder:
                 reason = f"{length} tokens, more than {self._max_length}"
                 return _without_score(row_id, Status.TOO_LONG, reason)
             n_before = len(self._leading) if ids[: len(self._leading)].tolist() == self._leading else 0
-            ids, mask, n_cut = _truncate(ids, mask, n_before, self._max_length)
+            ids, mask, n_cut = truncate(ids, mask, n_before, self._max_length)
         mask[0] = False  # nothing comes before the first token, so it is never a target
         if not mask.any():
             return _without_score(row_id, Status.ALL_MASKED, "no response token has a token before it")
@@ -247,11 +252,11 @@ class Encoder:
         """The first piece of a span that its decoded tokens do not say, or ""."""
         for piece in span.said:
             said = piece.strip()
-            if said in decoded or _folded(said) in _folded(decoded):
+            if said in decoded or folded(said) in folded(decoded):
                 continue
             normalizer = self._backend.normalizer
-            left = _folded(normalizer.normalize_str(said)) if normalizer is not None else ""
-            if not left or left not in _folded(decoded):
+            left = folded(normalizer.normalize_str(said)) if normalizer is not None else ""
+            if not left or left not in folded(decoded):
                 return said
         return ""
 
@@ -264,70 +269,6 @@ def _trained(sample: Row, turns: str) -> list[int]:
         if message.trained and (message.text.strip() or message.tool_calls or message.reasoning.strip())
     ]
     return found[-1:] if turns == "last" else found
-
-
-def _bare(backend: Any) -> Any:
-    """A copy that neither adds special tokens, nor pads or cuts, nor trims offsets.
-
-    Byte-level post-processors trim blanks off the offsets, which leaves blank tokens without width; without the
-    post-processor every character of the text lies in a token.
-    """
-    from tokenizers import Tokenizer
-
-    copy = Tokenizer.from_str(backend.to_str())
-    copy.no_padding()
-    copy.no_truncation()
-    copy.post_processor = None
-    return copy
-
-
-def _leading_specials(tokenizer: Any) -> list[int]:
-    """The ids that the tokenizer itself puts before a text (BOS, where the model has one)."""
-    bare: list[int] = tokenizer.encode("a", add_special_tokens=False)
-    full: list[int] = tokenizer.encode("a", add_special_tokens=True)
-    for start in range(len(full) - len(bare) + 1):
-        if full[start : start + len(bare)] == bare:
-            return full[:start]
-    return []
-
-
-def _token_ranges(encoding: Any, row: Rendered) -> list[tuple[int, int]]:
-    """[first, last) tokens that overlap each span."""
-    return [_token_range(encoding, span.start, span.end, len(row.text)) for span in row.spans]
-
-
-def _token_range(encoding: Any, start: int, end: int, length: int) -> tuple[int, int]:
-    first = encoding.char_to_token(start)
-    after = len(encoding) if end == length else encoding.char_to_token(end)
-    if first is not None and after is not None:
-        while after < len(encoding) and encoding.token_to_chars(after)[0] < end:
-            after += 1  # a token across the end, or the next one of a character that is several tokens
-        return first, after
-    # Some characters lie in no token (a normalizer removed them): look at all offsets.
-    offsets = np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2)
-    overlap = (offsets[:, 0] < end) & (offsets[:, 1] > start)
-    inside = (offsets[:, 0] == offsets[:, 1]) & (offsets[:, 0] > start) & (offsets[:, 0] < end)
-    found = np.flatnonzero(overlap | inside)
-    return (int(found[0]), int(found[-1]) + 1) if len(found) else (0, 0)
-
-
-def _truncate(ids: Int32, mask: Bool, n_before: int, max_length: int) -> tuple[Int32, Bool, int]:
-    """Cut what comes after the last response token, then the prompt from the left (after BOS), then the right end."""
-    last = len(mask) - int(np.argmax(mask[::-1]))
-    ids, mask = ids[: max(last, max_length)], mask[: max(last, max_length)]
-    excess = len(ids) - max_length
-    if excess <= 0:
-        return ids, mask, 0
-    prompt = int(np.argmax(mask)) - n_before
-    cut = min(excess, prompt)
-    keep = np.r_[0:n_before, n_before + cut : len(ids)]
-    ids, mask = ids[keep], mask[keep]
-    n_cut = int(mask[max_length:].sum())
-    return ids[:max_length], mask[:max_length], n_cut
-
-
-def _folded(text: str) -> str:
-    return "".join(unicodedata.normalize("NFKC", text).split()).replace("\u2581", "")
 
 
 def _without_score(row_id: int, status: Status, reason: str) -> Encoded:

@@ -66,7 +66,7 @@ def _job(folder: RunFolder, config: ExportConfig, selection: Selection, source: 
         kind=source.kind,
         turns=encoded["config"]["turns"],
         render=encoder.render,
-        bos=encoded["tokenizer"]["bos_token"] or "",
+        bos=encoder.bos,
         eos=encoded["tokenizer"]["eos_token"] or "",
         split=encoded["data"]["data_split"],
         subset=encoded["data"]["data_subset"],

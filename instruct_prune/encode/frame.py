@@ -1,84 +1,19 @@
-"""What a chat template takes and how it frames a turn, learnt by writing small conversations with it."""
+"""What a chat template writes around the turns of the assistant, learnt by writing small conversations with it."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from instruct_prune.encode.rendering import RenderError
+from instruct_prune.encode.takes import ASKS, CALL, CLOSE, OPEN, Takes, Turn, Write, answer, called_turn
 from instruct_prune.errors import InputError
 
-Turn = dict[str, Any]
-Write = Callable[..., str]  # (messages, tools=(), prompt=False) -> text; raises RenderError
-
-# Letters and digits only, so that no template's escaping changes them.
-OPEN, CLOSE = "Zq7mOPEN", "Zq7mCLOSE"
-_ASKS: Turn = {"role": "user", "content": "Hi"}
-_CALL: dict[str, Any] = {"id": "c00010000", "type": "function", "function": {"name": "f", "arguments": {"a": "b"}}}
-_TOOL: dict[str, Any] = {
-    "type": "function",
-    "function": {
-        "name": "f",
-        "description": "d",
-        "parameters": {
-            "type": "object",
-            "properties": {"a": {"type": "string", "description": "d"}},
-            "required": ["a"],
-        },
-    },
-}
 _TAG = re.compile(r"<[^<>\s]*>|\[[^\[\]\s]*\]")
 _OPENS_THOUGHT = re.compile(r"<(?:seed:)?think|\[THINK|<\|channel|<\|START_THINKING|<thought|<reasoning")
 _STEP = re.compile(r"<[^<>]*>|\[[^\[\]]*\]|\s+|[^<\[\s]+|[<\[]")
-_REASONING = ("reasoning_content", "thinking", "reasoning")
-
-
-@dataclass(frozen=True)
-class Takes:
-    """Which messages a template takes.
-
-    Attributes:
-        system, tools, calls, results: whether it writes them.
-        arguments: "object" or "text": how it wants the arguments of calls.
-        quiet: the content of a turn that calls and says nothing: "" or None.
-        reasoning: the key under which it takes a thought, or "" where it takes none.
-        inline: whether it speaks of thoughts in the text of a turn (``</think>``).
-    """
-
-    system: bool
-    tools: bool
-    calls: bool
-    results: bool
-    arguments: str
-    quiet: str | None
-    reasoning: str
-    inline: bool
-
-    @classmethod
-    def of(cls, write: Write, source: str) -> Takes:
-        answer = _answer("x")
-        # With an answer at the end: Mistral's template writes the system message only when the user speaks last.
-        system = _writes(write, {"role": "system", "content": OPEN}, _ASKS, answer)
-        tools = _writes(write, _ASKS, answer, tools=[_named(_TOOL, OPEN)])
-        ways: tuple[tuple[str, str | None], ...] = (("object", ""), ("text", ""), ("object", None), ("text", None))
-        way = next((way for way in ways if _writes_call(write, *way)), None)
-        calls, (arguments, quiet) = way is not None, way or ways[0]
-        called = called_turn("f", arguments, quiet) if calls else answer
-        result = {"role": "tool", "content": OPEN, "tool_call_id": _CALL["id"], "name": "f"}
-        results = _writes(write, _ASKS, called, result)
-        reasoning = ""
-        for key in _REASONING:
-            if re.search(rf"\b{key}\b", source) and (
-                _writes(write, _ASKS, {**answer, key: OPEN})
-                or (calls and _writes(write, _ASKS, {**called, key: OPEN}))
-                or (calls and _writes(write, _ASKS, {**called, key: OPEN}, {**result, "content": "x"}))
-            ):
-                reasoning = key
-                break
-        return cls(system, tools, calls, results, arguments, quiet, reasoning, "</think>" in source)
 
 
 @dataclass(frozen=True)
@@ -146,40 +81,33 @@ def learn_frame(write: Write, takes: Takes, tokens: Sequence[str]) -> Frame:
     Raises:
         InputError: the template cannot write a question and an answer, or leaves the answer out.
     """
-    answer = _answer(f"{OPEN}x{CLOSE}")
+    plain_answer = answer(f"{OPEN}x{CLOSE}")
     asks = {"role": "user", "content": f"{OPEN}Hi{CLOSE}"}
-    asked, prompted = write([_ASKS]), write([_ASKS], prompt=True)
+    asked, prompted = write([ASKS]), write([ASKS], prompt=True)
     prompt = prompted[len(asked) :] if prompted.startswith(asked) else ""
-    last = _gaps(write([asks, answer]))
+    last = _gaps(write([asks, plain_answer]))
     if len(last) < 3:
         raise InputError("leaves out what the assistant says")
     plain = {"user": last[1]}
     called: Turn | None = None
     if takes.calls:
         called = called_turn("f", takes.arguments, takes.quiet, f"{OPEN}b{CLOSE}")
-    result = {"role": "tool", "content": f"{OPEN}r{CLOSE}", "tool_call_id": _CALL["id"], "name": "f"}
-    after = _gaps_or_none(write, [asks, called or answer, result, answer]) if takes.results else None
+    result = {"role": "tool", "content": f"{OPEN}r{CLOSE}", "tool_call_id": CALL["id"], "name": "f"}
+    after = _gaps_or_none(write, [asks, called or plain_answer, result, plain_answer]) if takes.results else None
     if after:
         plain["tool"] = after[-2]
-    twice = _gaps_or_none(write, [asks, answer, answer])
+    twice = _gaps_or_none(write, [asks, plain_answer, plain_answer])
     if twice:
         plain["assistant"] = twice[2]
-    header = _header(prompt, [last[1], *((_gaps_or_none(write, [asks, answer, asks]) or [])[1:2])])
+    header = _header(prompt, [last[1], *((_gaps_or_none(write, [asks, plain_answer, asks]) or [])[1:2])])
     first = _gaps(write([asks]))[0]
-    ends, nexts = _ends(write, asks, answer, [asks, _answer(f"{OPEN}y{CLOSE}")], prompt, first, tokens)
+    ends, nexts = _ends(write, asks, plain_answer, [asks, answer(f"{OPEN}y{CLOSE}")], prompt, first, tokens)
     if called is not None:
         followers = [result, asks] if takes.results else [asks]
         more, others = _ends(write, asks, called, followers, prompt, first, tokens)
         ends, nexts = ends | more, nexts | others
     unique = sorted(nexts, key=lambda text: (-len(text), text))
     return Frame(prompt, header, plain, tuple(sorted(ends)), tuple(unique))
-
-
-def called_turn(name: str, arguments: str, quiet: str | None, value: str = "b") -> Turn:
-    """A turn that calls a function and says nothing."""
-    given: Any = {"a": value}
-    function = {"name": name, "arguments": json.dumps(given) if arguments == "text" else given}
-    return {"role": "assistant", "content": quiet, "tool_calls": [{**_CALL, "function": function}]}
 
 
 def _ends(
@@ -295,29 +223,3 @@ def _gaps_or_none(write: Write, messages: Sequence[Turn]) -> list[str] | None:
         return None
     marked = sum(json.dumps(message).count(OPEN) for message in messages)
     return gaps if len(gaps) > marked else None
-
-
-def _writes(write: Write, *messages: Turn, tools: Sequence[Mapping[str, Any]] = ()) -> bool:
-    """Whether the template accepts these and writes the marker that is in one of them."""
-    try:
-        return OPEN in write(list(messages), tools)
-    except RenderError:
-        return False
-
-
-def _writes_call(write: Write, arguments: str, quiet: str | None) -> bool:
-    """Whether name and argument are written, and the argument as JSON or in a form of its own."""
-    try:
-        text = write([_ASKS, called_turn(OPEN, arguments, quiet, CLOSE)])
-    except RenderError:
-        return False
-    as_python, twice = f"'{CLOSE}'" in text, f'\\"{CLOSE}' in text
-    return OPEN in text and CLOSE in text and not as_python and not twice
-
-
-def _answer(text: str) -> Turn:
-    return {"role": "assistant", "content": text}
-
-
-def _named(call: dict[str, Any], name: str) -> dict[str, Any]:
-    return {**call, "function": {**call["function"], "name": name}}
