@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from instruct_prune.rows.calls import bare_calls, call_id, call_of
+from instruct_prune.rows.flags import MASKED, TRAINED, flags_of
 from instruct_prune.rows.parts import Spoken, parts_of
 from instruct_prune.rows.reader import RowError, named_type
 from instruct_prune.rows.row import Message
@@ -34,11 +35,6 @@ ROLES = {
 Tools = tuple[Mapping[str, Any], ...]
 
 REASONING = ("reasoning_content", "thinking", "reasoning")
-# Whether the tokens of a turn are trained: OpenAI and TRL (weight), axolotl (train, training), ms-swift and
-# LLaMA-Factory (loss, loss_weight), verl and slime (loss_mask, trainable); torchtune says the opposite (masked).
-TRAINED = ("weight", "train", "training", "trainable", "loss", "loss_weight", "loss_mask")
-MASKED = ("masked",)
-_WORDS = {"true": 1.0, "false": 0.0, "1": 1.0, "0": 0.0}
 _PLAIN = frozenset(("role", "content", "from", "value"))  # keys of most turns
 _OF_ASSISTANTS = frozenset(("tool_calls", "function_call", *REASONING))
 _OF_TOOLS = frozenset(("tool_call_id", "name"))
@@ -61,15 +57,25 @@ def messages_of(turns: object, field: str) -> list[Message]:
         raise RowError(f"expected a list of turns, found {named_type(turns)}", field)
     said: list[Message] = []
     answers: dict[str, str] = {}  # the data's id (or name) of a call -> the id that it has here
-    open_calls = False  # whether the turn before is nothing but calls, to which parallel ones may be added
+    open_calls = False  # whether the turn before is a function_call turn
     for i, turn in enumerate(turns):
         more, is_calls = _messages(turn, f"{field}[{i}]", i, answers)
-        if is_calls and open_calls and said[-1].trained == more[0].trained and not (more[0].text or more[0].reasoning):
+        if is_calls and said and _same_turn(said[-1], more[0], open_calls):
             said[-1] = replace(said[-1], tool_calls=said[-1].tool_calls + more[0].tool_calls)
         else:
             said += more
         open_calls = is_calls
     return said
+
+
+def _same_turn(before: Message, calls: Message, open_calls: bool) -> bool:
+    """Whether calls in a turn of their own (ms-swift, LLaMA-Factory) belong to the assistant's turn before it.
+
+    They do where it has no calls yet, or none but parallel ones in turns of their own.
+    """
+    if before.role != "assistant" or before.trained != calls.trained or not calls.tool_calls:
+        return False
+    return (open_calls or not before.tool_calls) and not (calls.text or calls.reasoning or calls.extra)
 
 
 def _messages(turn: object, field: str, position: int, answers: dict[str, str]) -> tuple[list[Message], bool]:
@@ -85,7 +91,7 @@ def _messages(turn: object, field: str, position: int, answers: dict[str, str]) 
         raise RowError(f"unknown role {tag!r}; known: {', '.join(ROLES)}", field)
     spoken = _spoken(turn, role, field, position)
     extra = _unread(turn, role) if len(turn) > 2 else {}
-    flags, more = _flags(turn, field, role) if len(turn) > 2 else ((), {})
+    flags, more = flags_of(turn, field, role) if len(turn) > 2 else ((), {})
     extra |= more
     trained = all(flags)
     if role in ("function_call", "assistant"):
@@ -106,6 +112,9 @@ def _spoken(turn: Mapping[str, Any], role: str, field: str, position: int) -> Sp
     content = turn.get("value") if content is None else content
     if isinstance(content, str):
         return Spoken(content)
+    if content is None and role == "function_call" and isinstance(turn.get("name"), str):  # ms-swift
+        call = call_of(turn, call_id(position, 0))
+        return Spoken("", calls=(call,) if call else ())
     if content is None:
         others = (*REASONING, "tool_calls", "function_call") if role == "assistant" else ()
         if any(turn.get(key) for key in others):
@@ -177,6 +186,8 @@ def _unread(turn: Mapping[str, Any], role: str) -> dict[str, Any]:
         read |= _OF_ASSISTANTS
     elif role == "tool":
         read |= _OF_TOOLS
+    if role == "function_call" and turn.get("content", turn.get("value")) is None:
+        read |= {"name", "arguments", "parameters"}
     read.update(TRAINED, MASKED, ("train_detail",))
     extra = {key: value for key, value in turn.items() if key not in read and value is not None}
     if turn.get("content") is not None and turn.get("value") not in (None, turn["content"]):
@@ -195,40 +206,6 @@ def _names(calls: object) -> list[object]:
         return []
     found = [call_of(_parsed(call), "") for call in calls]
     return [call and call["function"] for call in found]
-
-
-def _flags(turn: Mapping[str, Any], field: str, role: str) -> tuple[tuple[bool, ...], dict[str, Any]]:
-    """What the turn says of being trained, and flags that cannot be followed as they are.
-
-    Raises:
-        RowError: a flag that is no flag, flags that contradict each other, or only a part of the turn is trained.
-    """
-    flags: dict[str, bool] = {}
-    odd: dict[str, Any] = {}
-    for key in (*TRAINED, *MASKED):
-        value = turn.get(key)
-        if value is None:
-            continue
-        number = _WORDS.get(value.strip().lower()) if isinstance(value, str) else value
-        if not isinstance(number, bool | int | float) or number != number:
-            if key == "weight":
-                raise RowError(f"weight must be 0 or 1, this is {value!r}", field)
-            odd[key] = value
-            continue
-        if number not in (0, 1):
-            odd[key] = value  # followed as far as can be: it is trained, with the weight of any other turn
-        flags[key] = (number > 0) != (key in MASKED)
-    detail = turn.get("train_detail")
-    if detail:
-        pieces = {bool(piece.get("train", True)) for piece in detail if isinstance(piece, Mapping)}
-        if len(pieces) != 1:
-            raise RowError("train_detail trains a part of this turn; only whole turns can be scored", field)
-        flags["train_detail"] = pieces.pop()
-    if role not in ("assistant", "function_call"):
-        return (), odd | {key: turn[key] for key, trained in flags.items() if trained and key != "train_detail"}
-    if len(set(flags.values())) > 1:
-        raise RowError(f"the turn says both that it is trained and that it is not: {', '.join(flags)}", field)
-    return tuple(flags.values()), odd
 
 
 def _calls(value: object, field: str, position: int, before: int, answers: dict[str, str]) -> Tools:

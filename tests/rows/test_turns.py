@@ -129,6 +129,11 @@ def test_calls_in_turns_of_their_own_are_parallel() -> None:
     assert [(message.role, len(message.tool_calls)) for message in found[1:]] == [
         ("assistant", 2), ("tool", 0), ("assistant", 1)
     ]  # fmt: skip
+    said = {"role": "assistant", "content": "<think>\nhm\n</think>"}
+    one = made(ASKS, said, {"role": "tool_call", **WEATHER}, {"role": "tool_call", **WEATHER})
+    assert [(message.text, len(message.tool_calls)) for message in one[1:]] == [(said["content"], 2)]
+    two = made(ASKS, {**said, "loss": False}, call)
+    assert [(message.trained, len(message.tool_calls)) for message in two[1:]] == [(False, 0), (True, 1)]
 
 
 def test_results_say_which_call_they_answer() -> None:
