@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import json
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
-from instruct_prune.encode.rendering import Pieces, Rendered, RenderError, Span, with_context
+from instruct_prune.encode.chat_messages import ChatMessages
+from instruct_prune.encode.frame import learn_frame
+from instruct_prune.encode.marks import Found, Marker, find, free_stem, opens_thought, plain_values, written_as
+from instruct_prune.encode.rendering import Rendered, RenderError, Span, counted
+from instruct_prune.encode.takes import Takes
 from instruct_prune.errors import InputError
 from instruct_prune.rows.row import Row
-
-# Letters and digits only, so that no template's JSON or HTML escaping changes them; no data contain them.
-_OPEN, _CLOSE = "Zq7mOPEN", "Zq7mCLOSE"
 
 # Some templates write today's date; then a row would have another text, and another score, tomorrow.
 _FIXED_DATE = (
@@ -22,18 +25,22 @@ _FIXED_DATE = (
     )
     + " -}}{%- endmacro -%}"
 )
-
-_ASKS = {"role": "user", "content": "Hi"}
-_CALL: dict[str, Any] = {"id": "c00010000", "type": "function", "function": {"name": "f", "arguments": {"a": "b"}}}
+_LOST = {
+    "thought": "the chat template leaves out thoughts: they are not scored",
+    "text": "the chat template leaves out what turns say beside a call or a thought: it is not scored",
+    "name": "the chat template leaves out calls: they are not scored",
+    "argument": "the chat template leaves out arguments of calls, or writes them in another form",
+}
 
 
 class ChatTemplate:
     """The tokenizer's chat template, or a Jinja file written like one (``messages``, ``tools``, ``bos_token``, ...).
 
     Stock templates do not say which part of their text is the response, so every conversation is rendered twice: as
-    it is, and with markers around what the trained turns say. Without the markers both must be the same text, and
-    the markers tell where the turns are. A turn's span begins after the generation prompt (with a tool call: at the
-    call) and ends with the end-of-turn token; both are learnt from the template itself.
+    it is, and with marks around all that its turns say (thoughts, text, names and arguments of calls). Without the
+    marks both must be the same text, and the marks tell where each turn is. A turn's span goes from the end of what
+    the template writes to prompt it to the token that ends it; how both look, `Frame` has learnt. What a turn says
+    and the template does not write is counted in ``notes``.
     """
 
     writes_specials = True
@@ -41,59 +48,38 @@ class ChatTemplate:
     def __init__(self, tokenizer: Any, source: str, name: str) -> None:
         self._tokenizer = tokenizer
         self.name = name
-        self._notes: dict[str, None] = {}
+        self._counts: Counter[tuple[str, str]] = Counter()
         if "strftime_now" in source:
             source = _FIXED_DATE + source
-            self._say("the chat template writes today's date: it is fixed to 26 July 2024, for scores that last")
+            note = "the chat template writes today's date: it is fixed to 26 July 2024, for scores that last"
+            self._counts[note, ""] = 1
         self.text = source
-        self._learn_turns(tokenizer)
-        self._learn_roles()
-
-    def _learn_turns(self, tokenizer: Any) -> None:
-        """Learn the generation prompt and the end-of-turn token ("" where the template has none)."""
-        answer = {"role": "assistant", "content": f"{_OPEN}x{_CLOSE}"}
+        tokens = [token for token in tokenizer.get_added_vocab() if token]
         try:
-            asked, prompted = (self._apply([[_ASKS]], (), prompt=prompt)[0] for prompt in (False, True))
-            last, followed = (self._apply([[_ASKS, answer, *more]], ())[0] for more in ([], [_ASKS]))
+            self._takes = Takes.of(self._write, source)
+            self._frame = learn_frame(self._write, self._takes, tokens)
         except RenderError as error:
             raise InputError(f"the template {self.name!r} cannot write one question and one answer: {error}.") from None
-        if _OPEN not in last:
-            raise InputError(f"the template {self.name!r} leaves out what the assistant says.")
-        self._ask = prompted[len(asked) :] if prompted.startswith(asked) else ""
-        self._stop = _end_of_turn(last.partition(_CLOSE)[2], followed.partition(_CLOSE)[2], tokenizer)
-
-    def _learn_roles(self) -> None:
-        """Learn which messages the template takes, by writing some."""
-        answer = {"role": "assistant", "content": "x"}
-        # With an answer at the end: Mistral's template writes the system message only when the user speaks last.
-        self._takes_system = self._writes({"role": "system", "content": _OPEN}, _ASKS, answer)
-        self._takes_tools = self._writes(_ASKS, answer, tools=[_named({"type": "function", "function": {}}, _OPEN)])
-        calls = {"role": "assistant", "content": "", "tool_calls": [_named(_CALL, _OPEN)]}
-        self._takes_calls = self._writes(_ASKS, calls)
-        quiet = {**calls, "tool_calls": [_CALL]}
-        self._writes_text_of_calls = self._takes_calls and self._writes(_ASKS, {**quiet, "content": _OPEN})
-        result = {"role": "tool", "content": _OPEN, "tool_call_id": _CALL["id"], "name": "f"}
-        self._takes_results = self._writes(_ASKS, quiet if self._takes_calls else answer, result)
-        self._before_call = ""  # what the model writes before the name of the function that it calls
-        if self._takes_calls:
-            prompted, called = self._apply([[_ASKS]], (), prompt=True)[0], self._apply([[_ASKS, calls]], ())[0]
-            if called.startswith(prompted):
-                self._before_call = called[len(prompted) : called.index(_OPEN)]
+        except InputError as error:
+            raise InputError(f"the template {self.name!r} {error}.") from None
+        specials = {*tokenizer.all_special_tokens} & {*self._frame.ends}
+        ends = specials | ({tokenizer.eos_token} if specials and tokenizer.eos_token else set())
+        bos = tokenizer.bos_token or "" if "bos_token" in source else ""
+        self._messages = ChatMessages(source, self._takes, bos, tuple(sorted(ends)), self._counts)
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What was done to make rows fit this template, so far."""
-        return tuple(self._notes)
+        return counted(self._counts)
 
-    def _say(self, note: str) -> None:
-        self._notes[note] = None
+    def reads(self, key: str) -> bool:
+        """Whether the template looks at this key of a turn."""
+        return self._messages.reads(key)
 
-    def _writes(self, *messages: dict[str, Any], tools: Sequence[Mapping[str, Any]] = ()) -> bool:
-        """Whether the template accepts these and writes the marker that is in one of them."""
-        try:
-            return _OPEN in self._apply([list(messages)], tools)[0]
-        except RenderError:
-            return False
+    def _write(
+        self, messages: list[dict[str, Any]], tools: Sequence[Mapping[str, Any]] = (), prompt: bool = False
+    ) -> str:
+        return self._apply([messages], tools, prompt)[0]
 
     def _apply(
         self, conversations: list[list[dict[str, Any]]], tools: Sequence[Mapping[str, Any]], prompt: bool = False
@@ -113,125 +99,139 @@ class ChatTemplate:
         return texts
 
     def render(self, sample: Row, turns: Sequence[int]) -> Rendered:
-        messages, positions = self._messages(sample)
-        marked = list(messages)
-        for i in turns:
-            turn = messages[positions[i]]
-            by_call = "tool_calls" in turn and not (turn["content"].strip() and self._writes_text_of_calls)
-            marked[positions[i]] = _marked_call(turn) if by_call else _marked(turn)
-        if sample.tools and not self._takes_tools:
-            self._say("the chat template takes no tool definitions: they are left out")
-        full, text = self._apply([messages, marked], sample.tools)
-        pieces, said = Pieces(), []
-        for n, part in enumerate(text.split(_OPEN)):
-            inside, found, after = part.partition(_CLOSE)
-            if bool(n) != bool(found):
-                raise RenderError("the chat template does not write every response as it is")
-            if n:
-                said.append((pieces.length, pieces.length + len(inside)))
-            pieces.add(inside)
-            pieces.add(after)
-        if len(said) != len(turns) or pieces.rendered().text != full:
-            raise RenderError("the chat template changes the responses, so they cannot be found in its text")
+        messages, positions = self._messages.of(sample)
+        wanted = [positions[i] for i in turns]
+        full, marker, found = self._marked(messages, wanted, sample.tools)
+        if sample.tools and not self._takes.tools and self._write(messages) == full:
+            self._messages.say("the chat template takes no tool definitions: they are left out")
+        numbers: dict[int, list[int]] = {turn: [] for turn in wanted}
+        for number, piece in enumerate(marker.pieces[1:], 1):
+            numbers[piece.turn].append(number)
+        places = sorted([*found.others, *found.places.values()])
         spans: list[Span] = []
-        for n, i in enumerate(turns):
-            low = spans[-1].end if spans else 0
-            high = said[n + 1][0] if n + 1 < len(said) else len(full)
-            spans.append(self._span(full, said[n], low, high, bool(messages[positions[i]].get("tool_calls"))))
+        for turn in wanted:
+            there = sorted(found.places[number] for number in numbers[turn] if number in found.places)
+            if not there:
+                raise RenderError(f"the chat template leaves out all that turn {turn + 1} says")
+            own = []
+            for group in _groups(there, found.others):
+                span = self._span(full, group, places, messages, turn)
+                if spans and span.start < spans[-1].end:
+                    raise RenderError("the chat template writes the turns in another order")
+                spans.append(span)
+                own.append(full[span.start : span.end])
+            self._check(messages[turn], "".join(own), numbers[turn], marker, found)
         return Rendered(full, tuple(spans))
 
-    def _span(self, full: str, said: tuple[int, int], low: int, high: int, is_call: bool) -> Span:
-        """Widen what a turn says to all that the model has to write, within [low, high)."""
-        start, end = said
-        asked = full.rfind(self._ask, low, start) if self._ask else -1
-        if asked >= 0 and not (self._stop and self._stop in full[asked + len(self._ask) : start]):
-            start = asked + len(self._ask)
-        elif is_call and full.endswith(self._before_call, low, start):
-            start -= len(self._before_call)
-        stop = full.find(self._stop, end, high) if self._stop else -1
-        # Between what was said and its end-of-turn token there is at most white space, or the rest of a tool call.
-        between = full[end:stop] if stop >= 0 else ""
-        if stop >= 0 and (not between.strip() or (is_call and not (self._ask and self._ask in between))):
-            end = stop + len(self._stop)
-        return Span(start, end, full[said[0] : said[1]])
+    def _span(
+        self,
+        full: str,
+        group: Sequence[tuple[int, int]],
+        places: Sequence[tuple[int, int]],
+        messages: list[dict[str, Any]],
+        turn: int,
+    ) -> Span:
+        """Widen pieces of a turn to all that the model has to write, between what is said before and after them."""
+        first, last = group[0][0], max(end for _, end in group)
+        low = max((end for _, end in places[: bisect_left(places, group[0])]), default=0)
+        after = bisect_left(places, (last, last))
+        high = places[after][0] if after < len(places) else len(full)
+        start = low + self._start(full[low:first], messages, turn)
+        end = last + self._frame.end(full[last:high], at_end=high == len(full) and turn == len(messages) - 1)
+        return Span(start, end, tuple(full[a:b] for a, b in group))
 
-    def _messages(self, sample: Row) -> tuple[list[dict[str, Any]], list[int]]:
-        """The turns as the template takes them, and where each message of the sample went."""
-        messages: list[dict[str, Any]] = []
-        positions: list[int] = []
-        system = ""
-        calls: list[Mapping[str, Any]] = []  # those without a result yet
-        for message in sample.messages:
-            if message.role == "text":
-                raise RenderError("the row is plain text, not a conversation; use --template plain")
-            positions.append(len(messages))
-            turn: dict[str, Any] = {"role": message.role, "content": with_context(message)}
-            if message.role == "system" and not self._takes_system:
-                system += turn["content"] + "\n\n"
-                self._say("the chat template takes no system message: it is put before the next user turn")
+    def _marked(
+        self, messages: list[dict[str, Any]], wanted: Sequence[int], tools: Sequence[Mapping[str, Any]]
+    ) -> tuple[str, Marker, Found]:
+        """The text as it is, and where in it the pieces of the turns are.
+
+        A template that looks into what is said (at the tags that a result begins with, the order of arguments)
+        writes another text with marks in it; then fewer are set.
+        """
+        stem: str | None = "Zq7m"
+        for others, arguments in ((True, True), (False, True), (True, False), (False, False)):
+            marker = Marker(stem or "", arguments)
+            full, marked = self._apply([messages, self._with_marks(messages, wanted, marker, others)], tools)
+            if marker.stem in full:
+                stem = free_stem(full)
+                if stem is None:
+                    raise RenderError("the row holds the marks that turns are found by")
+                marker = Marker(stem, arguments)
+                full, marked = self._apply([messages, self._with_marks(messages, wanted, marker, others)], tools)
+            found = find(marked, marker.stem)
+            if found.text == full:
+                return full, marker, found
+        raise RenderError("the chat template changes the responses, so they cannot be found in its text")
+
+    def _with_marks(
+        self, messages: list[dict[str, Any]], wanted: Sequence[int], marker: Marker, others: bool
+    ) -> list[dict[str, Any]]:
+        marked: list[dict[str, Any]] = []
+        scored = set(wanted)
+        for i, turn in enumerate(messages):
+            content = turn["content"] or ""
+            if i not in scored:
+                marked.append({**turn, "content": marker.other(content)} if others and content else turn)
                 continue
-            if message.role == "user" and system:
-                turn["content"], system = system + turn["content"], ""
-            if message.tool_calls:
-                self._add_calls(turn, message.tool_calls)
-                calls = list(message.tool_calls)
-            if message.role == "tool":
-                self._add_call_id(turn, calls)
-            messages.append(turn)
-        if system:
-            raise RenderError("the chat template takes no system message, and no user turn follows to put it before")
-        return messages, positions
+            new = dict(turn)
+            key = self._takes.reasoning
+            if key and turn.get(key):
+                new[key] = marker.piece(i, "thought", turn[key])
+            if content:
+                new["content"] = marker.spoken(i, content)
+            if "tool_calls" in turn:
+                new["tool_calls"] = [
+                    self._messages.as_taken(marker.call(i, call)) for call in self._messages.objects(turn["tool_calls"])
+                ]
+            marked.append(new)
+        return marked
 
-    def _add_calls(self, turn: dict[str, Any], calls: Sequence[Mapping[str, Any]]) -> None:
-        if self._takes_calls:
-            turn["tool_calls"] = [dict(call) for call in calls]
-            return
-        self._say("the chat template takes no tool calls: they are written as JSON in the assistant's turn")
-        written = [json.dumps(call["function"], ensure_ascii=False) for call in calls]
-        turn["content"] = "\n".join(filter(None, [turn["content"], *written]))
+    def _start(self, gap: str, messages: list[dict[str, Any]], turn: int) -> int:
+        """Where in the text before its first piece a turn begins."""
+        content = messages[turn]["content"] or ""
+        own_tag = opens_thought(content)
+        found = self._frame.start(gap, messages[turn - 1]["role"] if turn else "", own_tag)
+        if found is not None:
+            return found
+        blanks = content[: len(content) - len(content.lstrip())]
+        return len(gap) - len(blanks) if blanks and gap.endswith(blanks) else len(gap)
 
-    def _add_call_id(self, turn: dict[str, Any], calls: list[Mapping[str, Any]]) -> None:
-        """Say which call a result answers: the oldest one that has none."""
-        if not self._takes_results:
-            turn["role"] = "user"
-            self._say("the chat template takes no tool results: they are written as user turns")
-        elif calls:
-            call = calls.pop(0)
-            turn |= {"tool_call_id": call["id"], "name": call["function"]["name"]}
+    def _check(
+        self, turn: Mapping[str, Any], written: str, numbers: Sequence[int], marker: Marker, found: Found
+    ) -> None:
+        """Compare what the message says with what is in its span, and count what is missing.
 
-
-def _marked(turn: dict[str, Any]) -> dict[str, Any]:
-    """Put the markers around what a turn says.
-
-    Blanks stay outside of them, because templates trim; so does what a model thinks aloud, because templates drop it
-    from earlier turns.
-    """
-    content: str = turn["content"]
-    thought = content.rfind("</think>")
-    begin = thought + len("</think>") if thought >= 0 else 0
-    core = content[begin:].strip()
-    begin = content.index(core, begin) if core else begin
-    return {**turn, "content": content[:begin] + _OPEN + core + _CLOSE + content[begin + len(core) :]}
-
-
-def _marked_call(turn: dict[str, Any]) -> dict[str, Any]:
-    """Put the markers around the name of the first function that a turn calls."""
-    first, *others = turn["tool_calls"]
-    return {**turn, "tool_calls": [_named(first, _OPEN + first["function"]["name"] + _CLOSE), *others]}
-
-
-def _named(call: dict[str, Any], name: str) -> dict[str, Any]:
-    return {**call, "function": {**call["function"], "name": name}}
+        Raises:
+            RenderError: thought, text or name stand there in other words.
+        """
+        lost: set[str] = set()
+        for number in numbers:
+            piece = marker.pieces[number]
+            if number not in found.places:
+                lost.add(piece.kind)
+                continue
+            start, end = found.places[number]
+            if not written_as(piece.text, found.text[start:end]):
+                if piece.kind != "argument":
+                    raise RenderError("the chat template changes the responses, so they cannot be found in its text")
+                lost.add("argument")
+        if "name" not in lost:
+            for call in self._messages.objects(turn.get("tool_calls", ())):
+                values = plain_values(call["function"]["arguments"], texts=not marker.arguments)
+                if any(value.casefold() not in written.casefold() for value in values):
+                    lost.add("argument")
+        if "name" in lost:
+            lost.discard("argument")
+        for kind in lost:
+            self._messages.say(_LOST[kind], "turns")
 
 
-def _end_of_turn(last: str, followed: str, tokenizer: Any) -> str:
-    """The text of the end-of-turn token, from what follows an answer at the end and in the middle."""
-    tail = last.lstrip()
-    specials: list[str] = [token for token in tokenizer.get_added_vocab() if token and tail.startswith(token)]
-    if specials:
-        return max(specials, key=len)
-    same = 0
-    while same < min(len(last), len(followed)) and last[same] == followed[same]:
-        same += 1
-    words: list[str] = last[:same].split()
-    return words[0] if words else ""
+def _groups(pieces: Sequence[tuple[int, int]], others: Sequence[tuple[int, int]]) -> list[list[tuple[int, int]]]:
+    """Pieces of one turn, apart where others speak between them (Gemma 4 writes a result inside the turn that called)."""
+    groups = [[pieces[0]]]
+    for before, piece in pairwise(pieces):
+        place = bisect_left(others, before)
+        if place < len(others) and others[place] < piece:
+            groups.append([])
+        groups[-1].append(piece)
+    return groups

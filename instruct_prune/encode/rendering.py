@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,7 +24,7 @@ class Span:
 
     start: int
     end: int
-    said: str
+    said: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,9 @@ class Template(Protocol):
     def writes_specials(self) -> bool: ...
     @property
     def notes(self) -> tuple[str, ...]: ...
+    def reads(self, key: str) -> bool:
+        """Whether it looks at this key of a turn, beside role, content, calls and thought."""
+        ...
 
     def render(self, sample: Row, turns: Sequence[int]) -> Rendered:
         """Write a sample; ``turns`` are the positions of the messages that count.
@@ -68,6 +71,17 @@ def with_context(message: Message) -> str:
     return f"{message.text}\n{message.context}" if message.context.strip() else message.text
 
 
+def counted(counts: Mapping[tuple[str, str], int]) -> tuple[str, ...]:
+    """Notes with how often each was true.
+
+    Args:
+        counts: (note, what is counted: "rows" or "turns", "" for what is true of the template) -> how many.
+    """
+    return tuple(
+        f"{note} ({n:,} {unit if n > 1 else unit[:-1]})" if unit else note for (note, unit), n in counts.items()
+    )
+
+
 class Pieces:
     """Text put together piece by piece, with the spans of trained turns."""
 
@@ -81,11 +95,14 @@ class Pieces:
         self.length += len(text)
 
     def add_response(self, said: str, ending: str, trained: bool) -> None:
+        """Add a turn and the token that ends it, which is written once where the data bring it, too."""
         start = self.length
+        if ending and said.rstrip().endswith(ending):
+            said, ending = said.rstrip(), ""
         self.add(said)
         self.add(ending)
         if trained:
-            self.spans.append(Span(start, self.length, said))
+            self.spans.append(Span(start, self.length, (said,)))
 
     def rendered(self) -> Rendered:
         return Rendered("".join(self.parts), tuple(self.spans))

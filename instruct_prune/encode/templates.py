@@ -38,6 +38,9 @@ class AlpacaTemplate:
     writes_specials: bool = False
     notes: tuple[str, ...] = ()
 
+    def reads(self, key: str) -> bool:
+        return False
+
     def render(self, sample: Row, turns: Sequence[int]) -> Rendered:
         messages, pieces = sample.messages, Pieces()
         body = messages
@@ -70,6 +73,9 @@ class PlainTemplate:
     text: str = "{turn}\n{turn}..."
     writes_specials: bool = False
     notes: tuple[str, ...] = ()
+
+    def reads(self, key: str) -> bool:
+        return False
 
     def render(self, sample: Row, turns: Sequence[int]) -> Rendered:
         pieces = Pieces()
@@ -113,15 +119,7 @@ def choose_template(wanted: str, tokenizer: Any, data_format: str | None) -> Tem
     if wanted == "plain":
         return PlainTemplate(eos)
     if wanted == "chat":
-        try:
-            source = tokenizer.get_chat_template()
-        except ValueError:
-            raise InputError(
-                f"the tokenizer of {tokenizer.name_or_path or 'this model'} has no chat template (or several and none"
-                " named 'default'), so it cannot write conversations. Use the model's instruct version,"
-                " --template alpaca, or --template FILE.jinja with a template of your own."
-            ) from None
-        return ChatTemplate(tokenizer, source, "chat")
+        return _chat(tokenizer)
     path = Path(wanted).expanduser()
     if not path.is_file():
         raise InputError(f"no template {wanted!r}: give auto, alpaca, chat, plain, or the path of a Jinja file.")
@@ -130,3 +128,48 @@ def choose_template(wanted: str, tokenizer: Any, data_format: str | None) -> Tem
     except UnicodeDecodeError:
         raise InputError(f"the template {wanted} is not UTF-8.") from None
     return ChatTemplate(tokenizer, source, wanted)
+
+
+def _chat(tokenizer: Any) -> Template:
+    """The tokenizer's chat template, or its several ones."""
+    several = tokenizer.chat_template
+    if isinstance(several, dict) and "tool_use" in several and "default" in several:
+        return ByTools(tokenizer, several["default"], several["tool_use"])
+    try:
+        source = tokenizer.get_chat_template(
+            tools=[{}] if isinstance(several, dict) and "tool_use" in several else None
+        )
+    except ValueError:
+        raise InputError(
+            f"the tokenizer of {tokenizer.name_or_path or 'this model'} has no chat template (or several and none"
+            " named 'default'), so it cannot write conversations. Use the model's instruct version,"
+            " --template alpaca, or --template FILE.jinja with a template of your own."
+        ) from None
+    return ChatTemplate(tokenizer, source, "chat")
+
+
+class ByTools:
+    """Two chat templates of one tokenizer: ``tool_use`` for rows with tools, ``default`` for all others.
+
+    So does ``apply_chat_template`` of transformers. Rows without tool definitions that call tools all the same are
+    written with ``default``, as there.
+    """
+
+    name = "chat"
+    writes_specials = True
+
+    def __init__(self, tokenizer: Any, default: str, tool_use: str) -> None:
+        self._default = ChatTemplate(tokenizer, default, "chat")
+        self._tool_use = ChatTemplate(tokenizer, tool_use, "chat")
+        self.text = f"{self._default.text}\n{{# tool_use #}}\n{self._tool_use.text}"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was done to make rows fit either template."""
+        return tuple(dict.fromkeys(self._default.notes + self._tool_use.notes))
+
+    def reads(self, key: str) -> bool:
+        return self._default.reads(key) or self._tool_use.reads(key)
+
+    def render(self, sample: Row, turns: Sequence[int]) -> Rendered:
+        return (self._tool_use if sample.tools else self._default).render(sample, turns)

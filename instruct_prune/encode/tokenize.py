@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import unicodedata
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,11 +12,13 @@ import numpy as np
 
 from instruct_prune.arrays import Bool, Int32
 from instruct_prune.encode.item import Encoded, Status
-from instruct_prune.encode.rendering import Rendered, RenderError, Span
+from instruct_prune.encode.offsets import bare, folded, leading_specials, token_ranges, truncate
+from instruct_prune.encode.rendering import Rendered, RenderError, Span, counted
 from instruct_prune.encode.templates import choose_template
 from instruct_prune.errors import InputError
 from instruct_prune.rows.row import Row
 
+_SHOWN_KEY, _SHOWN_NOTES = 40, 30
 _NO_IDS = np.zeros(0, dtype=np.int32)
 
 
@@ -29,7 +31,8 @@ class Writing:
         max_length: tokens per row at most.
         turns: whether every trained assistant turn counts, or the last one.
         render: a row's text in pieces, (text, is it response).
-        bos, eos: the tokenizer's begin and end tokens as text, "" where it has none.
+        bos: what is put before every text, as text; "" where the tokenizer adds nothing or the template writes it.
+        eos: the tokenizer's end token as text, "" where it has none.
     """
 
     template: str
@@ -81,24 +84,35 @@ class Encoder:
         self._turns = turns
         self._overlong = overlong
         self._name = str(tokenizer.name_or_path)
-        self._backend = _bare(tokenizer.backend_tokenizer)
+        self._backend = bare(tokenizer.backend_tokenizer)
         self._unknown = tokenizer.unk_token_id
-        self._bos, self._eos = str(tokenizer.bos_token or ""), str(tokenizer.eos_token or "")
+        self._eos = str(tokenizer.eos_token or "")
         self._ids_before: list[int] = []
         self._ids_after: list[int] = []
+        self._counts: Counter[tuple[str, str]] = Counter()
         self.template_name: str = self._template.name
+        self._leading = leading_specials(tokenizer)
         if not self._template.writes_specials:
-            self._ids_before = _leading_specials(tokenizer)
+            self._ids_before = self._leading
             if tokenizer.eos_token_id is not None:
                 self._ids_after = [tokenizer.eos_token_id]
+        elif tokenizer.bos_token_id is not None and "bos_token" in self._template.text:
+            self._leading = self._leading or [tokenizer.bos_token_id]
         self._eos_text = str(tokenizer.eos_token) if self._ids_after else ""
+        self._bos_text = self._backend.decode(self._ids_before, skip_special_tokens=False) if self._ids_before else ""
+
+    @property
+    def bos(self) -> str:
+        """What is put before every text, as text ("" where the tokenizer adds nothing or the template writes it)."""
+        return self._bos_text
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What people should be told about the rows encoded so far (a merged system message, ...)."""
+        notes = (*self._template.notes, *counted(self._counts))
         if self._template.writes_specials or self._ids_after:
-            return self._template.notes
-        return (*self._template.notes, "the tokenizer has no end-of-sequence token, so none is appended")
+            return notes
+        return (*notes, "the tokenizer has no end-of-sequence token, so none is appended")
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -120,14 +134,14 @@ class Encoder:
     @property
     def writing(self) -> Writing:
         """How rows are written, for those who write them for trainers."""
-        return Writing(self.template_name, self._max_length, self._turns, self.render, self._bos, self._eos)
+        return Writing(self.template_name, self._max_length, self._turns, self.render, self.bos, self._eos)
 
     def encode(self, batch: Sequence[Row]) -> list[Encoded]:
         """Tokenize rows in one call; a row that cannot be encoded gets a status and a reason, never an exception."""
         prepared = [self._prepare(sample) for sample in batch]
         rows = [row for row in prepared if isinstance(row, Rendered)]
         encodings = self._backend.encode_batch([row.text for row in rows], add_special_tokens=False)
-        ranges = [_token_ranges(encoding, row) for encoding, row in zip(encodings, rows, strict=True)]
+        ranges = [token_ranges(encoding, row) for encoding, row in zip(encodings, rows, strict=True)]
         pieces = [encoding.ids[a:b] for encoding, found in zip(encodings, ranges, strict=True) for a, b in found]
         decoded = iter(self._backend.decode_batch(pieces, skip_special_tokens=False))
         tokenized = zip(encodings, ranges, strict=True)
@@ -141,24 +155,40 @@ class Encoder:
         return encoded
 
     def render(self, sample: Row) -> list[tuple[str, bool]]:
-        """The row's text in pieces, (text, is it response), the end-of-sequence token included.
+        """The row's text in pieces, (text, is it response), with the end-of-sequence token and without BOS.
 
         Raises:
             InputError: the template cannot write this row.
         """
         turns = _trained(sample, self._turns)
         try:
-            row = self._template.render(sample, turns)
+            row = self._rendered(sample, turns)
         except RenderError as error:
             raise InputError(f"row {sample.row_id} ({sample.source}, line {sample.line}): {error}.") from None
         pieces: list[tuple[str, bool]] = []
-        position = 0
+        position = len(self._bos_text) if self._bos_text and row.text.startswith(self._bos_text) else 0
         for span in row.spans:
-            pieces += [(row.text[position : span.start], False), (row.text[span.start : span.end], True)]
+            start = max(position, span.start)
+            pieces += [(row.text[position:start], False), (row.text[start : span.end], True)]
             position = span.end
         scored = bool(row.spans) and position == len(row.text)
-        pieces += [(row.text[position:], False), (self._eos_text, scored)]
+        eos = "" if self._eos_text and row.text.endswith(self._eos_text) else self._eos_text
+        pieces += [(row.text[position:], False), (eos, scored)]
         return [(text, response) for text, response in pieces if text]
+
+    def decode(self, row: Encoded) -> list[tuple[str, bool]]:
+        """What the ids of an encoded row say, in runs of (text, is it scored), special tokens included."""
+        ids, mask = row.input_ids.tolist(), row.response_mask
+        borders = [*(np.flatnonzero(mask[1:] != mask[:-1]) + 1).tolist(), len(ids)] if ids else []
+        runs: list[tuple[str, bool]] = []
+        shown, begin = "", 0
+        for end in borders:
+            whole = self._backend.decode(ids[:end], skip_special_tokens=False)
+            # Tokenizers that write blanks as "\u2581" take one off the beginning, so a run alone may lose its blank.
+            alone = self._backend.decode(ids[begin:end], skip_special_tokens=False)
+            runs.append((whole[len(shown) :] if whole.startswith(shown) else alone, bool(mask[begin])))
+            shown, begin = whole, end
+        return runs
 
     def _prepare(self, sample: Row) -> Rendered | Encoded:
         turns = _trained(sample, self._turns)
@@ -166,17 +196,43 @@ class Encoder:
             if any(message.trained for message in sample.messages):
                 return _without_score(sample.row_id, Status.EMPTY_RESPONSE, "the response is empty")
             return _without_score(sample.row_id, Status.ALL_MASKED, "no turn is trained: every weight is 0")
+        self._count_unread(sample)
         try:
-            return self._template.render(sample, turns)
+            return self._rendered(sample, turns)
         except RenderError as error:
             return _without_score(sample.row_id, Status.FAILED, str(error))
+
+    def _rendered(self, sample: Row, turns: list[int]) -> Rendered:
+        """The row as text. Blanks after an EOS that the data bring are left out, so that it stays the last token."""
+        row = self._template.render(sample, turns)
+        if not self._eos_text or not row.text[-1:].isspace() or not row.text.rstrip().endswith(self._eos_text):
+            return row
+        length = len(row.text.rstrip())
+        spans = tuple(Span(min(s.start, length), min(s.end, length), s.said) for s in row.spans)
+        return Rendered(row.text[:length], spans)
+
+    def _count_unread(self, sample: Row) -> None:
+        """Count what the turns of a row say of themselves that nobody reads."""
+        for message in sample.messages:
+            for key in message.extra:
+                if not self._template.reads(key):
+                    shown = key if len(key) <= _SHOWN_KEY else key[:_SHOWN_KEY] + "..."
+                    note = f"the key {shown!r} of turns is not read; exports to messages carry it on"
+                    if (note, "turns") not in self._counts and len(self._counts) >= _SHOWN_NOTES:
+                        note = "other keys of turns are not read, either"
+                    self._counts[note, "turns"] += 1
+            for remark in message.remarks:
+                self._counts[remark, "turns"] += 1
+            if message.reasoning.strip() and not self._template.writes_specials:
+                note = f"the template {self.template_name} has no place for thoughts (reasoning_content): they are left out"
+                self._counts[note, "turns"] += 1
 
     def _finish(
         self, row_id: int, encoding: Any, row: Rendered, ranges: list[tuple[int, int]], decoded: list[str]
     ) -> Encoded:
         for span, text, (first, last) in zip(row.spans, decoded, ranges, strict=True):
             if not self._contains(text, span, encoding, first, last):
-                shown = span.said.strip()[:60]
+                shown = self._missing(text, span)[:60]
                 return _without_score(row_id, Status.FAILED, f"the masked tokens do not say the response: {shown!r}")
         ids, mask = self._assemble(encoding, row, ranges)
         n_cut = 0
@@ -185,7 +241,8 @@ class Encoder:
             if self._overlong == "drop":
                 reason = f"{length} tokens, more than {self._max_length}"
                 return _without_score(row_id, Status.TOO_LONG, reason)
-            ids, mask, n_cut = _truncate(ids, mask, len(self._ids_before), self._max_length)
+            n_before = len(self._leading) if ids[: len(self._leading)].tolist() == self._leading else 0
+            ids, mask, n_cut = truncate(ids, mask, n_before, self._max_length)
         mask[0] = False  # nothing comes before the first token, so it is never a target
         if not mask.any():
             return _without_score(row_id, Status.ALL_MASKED, "no response token has a token before it")
@@ -198,9 +255,11 @@ class Encoder:
         tokens = encoding.ids
         # Where the data end with the token themselves it is not appended once more.
         after = [] if tokens[-1:] == self._ids_after else self._ids_after
-        ids = np.asarray(self._ids_before + tokens + after, dtype=np.int32)
+        # Nor is what the tokenizer puts before a text, where the data bring that along.
+        before = [] if tokens[: len(self._ids_before)] == self._ids_before else self._ids_before
+        ids = np.asarray(before + tokens + after, dtype=np.int32)
         mask = np.zeros(len(ids), dtype=np.bool_)
-        n_before = len(self._ids_before)
+        n_before = len(before)
         for first, last in ranges:
             mask[n_before + first : n_before + last] = True
         if after:
@@ -209,12 +268,7 @@ class Encoder:
 
     def _contains(self, decoded: str, span: Span, encoding: Any, first: int, last: int) -> bool:
         """Whether decoded mask tokens say what they should, up to what a normalizer may change."""
-        said = span.said.strip()
-        if said in decoded or _folded(said) in _folded(decoded):
-            return True
-        normalizer = self._backend.normalizer
-        left = _folded(normalizer.normalize_str(said)) if normalizer is not None else ""
-        if left and left in _folded(decoded):
+        if not self._missing(decoded, span):
             return True
         if self._unknown is not None and self._unknown in encoding.ids[first:last]:
             # Characters that the vocabulary does not have decode to nothing: go by the offsets alone.
@@ -222,79 +276,27 @@ class Encoder:
             return bool(offsets[0][0] <= span.start and offsets[-1][1] >= span.end)
         return False
 
+    def _missing(self, decoded: str, span: Span) -> str:
+        """The first piece of a span that its decoded tokens do not say, or ""."""
+        for piece in span.said:
+            said = piece.strip()
+            if said in decoded or folded(said) in folded(decoded):
+                continue
+            normalizer = self._backend.normalizer
+            left = folded(normalizer.normalize_str(said)) if normalizer is not None else ""
+            if not left or left not in folded(decoded):
+                return said
+        return ""
+
 
 def _trained(sample: Row, turns: str) -> list[int]:
     """Positions of the messages that count; blank ones say nothing and do not."""
     found = [
         i
         for i, message in enumerate(sample.messages)
-        if message.trained and (message.text.strip() or message.tool_calls)
+        if message.trained and (message.text.strip() or message.tool_calls or message.reasoning.strip())
     ]
     return found[-1:] if turns == "last" else found
-
-
-def _bare(backend: Any) -> Any:
-    """A copy that neither adds special tokens, nor pads or cuts, nor trims offsets.
-
-    Byte-level post-processors trim blanks off the offsets, which leaves blank tokens without width; without the
-    post-processor every character of the text lies in a token.
-    """
-    from tokenizers import Tokenizer
-
-    copy = Tokenizer.from_str(backend.to_str())
-    copy.no_padding()
-    copy.no_truncation()
-    copy.post_processor = None
-    return copy
-
-
-def _leading_specials(tokenizer: Any) -> list[int]:
-    """The ids that the tokenizer itself puts before a text (BOS, where the model has one)."""
-    bare: list[int] = tokenizer.encode("a", add_special_tokens=False)
-    full: list[int] = tokenizer.encode("a", add_special_tokens=True)
-    for start in range(len(full) - len(bare) + 1):
-        if full[start : start + len(bare)] == bare:
-            return full[:start]
-    return []
-
-
-def _token_ranges(encoding: Any, row: Rendered) -> list[tuple[int, int]]:
-    """[first, last) tokens that overlap each span."""
-    return [_token_range(encoding, span.start, span.end, len(row.text)) for span in row.spans]
-
-
-def _token_range(encoding: Any, start: int, end: int, length: int) -> tuple[int, int]:
-    first = encoding.char_to_token(start)
-    after = len(encoding) if end == length else encoding.char_to_token(end)
-    if first is not None and after is not None:
-        while after < len(encoding) and encoding.token_to_chars(after)[0] < end:
-            after += 1  # a token across the end, or the next one of a character that is several tokens
-        return first, after
-    # Some characters lie in no token (a normalizer removed them): look at all offsets.
-    offsets = np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2)
-    overlap = (offsets[:, 0] < end) & (offsets[:, 1] > start)
-    inside = (offsets[:, 0] == offsets[:, 1]) & (offsets[:, 0] > start) & (offsets[:, 0] < end)
-    found = np.flatnonzero(overlap | inside)
-    return (int(found[0]), int(found[-1]) + 1) if len(found) else (0, 0)
-
-
-def _truncate(ids: Int32, mask: Bool, n_before: int, max_length: int) -> tuple[Int32, Bool, int]:
-    """Cut what comes after the last response token, then the prompt from the left (after BOS), then the right end."""
-    last = len(mask) - int(np.argmax(mask[::-1]))
-    ids, mask = ids[: max(last, max_length)], mask[: max(last, max_length)]
-    excess = len(ids) - max_length
-    if excess <= 0:
-        return ids, mask, 0
-    prompt = int(np.argmax(mask)) - n_before
-    cut = min(excess, prompt)
-    keep = np.r_[0:n_before, n_before + cut : len(ids)]
-    ids, mask = ids[keep], mask[keep]
-    n_cut = int(mask[max_length:].sum())
-    return ids[:max_length], mask[:max_length], n_cut
-
-
-def _folded(text: str) -> str:
-    return "".join(unicodedata.normalize("NFKC", text).split()).replace("\u2581", "")
 
 
 def _without_score(row_id: int, status: Status, reason: str) -> Encoded:

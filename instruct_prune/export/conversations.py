@@ -15,6 +15,15 @@ def said(message: Message) -> str:
     return f"{message.text}\n{message.context}" if message.context.strip() else message.text
 
 
+def spoken(message: Message) -> str:
+    """A turn's text with its thought before it, for formats that have no other place for one.
+
+    LLaMA-Factory's reasoning templates look for these tags; Alpaca sets of reasoning models are written so.
+    """
+    thought = message.reasoning.strip()
+    return f"<think>\n{thought}\n</think>\n\n{message.text}" if thought else message.text
+
+
 def alpaca_row(sample: Row, *, system: bool = True, history: bool = True) -> dict[str, Any]:
     """instruction, input, output; with ``system`` and ``history`` also those keys, empty where the row has none.
 
@@ -30,21 +39,21 @@ def alpaca_row(sample: Row, *, system: bool = True, history: bool = True) -> dic
     row: dict[str, Any] = {
         "instruction": question.text,
         "input": question.context if question.context.strip() else "",
-        "output": answer.text,
+        "output": spoken(answer),
     }
     if system:
         row["system"] = opening
     elif opening:
         raise CannotExpressError("the row has a system message")
     if history:
-        row["history"] = [[said(asked), given.text] for asked, given in pairs[:-1]]
+        row["history"] = [[said(asked), spoken(given)] for asked, given in pairs[:-1]]
     elif pairs[:-1]:
         raise CannotExpressError("the row has several turns")
     return row
 
 
 def messages_row(sample: Row, trained: set[int], *, weights: bool = False, tools: bool = False) -> dict[str, Any]:
-    """OpenAI's ``messages``.
+    """OpenAI's ``messages``. Thoughts (``reasoning_content``) and keys of turns that nobody reads go along.
 
     Args:
         sample: the row.
@@ -59,12 +68,15 @@ def messages_row(sample: Row, trained: set[int], *, weights: bool = False, tools
     waiting: list[Mapping[str, Any]] = []  # calls without a result
     for i, message in enumerate(_turns(sample)):
         turn: dict[str, Any] = {"role": message.role, "content": said(message)}
+        if message.reasoning.strip():
+            turn["reasoning_content"] = message.reasoning
         if message.tool_calls:
             turn["tool_calls"] = [dict(call) for call in message.tool_calls]
             waiting = list(message.tool_calls)
         if message.role == "tool" and waiting:
-            call = waiting.pop(0)
+            call = waiting.pop(next((n for n, call in enumerate(waiting) if call["id"] == message.call_id), 0))
             turn |= {"tool_call_id": call["id"], "name": call["function"]["name"]}
+        turn = {**message.extra, **turn}
         if weights and message.role == "assistant":
             turn["weight"] = int(i in trained)
         turns.append(turn)
@@ -95,13 +107,17 @@ def sharegpt_row(sample: Row, *, tools: bool = True) -> dict[str, Any]:
     conversation = []
     for message in turns:
         tag, value = SHAREGPT_TAGS[message.role], said(message)
+        if message.reasoning.strip():
+            value = spoken(message)
         if message.tool_calls:
-            if value.strip():
+            if value.strip() and not value.rstrip().endswith("</think>"):
                 raise CannotExpressError(
                     "an assistant turn has both text and tool calls, a ShareGPT turn is one of them"
                 )
             calls = [dict(call["function"]) for call in message.tool_calls]
-            tag, value = "function_call", json.dumps(calls if len(calls) > 1 else calls[0], ensure_ascii=False)
+            thought = value.rstrip() + "\n" if value.strip() else ""  # LLaMA-Factory takes it off before the JSON
+            written = json.dumps(calls if len(calls) > 1 else calls[0], ensure_ascii=False)
+            tag, value = "function_call", thought + written
         conversation.append({"from": tag, "value": value})
     row: dict[str, Any] = {"conversations": conversation, "system": opening}
     if tools:
@@ -109,15 +125,16 @@ def sharegpt_row(sample: Row, *, tools: bool = True) -> dict[str, Any]:
     return row
 
 
-def text_row(sample: Row) -> dict[str, Any]:
-    """Plain text.
+def text_row(sample: Row, bos: str = "", eos: str = "") -> dict[str, Any]:
+    """Plain text, without the begin and end tokens that trainers add themselves.
 
     Raises:
         CannotExpressError: the row is a conversation.
     """
     if len(sample.messages) != 1 or sample.messages[0].role != "text":
         raise CannotExpressError("the row is a conversation among rows of plain text")
-    return {"text": sample.messages[0].text}
+    text = sample.messages[0].text.removeprefix(bos)
+    return {"text": text.rstrip().removesuffix(eos) if eos and text.rstrip().endswith(eos) else text}
 
 
 def _turns(sample: Row) -> Sequence[Message]:

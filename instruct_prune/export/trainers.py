@@ -68,7 +68,7 @@ def llamafactory(job: ExportJob) -> Exported:
     convert: Convert
     if found.text == found.rows:
         info |= {"columns": {"prompt": "text"}}
-        convert = text_row
+        convert = _text(job)
     elif conversations:
         columns = {"messages": "conversations", "system": "system"} | ({"tools": "tools"} if found.tools else {})
         tags = {"role_tag": "from", "content_tag": "value", "user_tag": "human", "assistant_tag": "gpt"}
@@ -106,7 +106,7 @@ def axolotl(job: ExportJob) -> Exported:
     convert: Convert
     if found.text == found.rows:
         source["type"] = "completion"
-        convert = text_row
+        convert = _text(job)
     elif job.text.template == "alpaca" and not (found.systems or found.many_turns or found.calls or found.text):
         source["type"] = "alpaca"
 
@@ -153,7 +153,7 @@ def trl(job: ExportJob) -> Exported:
     options: dict[str, Any] = {}
     convert: Convert
     if found.text == found.rows:
-        convert = text_row
+        convert = _text(job)
     elif _is_chat(job):
         options |= _jinja(job, None, "chat_template_path")
         convert = _trl_chat(job, options)
@@ -183,6 +183,10 @@ def trl(job: ExportJob) -> Exported:
     exported = _exported(job, "trl", target, convert, (config,), (f"run in {folder}: trl sft --config trl.yaml",))
     _write_yaml(config, stanza, "trl sft --config trl.yaml, in this folder")
     return exported
+
+
+def _text(job: ExportJob) -> Convert:
+    return lambda sample: text_row(sample, job.text.bos, job.text.eos)
 
 
 def _trl_chat(job: ExportJob, options: dict[str, Any]) -> Convert:

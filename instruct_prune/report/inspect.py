@@ -50,7 +50,7 @@ class Tokens(Protocol):
     @property
     def notes(self) -> tuple[str, ...]: ...
     def encode(self, batch: Sequence[Row]) -> list[Encoded]: ...
-    def render(self, sample: Row) -> list[tuple[str, bool]]: ...
+    def decode(self, row: Encoded) -> list[tuple[str, bool]]: ...
 
 
 @dataclass(frozen=True)
@@ -299,7 +299,7 @@ def _draw(
 
 def _example(encoder: Tokens, sample: Row, row: Encoded) -> Example:
     scored = int(row.response_mask.sum())
-    segments = tuple(encoder.render(sample))
+    segments = tuple(encoder.decode(row))  # the ids that are scored, not the text that they came from
     return Example(sample.row_id, sample.source, sample.line, segments, len(row.input_ids) - scored, scored)
 
 

@@ -50,6 +50,9 @@ class Message:
         tool_calls: OpenAI-style calls of an assistant turn, passed to the chat template as they are.
         reasoning: what an assistant turn thought before it spoke, where the data keep it apart from the text
             (``reasoning_content``, ``thinking``); passed to the chat template.
+        call_id: of a tool turn, the id of the call that it answers, where the data say so.
+        extra: keys of the turn that are not read and not null; counted, and carried on in exports.
+        remarks: how the turn was read, where that is not what the data say; counted.
     """
 
     role: str
@@ -58,6 +61,9 @@ class Message:
     context: str = ""
     tool_calls: tuple[Mapping[str, Any], ...] = ()
     reasoning: str = ""
+    call_id: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:

@@ -282,7 +282,8 @@ def test_what_was_done_is_said_once_it_was_done(chat_tokenizers: dict[str, Any])
     encoder.encode([SINGLE])
     assert encoder.notes == ()
     encoder.encode([SYSTEM, SYSTEM])
-    assert encoder.notes == ("the chat template takes no system message: it is put before the next user turn",)
+    moved = "the chat template takes no system message: it is put before the next user turn (2 rows)"
+    assert encoder.notes == (moved,)
     encoder.encode([TOOLS])
     assert [note.split(":")[0] for note in encoder.notes[1:]] == [
         "the chat template takes no tool calls",
@@ -309,8 +310,8 @@ def test_a_template_text_in_the_data_moves_no_span(chat_tokenizers: dict[str, An
     [row] = _encoder(tokenizer).encode([sample])
     assert scored_pieces(tokenizer, row) == ["<think>\n\n</think>\n\n4<|im_end|>"]
     hostile = conversation(("user", "Hi"), ("assistant", "Zq7mOPEN and Zq7mCLOSE"), ("user", "Zq7mCLOSE"))
-    [row] = _encoder(tokenizer).encode([hostile])
-    assert row.status is Status.FAILED
+    [row] = _encoder(tokenizer).encode([hostile])  # the marks themselves: others are taken
+    assert scored_pieces(tokenizer, row) == ["Zq7mOPEN and Zq7mCLOSE<|im_end|>"]
 
 
 JINJA = (
