@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Protocol
@@ -152,7 +152,7 @@ def measure_chunk(
     at = 0
     for measurement in a_pass.measurements:
         width = measurement.probe.width(model)
-        piece = np.ascontiguousarray(table[:, at : at + width])
+        piece = np.ascontiguousarray(table[:, at : at + width], dtype=np.float16 if measurement.probe.half else np.float32)
         at += width
         flat = pa.array(piece.reshape(-1))
         columns[measurement.column] = flat if width == 1 else pa.FixedSizeListArray.from_arrays(flat, width)
@@ -161,10 +161,14 @@ def measure_chunk(
 
 def run_batch(model: Model, a_pass: Pass, items: ByPosition, batch: Batch) -> torch.Tensor:
     """Float32 [b, sum of widths]: what the probes of a pass read off one batch, side by side."""
-    with torch.inference_mode():
+    with ExitStack() as around:
+        around.enter_context(torch.enable_grad() if a_pass.needs_grad else torch.inference_mode())
         ready = model.collate([items[int(i)] for i in batch.rows], batch.prefix)
+        for measurement in a_pass.measurements:
+            around.enter_context(measurement.probe.watch(model, ready))
         states = model.forward(ready)
-        return torch.cat([m.probe(model, ready, states).float() for m in a_pass.measurements], dim=1)
+        found = [m.probe(model, ready, states).float() for m in a_pass.measurements]
+        return torch.cat(found, dim=1).detach()
 
 
 def _with_halving(

@@ -46,7 +46,11 @@ class Pass:
     def name(self) -> str:
         """Of its folder of parts."""
         weights = SubnetSpec(self.weights.kind, self.weights.value, self.weights.seed, self.weights.scope, self.view)
-        return weights.name
+        return weights.name + ("_gradients" if self.needs_grad else "")
+
+    @property
+    def needs_grad(self) -> bool:
+        return any(m.probe.needs_grad for m in self.measurements)
 
     @property
     def depths(self) -> tuple[int, ...]:
@@ -70,17 +74,17 @@ def measurements_of(ladder: Iterable[SubnetSpec], probes: Iterable[Probe]) -> tu
 
 def plan_passes(measurements: Sequence[Measurement]) -> tuple[Pass, ...]:
     """Group measurements into passes, ordered so that weights change little: densities of a family from high to low."""
-    found: dict[tuple[SubnetSpec, str], list[Measurement]] = {}
+    found: dict[tuple[SubnetSpec, str, bool], list[Measurement]] = {}
     for one in measurements:
-        found.setdefault((one.spec.weights, one.spec.view), []).append(one)
-    views = sorted({view for _, view in found}, key=lambda view: (view not in (FULL, ALONE), view != FULL, view))
-    kinds = sorted({w.kind for w, _ in found}, key=lambda kind: (*_place(kind), kind))
+        found.setdefault((one.spec.weights, one.spec.view, one.probe.needs_grad), []).append(one)
+    views = sorted({view for _, view, _ in found}, key=lambda view: (view not in (FULL, ALONE), view != FULL, view))
+    kinds = sorted({w.kind for w, _, _ in found}, key=lambda kind: (*_place(kind), kind))
 
-    def order(key: tuple[SubnetSpec, str]) -> tuple[int, int, str, int, float]:
-        weights, view = key
-        return views.index(view), kinds.index(weights.kind), weights.scope, weights.seed, -weights.value
+    def order(key: tuple[SubnetSpec, str, bool]) -> tuple[int, int, str, int, float, bool]:
+        weights, view, gradients = key
+        return views.index(view), kinds.index(weights.kind), weights.scope, weights.seed, -weights.value, gradients
 
-    return tuple(Pass(*key, tuple(found[key])) for key in sorted(found, key=order))
+    return tuple(Pass(key[0], key[1], tuple(found[key])) for key in sorted(found, key=order))
 
 
 def _place(kind: str) -> tuple[int]:

@@ -38,10 +38,11 @@ class Stored:
             yield positions, flat.to_numpy(zero_copy_only=False).reshape(len(positions), -1)
 
     def save(self, target: Path, rows: Int64) -> int:
-        """Write float32 [len(rows), d] for these positions (ascending) as a .npy file; return d."""
+        """Write float32 (float16 of a probe in half precision) [len(rows), d] for these positions, ascending, as .npy; return d."""
         width = next((values.shape[1] for _, values in self.blocks()), 0)
+        kind = np.float16 if self.measurement.probe.half else np.float32
         with replaced(target) as temporary:
-            whole = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=(len(rows), width))
+            whole = np.lib.format.open_memmap(temporary, mode="w+", dtype=kind, shape=(len(rows), width))
             for positions, values in self.blocks():
                 whole[np.searchsorted(rows, positions)] = values
             whole.flush()

@@ -25,6 +25,10 @@ from instruct_prune.progress import Progress, say
 from instruct_prune.run.folder import RunFolder
 
 
+GRADIENT_SHARE = 4
+"""Batches of a pass with gradients are so many times smaller."""
+
+
 @dataclass(frozen=True)
 class Took:
     """What a wave of passes took: `Spent` of the main process, seconds of the clock, tokens or pictures computed."""
@@ -55,6 +59,11 @@ def plan_work(model: Model, items: Items, measurements: Sequence[Measurement], b
     plans: list[Plan] = []
     full: Plan | None = None
     for a_pass in passes:
+        if a_pass.needs_grad:
+            # Activations of the whole batch are kept for the way back, and a shared prefix would hide its own gradients.
+            shown.append(items)
+            plans.append(plan_batches(rows, items.lengths[rows], batch_tokens=max(1, batch // GRADIENT_SHARE)))
+            continue
         if a_pass.view == FULL:
             if full is None:
                 group, prefixes = model.shared_prefixes(items, rows)

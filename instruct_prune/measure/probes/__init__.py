@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from instruct_prune.errors import InputError
+from instruct_prune.measure.probes.gradient import Gradient
 from instruct_prune.measure.probes.loss import Loss
 from instruct_prune.measure.probes.probe import Probe
 from instruct_prune.measure.probes.state import HOW, State
 from instruct_prune.registry import load_attribute, suggestion
 
-__all__ = ["Loss", "Probe", "State", "parse_probe"]
+__all__ = ["Gradient", "Loss", "Probe", "State", "parse_probe"]
 
 
 def parse_probe(text: str) -> Probe:
-    """Read one entry of ``--probes``: ``mean``, ``weighted@12`` (after 12 blocks), ``last``, or ``module:Class``.
+    """Read one entry of ``--probes``: ``mean``, ``weighted@12`` (after 12 blocks), ``last``, ``gradient``, or ``module:Class``.
 
     Raises:
         InputError: an unknown name, a depth that is no number, or a class that is no `Probe`.
@@ -23,11 +24,13 @@ def parse_probe(text: str) -> Probe:
         if not isinstance(probe, Probe):
             raise InputError(f"--probes {text}: expected a subclass of instruct_prune.Probe, found {found!r}.")
         return probe
+    if text == "gradient":
+        return Gradient()
     how, at, depth = text.partition("@")
     if how not in HOW:
         raise InputError(
-            f"--probes {text}: unknown probe {how!r}.{suggestion(how, HOW)} Known: {', '.join(HOW)}, each with @DEPTH where "
-            "you like, or your own as module:Class."
+            f"--probes {text}: unknown probe {how!r}.{suggestion(how, (*HOW, 'gradient'))} Known: {', '.join(HOW)}, each with "
+            "@DEPTH where you like, gradient, or your own as module:Class."
         )
     if at and not (depth.isdigit() and int(depth)):
         raise InputError(f"--probes {text}: a depth is a number of blocks, 1 or more.")

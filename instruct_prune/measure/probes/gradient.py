@@ -1,0 +1,139 @@
+"""Sketches of per-row gradients: which way a row would pull the model's weights."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from instruct_prune.errors import InputError
+from instruct_prune.measure.probes.probe import Probe
+from instruct_prune.measure.subnets import decoder_blocks
+from instruct_prune.models.model import Model, States
+
+WIDTH = 4096
+BLOCKS = ("all", "middle", "last")
+
+
+@dataclass
+class Watched:
+    """What the hooks of one batch gather.
+
+    Attributes:
+        inputs: projected inputs [b, t, a] of each module, by name.
+        total: the sketch so far, float32 [b, p, a].
+    """
+
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+    total: Tensor | None = None
+
+
+class Gradient(Probe):
+    """A random sketch of the gradient of each row's mean loss with respect to the weights of linear layers.
+
+    For a linear layer with inputs x_t and gradients delta_t of its outputs, a row's gradient is sum_t delta_t x_t^T. It is
+    seen through two frozen random matrices, sum_t (P delta_t)(A x_t)^T, and the sketches of all layers are added up: with
+    projections that are independent between layers, inner products of these sums estimate the inner products of the whole
+    gradients. Rows of the result have length one, so inner products are cosines.
+
+    Sources: LESS (Xia et al., arXiv 2402.04333), TRAK (Park et al., 2023) for projections of this form, and docs/targets.md.
+    Projections are drawn by the name of the layer, so that every process and machine has the same.
+
+    Args:
+        width: numbers of a sketch; a square number.
+        blocks: which blocks: "all", the "middle" third, or the "last" third.
+        seed: of the projections.
+    """
+
+    needs_grad = True
+    half = True
+
+    def __init__(self, width: int = WIDTH, blocks: str = "all", seed: int = 0) -> None:
+        side = math.isqrt(width)
+        if side * side != width or side < 1:
+            raise InputError(f"gradient: the width {width} is no square number, such as 1024, 4096 or 16384.")
+        if blocks not in BLOCKS:
+            raise InputError(f"gradient: blocks are {', '.join(BLOCKS)}, not {blocks!r}.")
+        self.side, self.blocks, self.seed = side, blocks, seed
+        self.name = "gradient" if (width, blocks, seed) == (WIDTH, "all", 0) else f"gradient_{blocks}_{width}_s{seed}"
+        self._projections: dict[tuple[str, int, torch.device], Tensor] = {}
+        self._watched = Watched()
+
+    def width(self, model: Model) -> int:
+        return self.side**2
+
+    @contextmanager
+    def watch(self, model: Model, batch: Any) -> Iterator[None]:
+        self._watched = Watched()
+        embedding = model.module.get_input_embeddings()
+        hooks = [embedding.register_forward_hook(lambda module, args, output: output.requires_grad_(True))]
+        hooks += [
+            layer.register_forward_hook(lambda module, args, output, name=name: self._seen(name, args[0], output))
+            for name, layer in linear_layers(model.module, self.blocks)
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _seen(self, name: str, x: Tensor, output: Tensor) -> None:
+        """Keep a layer's input, projected, until the gradient of its output comes back."""
+        if not output.requires_grad:
+            return
+        self._watched.inputs[name] = self._project(f"{name}:in", x.detach())
+        output.register_hook(lambda delta: self._came_back(name, delta))
+
+    def _came_back(self, name: str, delta: Tensor) -> None:
+        x = self._watched.inputs.pop(name)
+        piece = torch.einsum("btp,bta->bpa", self._project(f"{name}:out", delta.detach()), x)
+        self._watched.total = piece if self._watched.total is None else self._watched.total + piece
+
+    def _project(self, name: str, values: Tensor) -> Tensor:
+        """float32 [b, t, side] of values [b, t, d]."""
+        key = (name, values.shape[-1], values.device)
+        if key not in self._projections:
+            self._projections[key] = self.projection(name, values.shape[-1]).to(values.device, values.dtype)
+        return (values @ self._projections[key]).float()
+
+    def projection(self, name: str, size: int) -> Tensor:
+        """float32 [size, side]: normal numbers over the square root of ``side``, the same for a name everywhere."""
+        number = hashlib.blake2b(f"{self.seed}:{name}".encode(), digest_size=8).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(number, "little") >> 1)
+        return torch.randn(size, self.side, generator=generator) / math.sqrt(self.side)
+
+    def __call__(self, model: Model, batch: Any, states: States) -> Tensor:
+        model.losses(batch, states, None).sum().backward()
+        total = self._watched.total
+        if total is None:
+            raise InputError(f"{type(model.module).__name__}: no gradient came back to any linear layer of its blocks.")
+        flat = total.flatten(1)
+        return flat / flat.norm(dim=1, keepdim=True).clamp_min(1e-30)
+
+
+def linear_layers(module: nn.Module, blocks: str) -> list[tuple[str, nn.Module]]:
+    """The linear layers of the chosen blocks that see rows one by one ([b, t, d]); experts of mixtures do not.
+
+    Raises:
+        InputError: the model has no blocks, or no such layers in them.
+    """
+    every = decoder_blocks(module)
+    n = len(every)
+    chosen = {"all": every, "middle": every[n // 3 : n - n // 3], "last": every[n - max(1, n // 3) :]}[blocks]
+    found = [
+        (f"{block_name}.{name}", layer)
+        for block_name, block in chosen
+        for name, layer in block.named_modules()
+        if (isinstance(layer, nn.Linear) or type(layer).__name__ == "Conv1D")
+        and "experts" not in name
+        and not name.endswith(("gate", "router"))
+    ]
+    if not found:
+        raise InputError(f"{type(module).__name__} has no linear layers in its blocks, so there are no gradients to sketch.")
+    return found
