@@ -12,6 +12,7 @@ _PUBLIC: dict[str, str] = {
     "EncodeConfig": "instruct_prune.config:EncodeConfig",
     "ExportConfig": "instruct_prune.config:ExportConfig",
     "IncompleteRunError": "instruct_prune.errors:IncompleteRunError",
+    "Probe": "instruct_prune.measure.probes:Probe",
     "Run": "instruct_prune.api:Run",
     "ScoreConfig": "instruct_prune.config:ScoreConfig",
     "SelectConfig": "instruct_prune.config:SelectConfig",

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from instruct_prune.config import DataConfig, EmbedConfig, EncodeConfig, ExportConfig, ScoreConfig, SelectConfig
-from instruct_prune.errors import InputError
 from instruct_prune.rows.row import Row
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.score.table import ScoreTable
@@ -74,13 +73,17 @@ class Run:
         return iter(rows_of(self.folder))
 
     def kept(self) -> datasets.Dataset:
-        """The pruned rows as a ``datasets`` table."""
-        import datasets
+        """The pruned rows as a ``datasets`` table.
 
-        path = self.folder / "pruned.jsonl"
-        if not path.exists():
-            raise InputError(f"{path} does not exist. Call export() first.")
+        Raises:
+            InputError: nothing was exported, or another selection was made since.
+        """
         import json
 
-        with open(path, "rb") as file:
+        import datasets
+
+        from instruct_prune.run.records import ExportFacts
+
+        self.folder.require(ExportFacts)
+        with open(self.folder / "pruned.jsonl", "rb") as file:
             return datasets.Dataset.from_list([json.loads(line) for line in file])

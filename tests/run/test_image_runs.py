@@ -176,7 +176,9 @@ def test_knn_lc(tmp_path: Path) -> None:
     scored = scores[scores.status == "ok"]
     assert np.load(out / "states" / "rows.npy").tolist() == scored.row_id.tolist()
     names = sorted(path.name for path in (out / "states").glob("mean_*_dense.npy"))
-    assert names == [f"mean_0{depth}_dense.npy" for depth in (1, 2, 3)]  # two stages, the last also as the model's output
+    assert names == [
+        f"mean_0{depth}_dense.npy" for depth in (1, 2, 3)
+    ]  # two stages, the last also as the model's output
     labels = np.asarray([Path(line["path"]).parent.name for line in read_rows(out)])
     confidences = [knn_confidence(np.load(out / "states" / name), labels) for name in names]
     np.testing.assert_allclose(scored.score, 1 - np.mean(confidences, axis=0), atol=1e-5)
