@@ -288,3 +288,18 @@ def test_two_processes_give_the_scores_of_one_and_a_killed_run_is_completed(wher
     assert codes == [-9, -9, 0]
     for name in ("scores.parquet", "embeddings.npy"):
         assert (out / name).read_bytes() == (one / name).read_bytes()
+
+
+def test_a_table_of_pictures_is_pruned_in_its_own_format(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    files = [p for p in sorted(IMAGES.rglob("*.*")) if p.parent.name in ("circle", "square")][:16]
+    rows = [{"image": {"bytes": p.read_bytes(), "path": p.name}, "label": p.parent.name} for p in files]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "set.parquet")
+    out = tmp_path / "run"
+    base = ["run", "--data", str(tmp_path / "set.parquet"), "--model", "tiny_cnn:make", *LADDER, "--keep", "6"]
+    assert main([*base, "--out", str(out)]) == 0
+    selection = pq.read_table(out / "selection.parquet").to_pandas()
+    kept = selection.row_id[selection.selected].tolist()
+    assert len(kept) == 6
+    assert pq.read_table(out / "pruned.parquet").to_pylist() == [rows[i] for i in kept]

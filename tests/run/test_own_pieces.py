@@ -51,7 +51,12 @@ def tail(item, model):
 
 
 def nothing(item, model):
-    return Tokens(item.ids[:1], item.response_mask[:1])
+    return Tokens(item.ids[:9], item.response_mask[:9])
+
+
+def some(item, model):
+    """Only of rows of an even number of tokens."""
+    return item if len(item.ids) % 2 == 0 else nothing(item, model)
 
 
 @contextmanager
@@ -149,6 +154,17 @@ def test_probe_view_and_family_from_the_command_line(words: list[str], tmp_path:
     assert passes == ["dense", "scaled_0500_s0", "scaled_0500_s1", "tail"]
 
 
+def test_rows_of_which_a_view_leaves_no_response_have_no_loss_under_it(words: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert main([*words, "--subnets", "dense", "dense@my_pieces:some", "--out", str(out)]) == 0
+    table = pq.read_table(out / "scores.parquet").to_pandas()
+    even = (table.n_prompt + table.n_response) % 2 == 0
+    assert 0 < even.sum() < 20
+    np.testing.assert_allclose(table.loss_some[even], table.loss_dense[even], atol=1e-5)
+    assert table.loss_some[~even].isna().all()
+    assert (table.status == "ok").all()
+
+
 @pytest.mark.parametrize(
     ("more", "says"),
     [
@@ -157,7 +173,7 @@ def test_probe_view_and_family_from_the_command_line(words: list[str], tmp_path:
         (["--subnets", "my_pieces:scale:0.5"], "Did you mean 'scaled'"),
         (["--subnets", "dense", "dense@my_pieces:tial"], "Did you mean 'tail'"),
         (["--subnets", "my_pieces:no_manager:0.5"], "context manager"),
-        (["--subnets", "dense", "dense@my_pieces:nothing"], "nothing"),
+        (["--subnets", "dense", "dense@my_pieces:nothing"], "'my_pieces:nothing' leaves nothing to predict"),
     ],
 )
 def test_pieces_that_do_not_fit_are_refused(
