@@ -157,14 +157,14 @@ def read_records(folder: RunFolder) -> Records:
     Raises:
         InputError: nothing was scored, or what the scores or the selection were made from has changed.
     """
-    embed, select = folder.find(EmbedFacts), folder.record(SelectFacts)
+    score, embed, select = folder.facts(ScoreFacts), folder.find(EmbedFacts), folder.record(SelectFacts)
     if select is not None:
         select = folder.require(SelectFacts) if select.facts is not None else None
     return Records(
         source=RowTable.open(folder / "rows").facts,
         rows=folder.facts(RowsFacts),
         encode=folder.facts(EncodeFacts),
-        score=folder.facts(ScoreFacts),
+        score=score,
         embed=None if embed is None else embed.facts,
         select=None if select is None else select.facts,
         chosen={} if select is None else select.config,
