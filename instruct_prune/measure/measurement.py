@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from instruct_prune.errors import InputError
 from instruct_prune.measure.ladder import FAMILIES
 from instruct_prune.measure.probes import Loss, Probe
 from instruct_prune.measure.subnet import ALONE, DENSE, FULL, SubnetSpec
@@ -63,9 +64,18 @@ class Pass:
 
 
 def measurements_of(ladder: Iterable[SubnetSpec], probes: Iterable[Probe]) -> tuple[Measurement, ...]:
-    """The loss under each subnet of a ladder, each once, and further readings of the dense model."""
+    """The loss under each subnet of a ladder, each once, and further readings of the dense model.
+
+    Raises:
+        InputError: two probes of one name that are not the same.
+    """
     losses = [Measurement(spec, Loss(spec.depth)) for spec in dict.fromkeys(ladder)]
-    return (*losses, *(Measurement(DENSE, probe) for probe in {probe.name: probe for probe in probes}.values()))
+    named: dict[str, Probe] = {Loss.name: Loss()}
+    for probe in probes:
+        if type(named.setdefault(probe.name, probe)) is not type(probe):
+            raise InputError(f"--probes: two different probes are called {probe.name!r}. Give yours another name.")
+    del named[Loss.name]
+    return (*losses, *(Measurement(DENSE, probe) for probe in named.values()))
 
 
 def plan_passes(measurements: Sequence[Measurement]) -> tuple[Pass, ...]:

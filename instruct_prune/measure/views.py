@@ -56,16 +56,17 @@ class Viewed:
 
     @cached_property
     def lengths(self) -> Int32:
-        """int32 [n]: what each scorable row costs; 0 for the others."""
+        """int32 [n]: what each scorable row costs; 0 for the others, and where nothing is left to predict."""
         found = np.zeros(len(self._items), dtype=np.int32)
         for i in np.flatnonzero(self._items.scorable):
-            found[i] = self._model.cost(self[int(i)])
+            item = self[int(i)]
+            if not isinstance(item, Tokens) or item.response_mask[1:].any():
+                found[i] = self._model.cost(item)
         return found
 
     def rows(self, rows: Int64) -> Int64:
-        """The rows of which enough is left to predict something: two tokens, or a picture."""
-        least = 1 if self._model.unit != "tokens" else 2
-        return rows[self.lengths[rows] >= least]
+        """The rows of which enough is left to predict something: a picture, or a response token after another token."""
+        return rows[self.lengths[rows] > 0]
 
 
 __all__ = ["ByPosition", "View", "Viewed", "alone", "view_of"]

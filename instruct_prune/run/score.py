@@ -20,13 +20,13 @@ from instruct_prune.measure.subnet import DENSE, SubnetSpec
 from instruct_prune.models.model import Items, Model
 from instruct_prune.progress import clock, say
 from instruct_prune.rows.table import RowTable
-from instruct_prune.run.embed import by_model, embedder_of
+from instruct_prune.run.embed import POOLING, by_model, embedder_of
 from instruct_prune.run.embed import embed as embed_rows
 from instruct_prune.run.encode import encode, make_model
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.measure import batch_cost, describe, plan_work, run_work
 from instruct_prune.run.merge import Measured, merge
-from instruct_prune.run.records import EncodeFacts, RowsFacts, ScoreFacts
+from instruct_prune.run.records import EmbedFacts, EncodeFacts, RowsFacts, ScoreFacts
 from instruct_prune.run.rows import InMemory, read_rows
 from instruct_prune.run.select import check_budget
 from instruct_prune.score.table import ScoreTable
@@ -105,8 +105,9 @@ def score(
     if measured is None:
         return None
     scores = merge(folder, items, measured, wanted.ladder, wanted.score, dtype, ranks)
-    if model.embeds and embed is None:  # else the embed stage follows, with the embedder that was asked for
-        embed_rows(folder, EmbedConfig())
+    # Where the embed stage follows, it has the embedder that was asked for; vectors that are there and fresh stay.
+    if model.embeds and embed is None and folder.find(EmbedFacts) is None:
+        embed_rows(folder, EmbedConfig(), restart=True)
     shutil.rmtree(folder / "parts", ignore_errors=True)
     ranks.close()
     return scores
@@ -130,7 +131,8 @@ class Wanted:
                 "knn_lc or magnitude-global:0.9."
             )
         pooling = by_model(model, embed)
-        self.texts = tuple(dict.fromkeys([*named, *config.probes, *([pooling] if pooling else [])]))
+        reference = [POOLING] if model.compares else []
+        self.texts = tuple(dict.fromkeys([*named, *config.probes, *reference, *([pooling] if pooling else [])]))
 
     @property
     def identity(self) -> dict[str, Any]:
