@@ -122,6 +122,8 @@ class SelectConfig:
     """Parameters of the method, as in: split=0.25 or threshold=0.95"""
     score: str | None = None
     """dlc, lc, loss, perplexity, ifd, knn_lc, or your own as module:function; what was scored for when not given."""
+    score_param: tuple[str, ...] = ()
+    """Parameters of the score, as in: power=2"""
     score_subnets: tuple[str, ...] = ()
     """Average over these subnets only, as in: dense magnitude:0.8"""
     score_weights: tuple[float, ...] = ()

@@ -99,10 +99,6 @@ class ImageEncoder(Model):
         self._centroids = torch.empty(0)
         self._depths: tuple[int, ...] = ()
 
-    @property
-    def encoding(self) -> Mapping[str, Any]:
-        return {}
-
     def write_items(self, folder: Path, rows: Iterable[Row], advance: Advance, strict: bool) -> None:
         write_pictures(folder, rows, advance, strict)
 
@@ -159,11 +155,6 @@ class ImageEncoder(Model):
                 "depth subnets are for language models; for images, use dlc, knn_lc or magnitude-global:0.9."
             )
         return centroid_losses(states[None], self._centroids, batch.labels)
-
-    def pool(self, batch: ImageBatch, states: States, depth: int | None, how: str) -> Tensor:
-        if how != "mean":
-            raise InputError(f"the probe {how!r} is for texts: a picture has no order of positions. Use mean.")
-        return states[depth]
 
     def fit(self, blocks: Blocks, items: Items) -> None:
         """Class centroids float32 [k, d]: means of the dense features, summed part by part in a fixed order, in float64."""

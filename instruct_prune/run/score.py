@@ -19,6 +19,7 @@ from instruct_prune.measure.stored import find
 from instruct_prune.measure.subnet import DENSE, SubnetSpec
 from instruct_prune.models.model import Items, Model
 from instruct_prune.progress import clock, say
+from instruct_prune.registry import class_name, own_code
 from instruct_prune.rows.table import RowTable
 from instruct_prune.run.embed import by_model
 from instruct_prune.run.embed import embed as embed_rows
@@ -134,6 +135,9 @@ class Wanted:
             "probes": list(self.texts),
             "include_head": self.config.include_head,
             "share_prefix": self.config.share_prefix,
+            **own_code([class_name(self.model)], "--model"),
+            **own_code([name for spec in self.ladder for name in (spec.kind, spec.view)], "--subnets"),
+            **own_code(self.texts, "--probes"),
         }
 
     @cached_property
@@ -199,11 +203,12 @@ def _check(config: ScoreConfig, ranks: Ranks) -> None:
 def _finished(folder: RunFolder, identity: dict[str, Any], config: ScoreConfig, ranks: Ranks) -> bool:
     """Claim the stage on the main process; True, on every process, when it is done already."""
     done: list[bool] = []
-    work_kept = (folder / "parts" / "score").exists()
 
     def claim() -> None:
+        known = folder.record(ScoreFacts)
+        nothing = known is not None and known.facts is None and not (folder / "parts" / "score").exists()
         begun = not config.dry_run and folder.begin(
-            ScoreFacts, identity, (RowsFacts, EncodeFacts), restart=config.restart or not work_kept
+            ScoreFacts, identity, (RowsFacts, EncodeFacts), restart=config.restart or nothing
         )
         done.append(begun)
 
