@@ -75,9 +75,9 @@ def score(
     if config.restart:
         ranks.on_main(lambda: shutil.rmtree(folder / "parts", ignore_errors=True))
     ranks.on_main(lambda: read_rows(folder, data, config.restart, memory))
-    rows = RowTable.open(folder / "rows").facts
-    model = _first_on_main(ranks, lambda: make_model(config, encoding, rows.model_kind, rows.format, loaded))
     table = RowTable.open(folder / "rows")
+    kind, data_format = table.facts.model_kind, table.facts.format
+    model = _first_on_main(ranks, lambda: make_model(config, encoding, kind, data_format, loaded))
     ranks.on_main(lambda: encode(folder, table, model, config, encoding, data.strict))
     items = model.open_items(folder / "items")
     if select is not None:
@@ -90,8 +90,7 @@ def score(
             say("score: done before, skipped")
         ranks.close()
         return folder.read_scores() if ranks.is_main else None
-    offload = folder / "parts" / "offload" if config.device_map == "auto" else None
-    model.load(dtype, ranks.device, offload)
+    model.load(dtype, ranks.device, folder / "parts" / "offload" if config.device_map == "auto" else None)
     waves = Waves(folder, model, items, wanted, identity)
     if ranks.is_main:
         say(f"scoring with {model.name} in {dtype}, {ranks.describe()}: {waves.describe()}")
@@ -101,10 +100,15 @@ def score(
         ranks.close()
         return None
     measured = waves.run(folder, config, ranks)
-    if measured is None:
-        return None
+    return None if measured is None else _finish(folder, items, measured, wanted, dtype, ranks)
+
+
+def _finish(
+    folder: RunFolder, items: Items, measured: Measured, wanted: Wanted, dtype: str, ranks: Ranks
+) -> ScoreTable:
+    """On the main process, when all parts are there: the table, vectors of the model's own, and no parts any more."""
     scores = merge(folder, items, measured, wanted.ladder, wanted.score, dtype, ranks)
-    if model.embeds:
+    if measured.model.embeds:
         embed_rows(folder, EmbedConfig())
     shutil.rmtree(folder / "parts", ignore_errors=True)
     ranks.close()

@@ -158,12 +158,26 @@ def select(folder: RunFolder, config: SelectConfig) -> Selection:
     if len(selection) != int(table.scored.sum()):
         raise AssertionError("scored rows were lost in selection")
     stability = _seed_stability(scored, table, draw, rescore)
+    _write(folder, asked, table, selection, clusters, stability, began)
+    return selection
+
+
+def _write(
+    folder: RunFolder,
+    asked: Asked,
+    table: ScoreTable,
+    selection: Selection,
+    clusters: Clusters | None,
+    stability: dict[str, Float32 | Bool] | None,
+    began: float,
+) -> None:
+    """The tables of a selection and its record; what an earlier selection left goes."""
     inputs = (ScoreFacts, *((EmbedFacts,) if asked.clustered or asked.embeddings else ()))
     options = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(asked.config).items()}
     folder.begin(SelectFacts, options, inputs, restart=True)
     folder.write_selection(selection, stability)
     if clusters is None:
-        (folder / "clusters.parquet").unlink(missing_ok=True)  # of an earlier selection
+        (folder / "clusters.parquet").unlink(missing_ok=True)
     else:
         folder.write_clusters(clusters)
     kept = int(selection.selected.sum())
@@ -183,7 +197,6 @@ def select(folder: RunFolder, config: SelectConfig) -> Selection:
             seconds=round(time.monotonic() - began, 3),
         )
     )
-    return selection
 
 
 def selection_of(folder: RunFolder) -> Selection:
