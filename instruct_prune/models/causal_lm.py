@@ -1,4 +1,4 @@
-"""Causal language models: rows become tokens, and the loss is per response token (METHOD section 1).
+"""Causal language models: rows become tokens, and the loss is per response token (docs/method.md, section 1).
 
 What makes it fast changes no number: the output head runs on response positions only, in pieces whose logits stay in
 cache; rows need no attention mask, because padding on the right cannot be seen by a causal model; the tokens that a whole

@@ -1,4 +1,4 @@
-"""Image encoders: the loss of a labelled picture is an inverse-distance softmax over class centroids (METHOD section 1).
+"""Image encoders: the loss of a labelled picture is an inverse-distance softmax over class centroids (docs/method.md, section 1).
 
 z_s(x) is the globally pooled feature of subnet s and c_k the mean of z_dense over class k, so that
 p_s(k | x) = softmax_k(1 / ||z_s(x) - c_k||) and the loss is -log p_s(y | x) (arXiv 2402.05356, section 4.1).
