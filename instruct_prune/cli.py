@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", "finished parts are kept; run the same command again to go on.", 130)
     except BrokenPipeError:
-        # The reader of our output has gone (| head): not an error, and nothing more can be told to it.
+        # Whoever read our output has stopped reading, as `head` does. That is no error, and output that is left is discarded.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
@@ -85,7 +85,7 @@ def console_script() -> None:
 def _fail(kind: str, text: str, code: int) -> int:
     from instruct_prune.terminal import safe
 
-    if os.environ.get("RANK", "0") == "0" or kind == "interrupted":  # one voice, however many processes
+    if os.environ.get("RANK", "0") == "0" or kind == "interrupted":  # of several processes, one tells it
         print(f"instruct-prune: {kind}: {safe(text)}", file=sys.stderr, flush=True)
     return code
 

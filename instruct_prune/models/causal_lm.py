@@ -30,9 +30,12 @@ from instruct_prune.models.model import States
 from instruct_prune.models.text_batch import TextBatch, pooled_states
 from instruct_prune.models.text_model import TextModel
 
-HEAD_POSITIONS = {"cpu": 256, "other": 4096}  # positions whose logits exist at a time when the vocabulary is whole
-BLOCK_POSITIONS, BLOCK_WORDS = 1024, 2048  # and when it is not: 8 MB of float32 logits, which a CPU keeps in cache
-CHECK_TOLERANCE = 1e-3  # relative, in the model's own dtype twice as many bits would be asked of float32
+HEAD_POSITIONS = {
+    "cpu": 256,
+    "other": 4096,
+}  # logits over the whole vocabulary are made for so many positions at a time
+BLOCK_POSITIONS, BLOCK_WORDS = 1024, 2048  # logits of one block: 8 MB of float32, which a CPU keeps in its cache
+CHECK_TOLERANCE = 1e-3  # relative difference of logits that is allowed in float32; in 16-bit types 16 times as much
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,7 @@ class CausalLM(TextModel):
         """float32 [m]: -log p of every target, row after row."""
         hidden = states[depth][batch.rows, batch.positions]
         with self._fast():
-            # The state after the last block comes back normed already; the others are raw.
+            # transformers has already applied the final norm to the state after the last block, and to no other.
             if depth is not None and depth != self.depths()[-1]:
                 hidden = final_norm(self.decoder)(hidden)
             return self._token_losses(hidden, batch.targets)

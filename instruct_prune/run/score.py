@@ -177,7 +177,7 @@ class Waves:
         """Both waves; what was measured, on the main process."""
         took = run_work(folder, self.model, self.first, config, ranks)
         if self.model.compares:
-            ranks.broadcast(None)  # the first wave is whole when the main process comes here
+            ranks.broadcast(None)  # every process waits until the main one has seen that the first wave is whole
             reference = find(self.first, f"mean_{DENSE.name}")
             self.model.fit(reference.blocks, self.items)
         if self.rest is not None:
