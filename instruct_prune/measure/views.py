@@ -10,6 +10,7 @@ import numpy as np
 
 from instruct_prune.arrays import Int32, Int64
 from instruct_prune.encode.item import Tokens
+from instruct_prune.errors import InputError
 from instruct_prune.measure.engine import ByPosition
 from instruct_prune.measure.subnet import ALONE
 from instruct_prune.models.model import Items, Model
@@ -18,11 +19,16 @@ from instruct_prune.registry import load_attribute
 View = Callable[[Any, Model], Any]
 
 
-def alone(item: Tokens, model: Model) -> Tokens:
+def alone(item: Any, model: Model) -> Tokens:
     """The response without its prompt, for IFD: the row's first token where that is a BOS, then the response tokens.
 
-    Without a BOS the first response token has no context, so it is no target ("the first token of a row never is").
+    Without a BOS the first response token has no context, so it is no target (docs/method.md, section 1).
+
+    Raises:
+        InputError: the items are no tokens.
     """
+    if not isinstance(item, Tokens):
+        raise InputError(f"the view {ALONE!r} of --subnets (and so ifd) is for texts that a tokenizer encodes. Leave it out.")
     ids = item.ids[item.response_mask]
     if len(item.ids) and item.ids[0] == getattr(model, "bos_token_id", None):
         ids = np.concatenate([item.ids[:1], ids]).astype(np.int32)
