@@ -28,7 +28,9 @@ def alone(item: Any, model: Model) -> Tokens:
         InputError: the items are no tokens.
     """
     if not isinstance(item, Tokens):
-        raise InputError(f"the view {ALONE!r} of --subnets (and so ifd) is for texts that a tokenizer encodes. Leave it out.")
+        raise InputError(
+            f"the view {ALONE!r} of --subnets (and so ifd) is for texts that a tokenizer encodes. Leave it out."
+        )
     ids = item.ids[item.response_mask]
     if len(item.ids) and item.ids[0] == getattr(model, "bos_token_id", None):
         ids = np.concatenate([item.ids[:1], ids]).astype(np.int32)
