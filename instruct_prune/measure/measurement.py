@@ -67,15 +67,18 @@ def measurements_of(ladder: Iterable[SubnetSpec], probes: Iterable[Probe]) -> tu
     """The loss under each subnet of a ladder, each once, and further readings of the dense model.
 
     Raises:
-        InputError: two probes of one name that are not the same.
+        InputError: two of them would have columns of one name.
     """
-    losses = [Measurement(spec, Loss(spec.depth)) for spec in dict.fromkeys(ladder)]
-    named: dict[str, Probe] = {Loss.name: Loss()}
-    for probe in probes:
-        if type(named.setdefault(probe.name, probe)) is not type(probe):
-            raise InputError(f"--probes: two different probes are called {probe.name!r}. Give yours another name.")
-    del named[Loss.name]
-    return (*losses, *(Measurement(DENSE, probe) for probe in named.values()))
+    found = [Measurement(spec, Loss(spec.depth)) for spec in dict.fromkeys(ladder)]
+    found += [Measurement(DENSE, probe) for probe in {(type(probe), probe.name): probe for probe in probes}.values()]
+    names = [one.column for one in found]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(
+            f"two of the --subnets and --probes would both be the column {twice!r}. Give one of them another name: a column is "
+            "named after the function or the probe, and a value has three decimals."
+        )
+    return tuple(found)
 
 
 def plan_passes(measurements: Sequence[Measurement]) -> tuple[Pass, ...]:

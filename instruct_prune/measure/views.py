@@ -22,13 +22,15 @@ View = Callable[[Any, Model], Any]
 def alone(item: Any, model: Model) -> Tokens:
     """The response without its prompt, for IFD: the row's first token where that is a BOS, then the response tokens.
 
-    Without a BOS the first response token has no context, so it is no target ("the first token of a row never is").
+    Without a BOS the first response token has no context, so it is no target (docs/method.md, section 1).
 
     Raises:
-        InputError: the item is no text.
+        InputError: the items are no tokens.
     """
     if not isinstance(item, Tokens):
-        raise InputError(f"--subnets {ALONE} (and ifd) is for texts: a picture has no prompt that could be left out.")
+        raise InputError(
+            f"the view {ALONE!r} of --subnets (and so ifd) is for texts that a tokenizer encodes. Leave it out."
+        )
     ids = item.ids[item.response_mask]
     if len(item.ids) and item.ids[0] == getattr(model, "bos_token_id", None):
         ids = np.concatenate([item.ids[:1], ids]).astype(np.int32)
