@@ -21,9 +21,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from instruct_prune.encode.batching import Plan
 
 DTYPES = ("float32", "bfloat16")
 
@@ -118,14 +121,15 @@ def harness_auto(options: argparse.Namespace, bench: Bench) -> tuple[np.ndarray,
 
 
 def ours(options: argparse.Namespace, bench: Bench) -> tuple[np.ndarray, int]:
-    """The scorer of this project, plan included."""
+    """The engine of this project, plan included."""
+    from instruct_prune.measure.engine import run_batch
+
     losses = np.zeros(len(bench.rows), dtype=np.float32)
     plan = bench.plan(options)
-    bench.backbone.start_pass(bench.dense, plan)
+    bench.scorer.start_pass(plan, bench.dense.depths, bench.dense.pooled)
     for chunk in plan.chunks:
         for batch in chunk:
-            items = [bench.rows[int(i)] for i in batch.rows]
-            losses[batch.rows] = bench.backbone.losses(bench.backbone.collate(items, batch.prefix))[:, 0].float().cpu()
+            losses[batch.rows] = run_batch(bench.scorer, bench.dense, bench.rows, batch)[:, 0].cpu()
     return losses, plan.n_tokens + plan.n_padding
 
 
@@ -155,26 +159,28 @@ class Bench:
         import torch
 
         from instruct_prune.encode.store import TokenStore
-        from instruct_prune.measure.subnet import SubnetSpec
+        from instruct_prune.measure.measurement import measurements_of, plan_passes
+        from instruct_prune.measure.subnet import DENSE
         from instruct_prune.models.causal_lm import CausalLM
         from instruct_prune.models.names import find_model, load_tokenizer
 
         self.device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = load_model(options, self.device)
         self.tokenizer = load_tokenizer(find_model(options.model))
-        self.backbone = CausalLM(self.model)
-        self.backbone.fit([])
+        self.scorer = CausalLM.holding(self.model)
         self.store = TokenStore.open(Path(options.store))
         self.rows = [self.store[i] for i in range(len(self.store))]
-        self.dense = (SubnetSpec("dense"),)
+        (self.dense,) = plan_passes(measurements_of([DENSE], []))
         self.harness: Any = None
+        self.switching: float | None = None
 
-    def plan(self, options: argparse.Namespace) -> Any:
-        from instruct_prune.encode.batching import plan_batches, shared_prefixes
+    def plan(self, options: argparse.Namespace) -> Plan:
+        """Batches of all rows, as a run makes them."""
+        from instruct_prune.encode.batching import plan_batches
 
         rows = np.arange(len(self.store))
-        group, prefixes = shared_prefixes(self.store.ids, self.store.offset, rows, self.store.first_target)
-        tokens = options.batch_tokens or (4096 if self.device.type == "cpu" else 32768)
+        group, prefixes = self.scorer.shared_prefixes(self.store, rows)
+        tokens = options.batch_tokens or self.scorer.batch.get(self.device.type, self.scorer.batch["other"])
         return plan_batches(rows, self.store.lengths, batch_tokens=tokens, group=group, prefixes=prefixes)
 
 
@@ -229,28 +235,29 @@ def measure(options: argparse.Namespace) -> None:
         "losses": losses.tolist(),
         "rate": matrix_rate(bench),
     }
-    facts |= {"switching": getattr(bench, "switching", None), "operations": operations(bench, computed)}
+    facts |= {"switching": bench.switching, "operations": operations(bench, computed)}
     print(json.dumps(facts))
 
 
 def ladder(options: argparse.Namespace, bench: Bench) -> tuple[np.ndarray, int]:
     """All subnets, with masks and restoring."""
-    from instruct_prune.measure.passes import parse_subnets, plan_passes
+    from instruct_prune.measure.ladder import parse_subnets
+    from instruct_prune.measure.measurement import measurements_of, plan_passes
     from instruct_prune.measure.subnets import SubnetSwitch
 
-    passes = plan_passes(parse_subnets([options.subnets]))
+    passes = plan_passes(measurements_of(parse_subnets([options.subnets]), []))
     plan = bench.plan(options)
     losses, switching = np.zeros(0), 0.0
     with SubnetSwitch(bench.model) as switch:
         for a_pass in passes:
             began = time.perf_counter()
-            switch.to(a_pass)
+            switch.to(a_pass.weights)
             synchronise(bench.device)
             switching += time.perf_counter() - began
             losses, _ = ours(options, bench)
         began = time.perf_counter()
     synchronise(bench.device)
-    bench.switching = switching + time.perf_counter() - began  # type: ignore[attr-defined]
+    bench.switching = switching + time.perf_counter() - began
     return losses, len(passes) * (plan.n_tokens + plan.n_padding)
 
 
