@@ -71,7 +71,9 @@ class Planted:
         rng = np.random.default_rng(seed)
         copied = rng.choice(len(rows), n, replace=False)
         kinds = [list(KINDS)[i % len(KINDS)] for i in range(n)]
-        copies = [planted(rows[j], kind, len(rows) + i, rng) for i, (j, kind) in enumerate(zip(copied, kinds, strict=True))]
+        copies = [
+            planted(rows[j], kind, len(rows) + i, rng) for i, (j, kind) in enumerate(zip(copied, kinds, strict=True))
+        ]
         return cls(rows + copies, copied, kinds)
 
     @property

@@ -79,7 +79,11 @@ def _write_states(
     measurements = [Measurement(DENSE, probe) for probe in dict.fromkeys(probes)]
     identity = [model.name, dtype, dict(model.encoding), [m.column for m in measurements], [row.text for row in rows]]
     work = plan_work(
-        model, items, measurements, batch_cost(model, config, device.type), PartStore(folder / "parts", digest(identity))
+        model,
+        items,
+        measurements,
+        batch_cost(model, config, device.type),
+        PartStore(folder / "parts", digest(identity)),
     )
     _run(model, work, dtype, device)
     for measurement in measurements:
