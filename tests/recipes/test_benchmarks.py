@@ -124,3 +124,17 @@ def test_order_and_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
     assert duplicates.order(pairs, others) == (3 + 1.5) / 8
     assert duplicates.threshold_for(others, 0.5) == pytest.approx(0.6)
     assert duplicates.threshold_for(others, 0.001) == pytest.approx(0.95)  # at least one row
+
+
+def test_made_up_runs_have_all_that_a_report_shows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from instruct_prune.report.html import write_report
+    from instruct_prune.run.records import EmbedFacts, ScoreFacts, SelectFacts
+    from instruct_prune.run.rows import rows_of
+
+    monkeypatch.syspath_prepend(str(FOLDER))
+    folder = import_module("report").make_run(tmp_path / "run", 400)
+    facts = folder.facts(SelectFacts)
+    assert (facts.scored, facts.kept, facts.dropped) == (400, 120, 280)
+    assert folder.facts(ScoreFacts).health.subnets[0].name == "dense"
+    assert folder.facts(EmbedFacts).width == 384
+    assert write_report(folder, rows_of(folder)).stat().st_size > 100_000
