@@ -77,9 +77,11 @@ def main() -> None:
         config, encode = ScoreConfig(model=options.model), EncodeConfig(max_length=options.max_length)
         data_format = load_data(options.data).format
         found = vectors_of(options.embedder, rows, config, encode, data_format, folder, options.raw)
-    print(
-        f"{len(rows):,} rows, {len(set(labels.tolist()))} labels, {options.clusters} clusters, {options.seeds} seeds\n"
-    )
+    # A row that has nothing to score has no state of the model: it counts for no embedder.
+    there = np.all([vectors.any(axis=1) for vectors in found.values()], axis=0)
+    found, labels = {name: vectors[there] for name, vectors in found.items()}, labels[there]
+    told = f"{len(labels):,} rows, {len(rows) - len(labels)} left out, {len(set(labels.tolist()))} labels"
+    print(f"{told}, {options.clusters} clusters, {options.seeds} seeds\n")
     print(f"{'embedder':<24}{'purity':>16}{'NMI':>16}{'AMI':>16}{'neighbour':>12}")
     for name, vectors in found.items():
         every = np.asarray([agreement(vectors, labels, options.clusters, seed) for seed in range(options.seeds)])

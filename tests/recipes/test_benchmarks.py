@@ -102,7 +102,7 @@ def test_clusters(here: Callable[..., str], tmp_path: Path, tiny_model_folder: P
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
     words = ["--data", str(path), "--column", "kind", "--rows", "20", "--clusters", "3", "--seeds", "2"]
     found = here("clusters", *words, "--model", str(tiny_model_folder), "--embedder", "model")
-    assert "20 rows, 2 labels, 3 clusters, 2 seeds" in found
+    assert "20 rows, 0 left out, 2 labels, 3 clusters, 2 seeds" in found
     purity = float(next(line for line in found.splitlines() if line.startswith("model ")).split()[1])
     assert 0.5 <= purity <= 1
 
