@@ -51,6 +51,7 @@ class CausalLM(TextModel):
 
     default = "smollm2-135m-instruct"
     unit = "tokens"
+    pooling = "weighted"
     batch = {"cpu": 4096, "other": 32768}  # noqa: RUF012
 
     def __init__(
@@ -163,7 +164,9 @@ class CausalLM(TextModel):
         before = (
             self._prefix(batch.prefix).states[depth].float() if batch.prefix >= 0 else own.new_zeros(0, own.shape[2])
         )
-        return pooled_states(batch, own, before, how)
+        # After an inner block the first token of a row is where attention rests: its state is some hundred times as long
+        # as the others' and says nothing about the row. The norm at the end of the model tames it.
+        return pooled_states(batch, own, before, how, first=0 if depth in (None, self.depths()[-1]) else 1)
 
     def _fast(self) -> AbstractContextManager[Any]:
         return OneDnnLinear() if self.device.type == "cpu" and self.module.dtype == torch.float32 else nullcontext()

@@ -21,7 +21,7 @@ from instruct_prune.models.model import Items, Model
 from instruct_prune.progress import clock, say
 from instruct_prune.registry import class_name, own_code
 from instruct_prune.rows.table import RowTable
-from instruct_prune.run.embed import POOLING, by_model, embedder_of
+from instruct_prune.run.embed import by_model, embedder_of
 from instruct_prune.run.embed import embed as embed_rows
 from instruct_prune.run.encode import encode, make_model
 from instruct_prune.run.folder import RunFolder
@@ -139,7 +139,7 @@ class Wanted:
                 "knn_lc or magnitude-global:0.9."
             )
         pooling = by_model(model, embed)
-        reference = [POOLING] if model.compares else []
+        reference = ["mean"] if model.compares else []
         self.texts = tuple(dict.fromkeys([*named, *config.probes, *reference, *([pooling] if pooling else [])]))
 
     @property

@@ -21,7 +21,7 @@ from instruct_prune.models.causal_lm import CausalLM
 from instruct_prune.models.model import Model
 from instruct_prune.models.sentence_encoder import TextEncoder, embed_rows
 from instruct_prune.progress import Progress
-from instruct_prune.run.embed import MODEL, POOLING, unit_rows
+from instruct_prune.run.embed import MODEL, unit_rows
 from instruct_prune.run.measure import batch_cost, plan_work
 from instruct_prune.storage import digest
 
@@ -65,7 +65,7 @@ def vectors_of(
 
 
 def _probe(name: str) -> Probe:
-    return parse_probe(name.partition(":")[2] or POOLING)
+    return parse_probe(name.partition(":")[2] or CausalLM.pooling)
 
 
 def _write_states(

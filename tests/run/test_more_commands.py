@@ -14,6 +14,7 @@ from sample_rows import alpaca_rows, write_jsonl
 
 from instruct_prune.cli import main
 from instruct_prune.run.folder import RunFolder
+from instruct_prune.run.records import SelectFacts
 
 N = 60
 
@@ -132,7 +133,7 @@ def test_a_method_and_a_score_of_the_users_own(
     assert selection.kept.tolist() == selection.row_id[-3:].tolist()
     assert (selection.score < 0).all()
     assert selection.params == {"method": "own_rules:last", "split": 0.25}
-    assert RunFolder(run).stage("select")["score"] == "own_rules:negative"
+    assert RunFolder(run).facts(SelectFacts).score == "own_rules:negative"
 
 
 def test_compare_and_correlate(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -220,7 +221,7 @@ def states_of(run: Path, model_folder: Path, pool: str) -> np.ndarray:
         ids = torch.as_tensor(items[i].ids.astype(np.int64))[None]
         with torch.no_grad():
             states = model(ids, output_hidden_states=True).hidden_states[1][0].double().numpy()
-        found.append(states[-1] if pool == "last" else states.mean(axis=0))
+        found.append(states[-1] if pool == "last" else states[1:].mean(axis=0))
     moved = np.asarray(found) - np.mean(found, axis=0)
     return moved / np.linalg.norm(moved, axis=1, keepdims=True)
 
