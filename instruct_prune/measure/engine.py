@@ -152,7 +152,9 @@ def measure_chunk(
     at = 0
     for measurement in a_pass.measurements:
         width = measurement.probe.width(model)
-        piece = np.ascontiguousarray(table[:, at : at + width], dtype=np.float16 if measurement.probe.half else np.float32)
+        piece = np.ascontiguousarray(
+            table[:, at : at + width], dtype=np.float16 if measurement.probe.half else np.float32
+        )
         at += width
         flat = pa.array(piece.reshape(-1))
         columns[measurement.column] = flat if width == 1 else pa.FixedSizeListArray.from_arrays(flat, width)

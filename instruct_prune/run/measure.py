@@ -24,7 +24,6 @@ from instruct_prune.models.model import Items, Model
 from instruct_prune.progress import Progress, say
 from instruct_prune.run.folder import RunFolder
 
-
 GRADIENT_SHARE = 4
 """Batches of a pass with gradients are so many times smaller."""
 

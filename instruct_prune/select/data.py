@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from instruct_prune.arrays import Bool, Float32, Int32, Int64
+from instruct_prune.select.target import Target
 
 if TYPE_CHECKING:
     import pandas
@@ -82,6 +83,7 @@ class Pool:
     strata_names: tuple[str, ...] = ("all",)
     embeddings: Float32 | None = None
     losses: Mapping[str, Float32] = field(default_factory=dict)
+    target: Target | None = None
 
     def __post_init__(self) -> None:
         n = len(self.row_id)

@@ -29,6 +29,7 @@ METHODS: dict[str, str] = {
     "facility_location": "instruct_prune.select.facility_location:facility_location",
     "deita": "instruct_prune.select.deita:deita",
     "d2": "instruct_prune.select.d2:d2",
+    "targeted": "instruct_prune.select.targeted:targeted",
 }
 """{name: "module:function"}. One file and one line here add a method."""
 
@@ -46,7 +47,7 @@ class Method(Plugin):
     """A selection method: a function of a stratum, with what it declares.
 
     Attributes:
-        needs: columns of the pool: "score", "embeddings", "losses:NAME" (the loss under the subnet NAME).
+        needs: columns of the pool: "score", "embeddings", "target", "losses:NAME" (the loss under the subnet NAME).
         strata: "clusters" or "all" (one stratum), unless the user says otherwise.
         prepare: see `Prepare`; None for most methods.
     """
@@ -62,12 +63,12 @@ class Method(Plugin):
 
     def needs_of(self, params: Mapping[str, Any] | None = None) -> tuple[str, ...]:
         needs = super().needs_of(params)
-        known = ("score", "embeddings", LOSSES + "dense")
+        known = ("score", "embeddings", "target", LOSSES + "dense")
         for need in needs:
             if need not in known and not need.startswith(LOSSES):
                 raise InputError(
                     f"{self} says that it needs {need!r}, which is no column of a pool.{suggestion(need, known)} "
-                    "Columns are score, embeddings and losses:NAME."
+                    "Columns are score, embeddings, target and losses:NAME."
                 )
         return needs
 
@@ -80,6 +81,10 @@ class Method(Plugin):
         for need in self.needs_of(params):
             if need == "embeddings" and pool.embeddings is None:
                 raise InputError(f"{self} compares embeddings and there are none: run `instruct-prune embed` first.")
+            if need == "target" and pool.target is None:
+                raise InputError(
+                    f"{self} needs rows that show what the model should become good at: give them with --target FILE."
+                )
             if need.startswith(LOSSES) and need.removeprefix(LOSSES) not in pool.losses:
                 raise InputError(
                     f"{self} needs the loss of each row under {need.removeprefix(LOSSES)!r}; this run has "

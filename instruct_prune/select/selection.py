@@ -155,4 +155,5 @@ def _ascending(pool: Pool, duplicate_of: Int64 | None) -> tuple[Pool, Int64 | No
         strata=pool.strata[order],
         embeddings=None if pool.embeddings is None else pool.embeddings[order],
         losses={name: loss[order] for name, loss in pool.losses.items()},
+        target=None if pool.target is None else pool.target.of_rows(order),
     ), None if duplicate_of is None else duplicate_of[order]

@@ -135,5 +135,7 @@ def linear_layers(module: nn.Module, blocks: str) -> list[tuple[str, nn.Module]]
         and not name.endswith(("gate", "router"))
     ]
     if not found:
-        raise InputError(f"{type(module).__name__} has no linear layers in its blocks, so there are no gradients to sketch.")
+        raise InputError(
+            f"{type(module).__name__} has no linear layers in its blocks, so there are no gradients to sketch."
+        )
     return found
