@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("RunConfig", "from a dataset file to a pruned dataset file, in one go"),
     "score": ("ScoreCommand", "score every row by its loss under subnets of the model (resumes when run again)"),
     "embed": ("EmbedCommand", "embed the rows of a scored run"),
+    "target": ("TargetCommand", "measure rows that show what the model should become good at"),
     "select": ("SelectCommand", "select within an exact budget from a scored run; no model needed"),
     "export": ("ExportCommand", "write the kept rows of a selection, also in trainers' formats"),
     "report": ("ReportCommand", "write report.html: what was kept, what was dropped and why"),
@@ -178,6 +179,16 @@ def _embed(config: Any) -> int:
     return 0
 
 
+def _target(config: Any) -> int:
+    from instruct_prune.run.folder import existing_run
+    from instruct_prune.run.target import target
+
+    folder = existing_run(config.run.out)
+    target(folder, config.target)
+    print(f"Next: instruct-prune select --out {folder.path} --keep 0.3")
+    return 0
+
+
 def _select(config: Any) -> int:
     from instruct_prune.report.summary import print_selection
     from instruct_prune.run.folder import existing_run
@@ -269,6 +280,7 @@ ACTIONS: dict[str, Callable[[Any], int]] = {
     "run": _run,
     "score": _score,
     "embed": _embed,
+    "target": _target,
     "select": _select,
     "export": _export,
     "report": _report,

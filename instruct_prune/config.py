@@ -103,6 +103,16 @@ class EmbedConfig:
 
 
 @dataclass(frozen=True)
+class TargetConfig:
+    """What the model should become good at."""
+
+    target: tuple[str, ...] = ()
+    """Files of 8 to 500 rows that show it, in the pool's format: FILE, or NAME=FILE for each of several tasks."""
+    by: Literal["gradient", "rds", "embedding"] = "gradient"
+    """How rows are compared with the target's: gradients, pooled hidden states (RDS+), or the embedder's vectors."""
+
+
+@dataclass(frozen=True)
 class SelectConfig:
     """How much to keep, and by which rule."""
 
@@ -110,8 +120,9 @@ class SelectConfig:
     """0.3 is a share of the scored rows, 5000 a number of rows."""
     keep_tokens: int | None = None
     """Keep this many response tokens (never more)."""
-    method: str = "flexrand"
-    """Selection rule: flexrand, easy_diverse, easiest, hardest, random, a baseline, or your own as module:function."""
+    method: str | None = None
+    """Selection rule: easy_diverse, easiest, hardest, random, a baseline, or your own as module:function; flexrand when not given,
+    or targeted where there is a target."""
     param: tuple[str, ...] = ()
     """Parameters of the method, as in: split=0.25 or threshold=0.95"""
     score: str | None = None
@@ -172,6 +183,7 @@ class RunConfig:
     encode: EncodeConfig = field(default_factory=EncodeConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
     embed: EmbedConfig = field(default_factory=EmbedConfig)
+    target: TargetConfig = field(default_factory=TargetConfig)
     select: SelectConfig = field(default_factory=SelectConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     run: Out = field(default_factory=Out)
@@ -195,6 +207,14 @@ class EmbedCommand:
     run: Out = field(default_factory=Out)
     restart: bool = False
     """Discard the embeddings of another embedder."""
+
+
+@dataclass(frozen=True)
+class TargetCommand:
+    """Measure rows that show what the model should become good at, for select --method targeted."""
+
+    target: TargetConfig = field(default_factory=TargetConfig)
+    run: Out = field(default_factory=Out)
 
 
 @dataclass(frozen=True)

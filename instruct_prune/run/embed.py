@@ -111,7 +111,7 @@ def embed(folder: RunFolder, config: EmbedConfig, restart: bool = False) -> None
 # ---- the scoring model's own states ----
 
 
-def save_states(folder: RunFolder, items: Items, vectors: Sequence[Stored]) -> None:
+def save_states(folder: Path, items: Items, vectors: Sequence[Stored]) -> None:
     """Write ``states/NAME.npy``, float32 [m, d] for the m rows that were fit to score, of each measurement of vectors, and which
     rows they are."""
     rows = np.flatnonzero(items.scorable).astype(np.int64)
@@ -144,7 +144,7 @@ def _measure(folder: RunFolder, model: Model, items: Items, measurement: Measure
     work = plan_work(model, items, [measurement], batch_cost(model, config, ranks.device.type), parts)
     run_work(folder, model, work, config, ranks)
     if ranks.is_main:
-        save_states(folder, items, [find(work, measurement.column)])
+        save_states(folder.path, items, [find(work, measurement.column)])
 
 
 def unit_rows(source: Path, target: Path, centred: bool) -> None:
@@ -225,3 +225,19 @@ def _by_encoder(folder: RunFolder, items: Items, config: EmbedConfig, embedder: 
             progress.advance,
         )
     return False
+
+
+def encode_texts(embedder: str, texts: list[str]) -> Float32:
+    """float32 [n, d], L2-normalised: texts as the run's embedder sees them.
+
+    Raises:
+        InputError: the vectors of the run come from no embedding model.
+    """
+    from instruct_prune.models.sentence_encoder import TextEncoder
+
+    if embedder.partition(":")[0] == MODEL or embedder.endswith(".npy"):
+        raise InputError(
+            f"--by embedding compares with an embedding model, and the vectors of this run come from {embedder}. Use --by rds."
+        )
+    found = names.find_model(embedder, option="--embedder")
+    return TextEncoder(found.location, found.name).encode(texts)

@@ -113,7 +113,7 @@ def merge(
         backbone=measured.model.name,
         more={one.column: column for one, column in columns.items() if not isinstance(one.probe, Loss)},
     )
-    save_states(folder, items, measured.vectors())
+    save_states(folder.path, items, measured.vectors())
     more = columns_for(folder, RowTable.open(folder / "rows"), table, name)
     full = tuple(spec for spec in ladder if spec.is_full)
     table = rescored(table, name, subnets=full, leave_out=left_out_of(health, ladder), more=more)

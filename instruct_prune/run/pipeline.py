@@ -6,6 +6,7 @@ Each stage reads what the last one left in the run folder and writes its own fil
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from instruct_prune.config import RunConfig
@@ -16,19 +17,29 @@ from instruct_prune.run.folder import RunFolder, open_run
 from instruct_prune.run.rows import rows_of
 from instruct_prune.run.score import score
 from instruct_prune.run.select import check_selection, select
+from instruct_prune.run.target import PROBES, target, tasks_of
 from instruct_prune.select.data import Selection
 
 
 def run(config: RunConfig) -> Selection | None:
     """Dataset file in, pruned dataset file out. None on processes other than the main one, and for a dry run."""
-    check_selection(config.select)
+    aims = bool(config.target.target)
+    scoring, choice = config.score, config.select
+    if aims:
+        tasks_of(config.target)
+        probe = PROBES.get(config.target.by)  # read in the run that scores
+        scoring = replace(scoring, probes=tuple(dict.fromkeys([*scoring.probes, *([probe] if probe else [])])))
+        choice = replace(choice, method=choice.method or "targeted")
+    check_selection(choice)
     check_export(config.export)
     folder = open_run(config.run.out)
-    table = score(folder, config.data, config.encode, config.score, config.select, config.embed)
+    table = score(folder, config.data, config.encode, scoring, choice, config.embed)
     if table is None:
         return None
     embed(folder, config.embed)
-    selection = select(folder, config.select)
+    if aims:
+        target(folder, config.target)
+    selection = select(folder, choice)
     export(folder, config.export)
     report(folder)
     return selection

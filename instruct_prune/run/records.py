@@ -132,6 +132,45 @@ class EmbedFacts:
 
 
 @dataclass(frozen=True)
+class TaskFacts:
+    """One task of a target.
+
+    Attributes:
+        name: of the task.
+        file: where its rows came from.
+        read: rows read.
+        queries: rows that steer the selection.
+        repeated: of these, rows whose words stand in the pool too.
+    """
+
+    name: str
+    file: str
+    read: int
+    queries: int
+    repeated: int
+
+
+@dataclass(frozen=True)
+class TargetFacts:
+    """What the selection aims at.
+
+    Attributes:
+        by: how rows are compared with the target's: "gradient", "rds" or "embedding".
+        tasks: the target's tasks.
+        vectors: file of the pool's vectors, inside the run folder.
+        seconds: time taken.
+    """
+
+    stage: ClassVar[str] = "target"
+    command: ClassVar[str] = "target --target ..."
+
+    by: str
+    tasks: tuple[TaskFacts, ...]
+    vectors: str
+    seconds: float
+
+
+@dataclass(frozen=True)
 class TokenCounts:
     """Response tokens, and all tokens, of the scored and of the kept rows."""
 
@@ -193,8 +232,8 @@ class ExportFacts:
     told: tuple[str, ...]
 
 
-Facts = TypeVar("Facts", RowsFacts, EncodeFacts, ScoreFacts, EmbedFacts, SelectFacts, ExportFacts)
-STAGES = (RowsFacts, EncodeFacts, ScoreFacts, EmbedFacts, SelectFacts, ExportFacts)
+Facts = TypeVar("Facts", RowsFacts, EncodeFacts, ScoreFacts, EmbedFacts, TargetFacts, SelectFacts, ExportFacts)
+STAGES = (RowsFacts, EncodeFacts, ScoreFacts, EmbedFacts, TargetFacts, SelectFacts, ExportFacts)
 """In the order in which a run makes them."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,9 @@ from instruct_prune.measure.ladder import parse_subnets
 from instruct_prune.rows.table import RowTable
 from instruct_prune.run.columns import columns_for
 from instruct_prune.run.folder import RunFolder
-from instruct_prune.run.records import EmbedFacts, ScoreFacts, SelectFacts, TokenCounts
+from instruct_prune.run.records import EmbedFacts, ScoreFacts, SelectFacts, TargetFacts, TokenCounts
 from instruct_prune.run.row_facts import RowFacts, read_facts
+from instruct_prune.run.target import load_target
 from instruct_prune.score.aggregate import rescored
 from instruct_prune.score.health import by_seed, rank_spread
 from instruct_prune.score.scores import LADDER, find_score
@@ -27,6 +28,7 @@ from instruct_prune.select import Method, build_pool, find_method, resolve_budge
 from instruct_prune.select.clusters import cluster, name_clusters
 from instruct_prune.select.data import Clusters, Embeddings, Pool, Selection
 from instruct_prune.select.duplicates import find_duplicates, keep_priority
+from instruct_prune.select.targeted import attribute
 from instruct_prune.storage import row_ids_hash
 
 
@@ -62,7 +64,7 @@ def check_budget(config: SelectConfig, n: int | None) -> None:
 
 def method_of(config: SelectConfig) -> tuple[Method, dict[str, Any]]:
     """The method, and the parameters that are set; ``--split`` is short for ``--param split=``."""
-    method = find_method(config.method)
+    method = find_method(config.method or "flexrand")
     return method, method.parse([*config.param, *([] if config.split == "auto" else [f"split={config.split}"])])
 
 
@@ -91,6 +93,7 @@ class Asked:
         params: its parameters that were set.
         clustered: whether clusters are the strata.
         embeddings: whether rows are compared by their vectors.
+        aims: whether the method selects towards a target.
     """
 
     config: SelectConfig
@@ -98,6 +101,7 @@ class Asked:
     params: dict[str, Any]
     clustered: bool
     embeddings: bool
+    aims: bool
 
 
 def ask(config: SelectConfig, strata: str | None) -> Asked:
@@ -111,8 +115,9 @@ def ask(config: SelectConfig, strata: str | None) -> Asked:
     wants = method.strata == "clusters" and config.stratify is None
     if wants and config.clusters == "auto" and strata is not None:
         config, wants = dataclasses.replace(config, stratify=strata), False
-    compares = config.dedup is not None or "embeddings" in method.needs_of(params)
-    return Asked(config, method, params, wants and config.clusters != "none", compares)
+    needs = method.needs_of(params)
+    compares = config.dedup is not None or "embeddings" in needs
+    return Asked(config, method, params, wants and config.clusters != "none", compares, "target" in needs)
 
 
 def select(folder: RunFolder, config: SelectConfig) -> Selection:
@@ -121,6 +126,8 @@ def select(folder: RunFolder, config: SelectConfig) -> Selection:
     Raises:
         InputError: an option is wrong, or a stage that it needs has not run or is stale.
     """
+    if config.method is None and folder.record(TargetFacts) is not None:
+        config = dataclasses.replace(config, method="targeted")
     check_selection(config)
     began = time.monotonic()
     rows = RowTable.open(folder / "rows")
@@ -150,6 +157,7 @@ def select(folder: RunFolder, config: SelectConfig) -> Selection:
         clusters=clusters,
         values=facts.strata,
         cluster_names=names,
+        target=load_target(folder, table) if asked.aims else None,
     )
     draw = functools.partial(_draw, asked=asked, facts=facts, make_pool=make_pool)
     selection = draw(table)
@@ -157,8 +165,10 @@ def select(folder: RunFolder, config: SelectConfig) -> Selection:
     selection = dataclasses.replace(selection, params={**selection.params, **told})
     if len(selection) != int(table.scored.sum()):
         raise AssertionError("scored rows were lost in selection")
-    stability = _seed_stability(scored, table, draw, rescore)
-    _write(folder, asked, table, selection, clusters, stability, began)
+    more: dict[str, Any] = dict(_seed_stability(scored, table, draw, rescore) or {})
+    if asked.aims:
+        more |= _taken_by(make_pool(table), selection)
+    _write(folder, asked, table, selection, clusters, more, began)
     return selection
 
 
@@ -168,14 +178,15 @@ def _write(
     table: ScoreTable,
     selection: Selection,
     clusters: Clusters | None,
-    stability: dict[str, Float32 | Bool] | None,
+    more: Mapping[str, Any],
     began: float,
 ) -> None:
     """The tables of a selection and its record; what an earlier selection left goes."""
     inputs = (ScoreFacts, *((EmbedFacts,) if asked.clustered or asked.embeddings else ()))
+    inputs = (*inputs, *((TargetFacts,) if asked.aims else ()))
     options = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(asked.config).items()}
     folder.begin(SelectFacts, options, inputs, restart=True)
-    folder.write_selection(selection, stability)
+    folder.write_selection(selection, more)
     if clusters is None:
         (folder / "clusters.parquet").unlink(missing_ok=True)
     else:
@@ -189,7 +200,7 @@ def _write(
             tokens=_tokens(table, selection),
             score=table.score_name,
             duplicates=0 if selection.duplicate_of is None else int((selection.duplicate_of >= 0).sum()),
-            unstable=int(stability["unstable"].sum()) if stability else None,
+            unstable=int(more["unstable"].sum()) if "unstable" in more else None,
             selected_hash=row_ids_hash(selection.kept),
             params=dict(selection.params),
             clustered=clusters is not None,
@@ -281,6 +292,22 @@ def _seed_stability(
     spread = rank_spread(np.stack([one.score[table.scored] for one in tables]))
     unstable: Bool = np.logical_and(chosen.any(axis=0), np.logical_not(chosen.all(axis=0)))
     return {"rank_spread": spread, "unstable": unstable}
+
+
+def _taken_by(pool: Pool, selection: Selection) -> dict[str, Any]:
+    """Columns of ``selection.parquet``: which task and query took a row, at which turn, with which similarity."""
+    import pyarrow as pa
+
+    assert pool.target is not None
+    picked = selection.selected & (np.asarray(selection.reasons)[selection.reason] == "picked")
+    found = attribute(pool, picked)
+    nobody = found.query < 0
+    return {
+        "target_task": pa.DictionaryArray.from_arrays(pa.array(found.task, mask=nobody), list(pool.target.tasks)),
+        "target_row": pa.array(found.query, mask=nobody),
+        "target_turn": pa.array(found.turn, mask=nobody),
+        "similarity": found.similarity,
+    }
 
 
 def _tokens(table: ScoreTable, selection: Selection) -> TokenCounts:

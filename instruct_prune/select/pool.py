@@ -11,6 +11,7 @@ from instruct_prune.arrays import Float32, Int32, Int64, positions_of
 from instruct_prune.errors import InputError
 from instruct_prune.score.table import ScoreTable
 from instruct_prune.select.data import Clusters, Embeddings, Pool
+from instruct_prune.select.target import Target
 
 
 def build_pool(
@@ -20,6 +21,7 @@ def build_pool(
     clusters: Clusters | None = None,
     values: Iterable[Any] | None = None,
     cluster_names: tuple[str, ...] | None = None,
+    target: Target | None = None,
 ) -> Pool:
     """Put the scored rows of a run, their strata and their embeddings side by side.
 
@@ -36,6 +38,7 @@ def build_pool(
             either, there is one stratum.
         values: the stratum of each row of ``table``, in its order (a column of the dataset, a class); compared as text.
         cluster_names: names of the clusters, instead of "cluster 0", "cluster 1", ...
+        target: queries, beside the scored rows.
 
     Raises:
         InputError: no row is scored, a scored row has a NaN or infinite score, or rows are missing from the embeddings
@@ -70,6 +73,7 @@ def build_pool(
         strata_names=names,
         embeddings=None if embeddings is None else _vectors(row_id, embeddings),
         losses={spec.name: table.losses[scored, j] for j, spec in enumerate(table.subnets)},
+        target=target,
     )
 
 

@@ -56,7 +56,7 @@ class Target:
         asked = self.queries[queries]
         for block in blocks(len(self.at)):
             cosine: Float32 = asked @ np.asarray(self.vectors[self.at[block]], dtype=np.float32).T
-            yield block, np.nan_to_num(cosine, nan=NOWHERE)
+            yield block, np.nan_to_num(cosine, nan=float(NOWHERE))
 
 
 class Nearest:

@@ -71,7 +71,7 @@ class Gradient(Probe):
     @contextmanager
     def watch(self, model: Model, batch: Any) -> Iterator[None]:
         self._watched = Watched()
-        embedding = model.module.get_input_embeddings()
+        embedding: nn.Module = model.module.get_input_embeddings()  # type: ignore[operator]
         hooks = [embedding.register_forward_hook(lambda module, args, output: output.requires_grad_(True))]
         hooks += [
             layer.register_forward_hook(lambda module, args, output, name=name: self._seen(name, args[0], output))
@@ -88,7 +88,7 @@ class Gradient(Probe):
         if not output.requires_grad:
             return
         self._watched.inputs[name] = self._project(f"{name}:in", x.detach())
-        output.register_hook(lambda delta: self._came_back(name, delta))
+        output.register_hook(lambda delta: self._came_back(name, delta))  # type: ignore[no-untyped-call]
 
     def _came_back(self, name: str, delta: Tensor) -> None:
         x = self._watched.inputs.pop(name)
@@ -109,12 +109,12 @@ class Gradient(Probe):
         return torch.randn(size, self.side, generator=generator) / math.sqrt(self.side)
 
     def __call__(self, model: Model, batch: Any, states: States) -> Tensor:
-        model.losses(batch, states, None).sum().backward()
+        torch.autograd.backward(model.losses(batch, states, None).sum())
         total = self._watched.total
         if total is None:
             raise InputError(f"{type(model.module).__name__}: no gradient came back to any linear layer of its blocks.")
         flat = total.flatten(1)
-        return flat / flat.norm(dim=1, keepdim=True).clamp_min(1e-30)
+        return nn.functional.normalize(flat, dim=1, eps=1e-30)
 
 
 def linear_layers(module: nn.Module, blocks: str) -> list[tuple[str, nn.Module]]:
