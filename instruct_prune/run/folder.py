@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import platform
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 
 from instruct_prune.errors import InputError
 from instruct_prune.measure.subnet import SubnetSpec
-from instruct_prune.run.records import LAYOUT, STAGES, EmbedFacts, Facts, Record, read_record
+from instruct_prune.run.records import LAYOUT, RESTARTS, STAGES, EmbedFacts, Facts, Record, read_record
 from instruct_prune.score.table import ScoreTable
 from instruct_prune.select.data import Clusters, Embeddings, Selection
 from instruct_prune.storage import arrow_column, read_parquet, write_json, write_parquet
@@ -170,7 +171,7 @@ class RunFolder:
             kind: of the stage.
             config: the options that decide the result.
             inputs: the stages that it is made from, all of them finished.
-            restart: discard what is there.
+            restart: take the place of what is there.
             work_kept: an unfinished stage has left parts that are worth keeping; without them it is simply begun anew.
 
         Raises:
@@ -189,11 +190,32 @@ class RunFolder:
                     f"{self.path} holds the {kind.stage} stage of another run, and nothing of it was overwritten. What differs "
                     f"(there -> asked for):\n"
                     + "\n".join(lines)
-                    + "\nUse another --out, the same options, or --restart to "
-                    "discard it."
+                    + f"\nUse another --out or the same options, and both are kept. {self._cost_of_restart(kind)}"
                 )
         self._write(kind, wanted)
         return False
+
+    def discard(self, kind: type[Any]) -> None:
+        """Forget a stage and all that was made from it; its tables are overwritten when it is made anew."""
+        gone = self._made_from(kind)
+        self._save({name: entry for name, entry in self.manifest.get("stages", {}).items() if name not in gone})
+        for name in gone:
+            shutil.rmtree(self / "parts" / name, ignore_errors=True)
+
+    def _made_from(self, kind: type[Any]) -> tuple[str, ...]:
+        """Names of the stages that the folder holds of this one, itself first: what stands or falls with it."""
+        gone = [kind.stage]
+        for name, entry in self.manifest.get("stages", {}).items():  # in the order in which they were made
+            if name not in gone and set(entry["inputs"]) & set(gone):
+                gone.append(name)
+        return tuple(gone)
+
+    def _cost_of_restart(self, kind: type[Any]) -> str:
+        word = RESTARTS.get(kind.stage)
+        if word is None:
+            return ""
+        gone = ", ".join(self._made_from(kind))
+        return f"--restart {word} makes the stage anew and discards what is here of: {gone}."
 
     def finish(self, facts: Any) -> None:
         """Mark a stage complete: written last, when all its files are in place."""
@@ -238,7 +260,7 @@ class RunFolder:
             meta = json.loads((arrow.schema.metadata or {})[b"instruct_prune"])
         except (pa.ArrowException, OSError, KeyError, ValueError) as error:
             raise InputError(
-                f"{path} cannot be read as a score table ({error}). Score again with --restart."
+                f"{path} cannot be read as a score table ({error}). Score again with --restart score."
             ) from error
         columns = {name: arrow.column(name).to_numpy() for name in arrow.column_names}
         subnets = tuple(SubnetSpec(*spec) for spec in meta["subnets"])
