@@ -111,6 +111,7 @@ def _parse(name: str, words: list[str]) -> Any:
     import tyro
 
     from instruct_prune import config as schema
+    from instruct_prune.config_file import flatten, load_yaml
 
     kind: type[Any] = getattr(schema, COMMANDS[name][0])
     words, path = _take_value(words, "--config")
@@ -118,7 +119,7 @@ def _parse(name: str, words: list[str]) -> Any:
         words = ["--runs", *words]  # instruct-prune compare RUN_A RUN_B
     printing = "--print-config" in words
     words = [word for word in words if word != "--print-config"]
-    default = schema.load_yaml(path, kind) if path is not None else kind()
+    default = load_yaml(path, kind) if path is not None else kind()
     config: Any = tyro.cli(
         kind,
         prog=f"instruct-prune {name}",
@@ -131,7 +132,7 @@ def _parse(name: str, words: list[str]) -> Any:
         return config
     import yaml
 
-    print(yaml.safe_dump(schema.flatten(config), sort_keys=False, allow_unicode=True), end="")
+    print(yaml.safe_dump(flatten(config), sort_keys=False, allow_unicode=True), end="")
     return None
 
 

@@ -34,24 +34,27 @@ class Ranks:
     A user's configuration may ask for mixed precision, compiling, FSDP, DeepSpeed or Megatron-LM. These are ways to train;
     scoring holds a whole model in each process, in the type that ``--dtype`` names, and says once that it leaves them out.
 
+    Args:
+        alone: this process by itself, whatever was launched: the main one, when there is nothing for the others to do.
+
+    Attributes:
+        rank, world: number of this process, and how many there are.
+        device: where this one computes.
+
     Raises:
         InputError: more processes were launched than Accelerate joins into one run.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, alone: bool = False) -> None:
         left_out = leave_training_out()
-        from accelerate import PartialState
-
-        # Without a GPU, Accelerate reads torchrun's environment only when told that it is to use the CPU: otherwise
-        # every process would take itself for the main one.
         on_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1")
-        self.state = PartialState(cpu=on_cpu or not torch.accelerator.is_available(), timeout=PATIENCE)
-        launched = int(os.environ.get("WORLD_SIZE", "1"))
-        if launched != self.world:
-            raise InputError(
-                f"{launched} processes were launched, but Accelerate joined {self.world} of them into one run. Launch with "
-                "`accelerate launch --multi_gpu` or `torchrun`."
-            )
+        on_cpu = on_cpu or not torch.accelerator.is_available()
+        if alone:
+            self.rank, self.world = 0, 1
+            accelerator = None if on_cpu else torch.accelerator.current_accelerator()
+            self.device = torch.device("cpu") if accelerator is None else torch.device(accelerator.type, 0)
+        else:
+            self.rank, self.world, self.device = _join(on_cpu)
         if left_out and self.is_main:
             say(
                 f"note: the Accelerate configuration asks for {', '.join(left_out)}; scoring takes the processes and their "
@@ -59,20 +62,8 @@ class Ranks:
             )
 
     @property
-    def rank(self) -> int:
-        return int(self.state.process_index)
-
-    @property
-    def world(self) -> int:
-        return int(self.state.num_processes)
-
-    @property
     def is_main(self) -> bool:
-        return bool(self.state.is_main_process)
-
-    @property
-    def device(self) -> torch.device:
-        return self.state.device  # type: ignore[no-any-return]
+        return self.rank == 0
 
     def broadcast(self, value: Any) -> Any:
         """The main process's value, on every process."""
@@ -104,7 +95,24 @@ class Ranks:
 
     def close(self) -> None:
         """Leave the group of processes; each goes on, or ends, by itself."""
-        self.state.destroy_process_group()
+        if self.world > 1:
+            torch.distributed.destroy_process_group()
+
+
+def _join(on_cpu: bool) -> tuple[int, int, torch.device]:
+    """Rank, number of processes and device, as Accelerate finds them in what the launcher says."""
+    from accelerate import PartialState
+
+    # Without a GPU, Accelerate reads torchrun's environment only when told that it is to use the CPU: otherwise every
+    # process would take itself for the main one.
+    state = PartialState(cpu=on_cpu, timeout=PATIENCE)
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != state.num_processes:
+        raise InputError(
+            f"{launched} processes were launched, but Accelerate joined {state.num_processes} of them into one run. Launch with "
+            "`accelerate launch --multi_gpu` or `torchrun`."
+        )
+    return state.process_index, state.num_processes, state.device
 
 
 def leave_training_out() -> list[str]:

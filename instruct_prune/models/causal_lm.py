@@ -1,4 +1,4 @@
-"""Causal language models: rows become tokens, and the loss is per response token (METHOD section 1).
+"""Causal language models: rows become tokens, and the loss is per response token (docs/method.md, section 1).
 
 What makes it fast changes no number: the output head runs on response positions only, in pieces whose logits stay in
 cache; rows need no attention mask, because padding on the right cannot be seen by a causal model; the tokens that a whole
@@ -8,11 +8,9 @@ group of rows begins with (a template's preamble) are computed once for each sub
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,47 +19,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from instruct_prune.arrays import Int32, Int64
 from instruct_prune.config import EncodeConfig, ScoreConfig
-from instruct_prune.encode.batching import Plan, shared_prefixes
-from instruct_prune.encode.item import Encoded, Tokens
-from instruct_prune.encode.store import TokenStore, write_store
-from instruct_prune.encode.tokenize import Encoder, Writing
+from instruct_prune.encode.batching import Plan
+from instruct_prune.encode.item import Tokens
 from instruct_prune.errors import InputError
 from instruct_prune.models import names
 from instruct_prune.models.decoder import decoder_of, final_norm, logit_adjustment, output_head
 from instruct_prune.models.linear import OneDnnLinear
-from instruct_prune.models.model import Advance, Items, Model, States
-from instruct_prune.registry import is_reference, load_attribute
-from instruct_prune.rows.row import Row
+from instruct_prune.models.model import States
+from instruct_prune.models.text_batch import TextBatch, pooled_states
+from instruct_prune.models.text_model import TextModel
 
-ENCODE_BATCH = 2048
 HEAD_POSITIONS = {"cpu": 256, "other": 4096}  # positions whose logits exist at a time when the vocabulary is whole
 BLOCK_POSITIONS, BLOCK_WORDS = 1024, 2048  # and when it is not: 8 MB of float32 logits, which a CPU keeps in cache
 CHECK_TOLERANCE = 1e-3  # relative, in the model's own dtype twice as many bits would be asked of float32
-
-
-@dataclass(frozen=True)
-class TextBatch:
-    """Right-padded rows.
-
-    Attributes:
-        input_ids: int64 [b, t], without the shared prefix and, where no states are pooled, without what comes after the
-            last but one target.
-        lengths: int64 [b], tokens of each row in ``input_ids``.
-        rows, positions: int64 [m], where the states that predict the m targets lie.
-        targets: int64 [m].
-        counts: int64 [b], targets of each row.
-        prefix: index of the shared prefix, or -1.
-    """
-
-    input_ids: Tensor
-    lengths: Tensor
-    rows: Tensor
-    positions: Tensor
-    targets: Tensor
-    counts: Tensor
-    prefix: int
 
 
 @dataclass(frozen=True)
@@ -72,18 +43,8 @@ class Prefix:
     states: dict[int | None, Tensor]
 
 
-class CausalLM(Model):
-    """A causal language model of transformers.
-
-    Args:
-        config: its name and how it is run.
-        encode: how rows become tokens.
-        data_format: ``Source.format``; decides what the template "auto" is.
-        loaded: a model and its tokenizer made in Python, in place of those that ``config.model`` names.
-
-    Raises:
-        InputError: no such model, no fast tokenizer, a template that does not fit.
-    """
+class CausalLM(TextModel):
+    """A causal language model of transformers."""
 
     default = "smollm2-135m-instruct"
     unit = "tokens"
@@ -92,14 +53,7 @@ class CausalLM(Model):
     def __init__(
         self, config: ScoreConfig, encode: EncodeConfig, data_format: str | None, loaded: tuple[Any, Any] | None = None
     ) -> None:
-        self._encode = encode
-        self._data_format = data_format
-        self.name = (config.model or self.default) if loaded is None else type(loaded[0]).__name__
-        if loaded is None and is_reference(self.name):
-            loaded = from_factory(self.name)
-        self._loaded = loaded
-        self._share_prefix = config.share_prefix
-        self.source = None if loaded is not None else names.find_model(self.name, config.model_revision)
+        super().__init__(config, encode, data_format, loaded)
         self._prefixes: tuple[Tensor, ...] = ()
         self._shared: dict[int, Prefix] = {}
         self._depths: tuple[int, ...] = ()
@@ -115,81 +69,6 @@ class CausalLM(Model):
         model = cls(ScoreConfig(), EncodeConfig(), None, (module, None))
         model.hold(module)
         return model
-
-    # ---- rows become tokens ----
-
-    @cached_property
-    def tokenizer(self) -> Any:
-        if self._loaded is not None:
-            return self._loaded[1]
-        assert self.source is not None
-        return names.load_tokenizer(self.source)
-
-    @property
-    def bos_token_id(self) -> int | None:
-        found: int | None = self.tokenizer.bos_token_id
-        return found
-
-    @cached_property
-    def encoder(self) -> Encoder:
-        """Rows to tokens, under the template that the options and the data ask for."""
-        wanted = self._encode.max_length
-        if wanted is not None and wanted < 2:
-            raise InputError(f"--max-length {wanted}: a row needs at least two tokens, one of them to be predicted.")
-        context = (
-            names.context_of(self._loaded[0].config) if self._loaded is not None else names.context_length(self.source)  # type: ignore[arg-type]
-        )
-        return Encoder(
-            self.tokenizer,
-            self._encode.template,
-            max_length=min(wanted or context, context),
-            turns=self._encode.turns,
-            overlong=self._encode.overlong,
-            data_format=self._data_format,
-        )
-
-    def writing(self) -> Writing:
-        return self.encoder.writing
-
-    @property
-    def encoding(self) -> Mapping[str, Any]:
-        # The tokenizer's name may be a path: its hash is what counts.
-        return {k: v for k, v in self.encoder.identity.items() if k != "tokenizer"}
-
-    @property
-    def notes(self) -> Sequence[str]:
-        return self.encoder.notes
-
-    def write_items(self, folder: Path, rows: Iterable[Row], advance: Advance, strict: bool) -> None:
-        write_store(folder, self._encoded(rows, advance))
-
-    def _encoded(self, rows: Iterable[Row], advance: Advance) -> Iterator[tuple[Encoded, str, int]]:
-        waiting = iter(rows)
-        while batch := list(islice(waiting, ENCODE_BATCH)):
-            for row, encoded in zip(batch, self.encoder.encode(batch), strict=True):
-                yield encoded, row.source, row.line
-            advance(len(batch))
-
-    def open_items(self, folder: Path) -> TokenStore:
-        return TokenStore.open(folder)
-
-    def cost(self, item: Tokens) -> int:
-        return len(item.ids)
-
-    def shared_prefixes(self, items: Items, rows: Int64) -> tuple[Int32 | None, tuple[Int32, ...]]:
-        if not self._share_prefix:
-            return None, ()
-        assert isinstance(items, TokenStore)
-        return shared_prefixes(items.ids, items.offset, rows, items.first_target[rows])
-
-    # ---- tokens become numbers ----
-
-    @property
-    def identity(self) -> Mapping[str, Any]:
-        if self.source is not None:
-            return self.source.identity()
-        assert self._loaded is not None
-        return {"name": self.name, "content": names.weights_hash(self._loaded[0])}
 
     def dtype(self, wanted: str, device: torch.device) -> str:
         if self._loaded is not None:
@@ -247,28 +126,7 @@ class CausalLM(Model):
 
     def collate(self, items: Sequence[Tokens], prefix: int) -> TextBatch:
         skip = len(self._prefixes[prefix]) if prefix >= 0 else 0
-        inputs, rows, positions, targets = [], [], [], []
-        for i, item in enumerate(items):
-            own = torch.from_numpy(item.ids[skip:].astype("int64"))
-            at = torch.from_numpy(item.response_mask[skip + 1 :].nonzero()[0])  # state at p predicts token p + 1
-            # Nothing comes of the states from the last target on, unless states are pooled.
-            inputs.append(own if self._pooled else own[: int(at[-1]) + 1])
-            rows.append(torch.full_like(at, i))
-            positions.append(at)
-            targets.append(own[at + 1])
-
-        def there(tensor: Tensor) -> Tensor:
-            return tensor.to(self.device, non_blocking=True)
-
-        return TextBatch(
-            input_ids=there(nn.utils.rnn.pad_sequence(inputs, batch_first=True)),
-            lengths=there(torch.as_tensor([len(ids) for ids in inputs])),
-            rows=there(torch.cat(rows)),
-            positions=there(torch.cat(positions)),
-            targets=there(torch.cat(targets)),
-            counts=there(torch.as_tensor([len(p) for p in positions])),
-            prefix=prefix,
-        )
+        return TextBatch.of(items, prefix, skip, self._pooled, self.device)
 
     def forward(self, batch: TextBatch) -> States:
         inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
@@ -302,15 +160,7 @@ class CausalLM(Model):
         before = (
             self._prefix(batch.prefix).states[depth].float() if batch.prefix >= 0 else own.new_zeros(0, own.shape[2])
         )
-        if how == "last":
-            return own[torch.arange(len(own), device=own.device), batch.lengths - 1]
-        place = torch.arange(own.shape[1], device=own.device)[None]
-        inside = (place < batch.lengths[:, None]).float()
-        weights = inside if how == "mean" else inside * (place + len(before) + 1)
-        head = torch.ones(len(before), device=own.device)
-        head = head if how == "mean" else head.cumsum(0)
-        total = torch.einsum("bt,bth->bh", weights, own) + head @ before
-        return total / (weights.sum(dim=1) + head.sum())[:, None]
+        return pooled_states(batch, own, before, how)
 
     def _fast(self) -> AbstractContextManager[Any]:
         return OneDnnLinear() if self.device.type == "cpu" and self.module.dtype == torch.float32 else nullcontext()
@@ -388,17 +238,3 @@ class CausalLM(Model):
                 f"{type(self.module).__name__} changes its logits after the output head in a way that is not known here "
                 "(neither soft-capping nor scaling of the configuration), so its losses would be wrong. Please report it."
             )
-
-
-def from_factory(name: str) -> tuple[Any, Any]:
-    """Call a factory of the user's own: (transformers model, its tokenizer).
-
-    Raises:
-        InputError: no such module or function, or it returns something else.
-    """
-    made = load_attribute(name, "--model", "a factory, a function without parameters,")()
-    if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module)):
-        raise InputError(
-            f"--model {name}: for texts, the factory must return (a causal language model of transformers, its tokenizer)."
-        )
-    return made

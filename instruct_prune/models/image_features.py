@@ -25,7 +25,7 @@ each other 150 times, and on a busy machine they then do a twentieth of their wo
 """
 
 Transform = Callable[[Any], Tensor]
-"""PIL image in mode RGB -> float32 [3, h, w], the same every time (no random crops: METHOD section 1)."""
+"""PIL image in mode RGB -> float32 [3, h, w], the same every time (no random crops: docs/method.md, section 1)."""
 
 Result = TypeVar("Result")
 

@@ -45,7 +45,7 @@ def export(folder: RunFolder, config: ExportConfig) -> Path:
     selection = selection_of(folder)
     table = rows_of(folder)
     options = {"to": list(config.to), "selected": chosen.selected_hash}
-    folder.begin(ExportFacts, options, (SelectFacts,), restart=True)
+    folder.begin(ExportFacts, options, (SelectFacts,), replace=True)
     target = folder / "pruned.jsonl"
     written = write_pruned(table.raw(selection.kept), target)
     if written != chosen.kept:

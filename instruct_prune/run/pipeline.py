@@ -27,7 +27,7 @@ def run(config: RunConfig) -> Selection | None:
     table = score(folder, config.data, config.encode, config.score, config.select, config.embed)
     if table is None:
         return None
-    embed(folder, config.embed)
+    embed(folder, config.embed, restart=config.score.restart == "embed")
     selection = select(folder, config.select)
     export(folder, config.export)
     report(folder)

@@ -19,6 +19,7 @@ from instruct_prune.measure.stored import find
 from instruct_prune.measure.subnet import DENSE, SubnetSpec
 from instruct_prune.models.model import Items, Model
 from instruct_prune.progress import clock, say
+from instruct_prune.registry import class_name, own_code
 from instruct_prune.rows.table import RowTable
 from instruct_prune.run.embed import by_model, embedder_of
 from instruct_prune.run.embed import embed as embed_rows
@@ -71,14 +72,12 @@ def score(
     """
     ranks = Ranks()
     _check(config, ranks)
-    if config.restart:
-        ranks.on_main(lambda: shutil.rmtree(folder / "parts", ignore_errors=True))
-    ranks.on_main(lambda: read_rows(folder, data, config.restart, memory))
-    rows = RowTable.open(folder / "rows").facts
-    model = _first_on_main(ranks, lambda: make_model(config, encoding, rows.model_kind, rows.format, loaded))
+    ranks.on_main(lambda: read_rows(folder, data, config.restart == "read", memory))
+    table = RowTable.open(folder / "rows")
+    kind, data_format = table.facts.model_kind, table.facts.format
+    model = _first_on_main(ranks, lambda: make_model(config, encoding, kind, data_format, loaded))
     if embed is not None:
         ranks.on_main(lambda: embedder_of(model, embed))
-    table = RowTable.open(folder / "rows")
     ranks.on_main(lambda: encode(folder, table, model, config, encoding, data.strict))
     items = model.open_items(folder / "items")
     if select is not None:
@@ -91,8 +90,7 @@ def score(
             say("score: done before, skipped")
         ranks.close()
         return folder.read_scores() if ranks.is_main else None
-    offload = folder / "parts" / "offload" if config.device_map == "auto" else None
-    model.load(dtype, ranks.device, offload)
+    model.load(dtype, ranks.device, folder / "parts" / "offload" if config.device_map == "auto" else None)
     waves = Waves(folder, model, items, wanted, identity)
     if ranks.is_main:
         say(f"scoring with {model.name} in {dtype}, {ranks.describe()}: {waves.describe()}")
@@ -104,8 +102,24 @@ def score(
     measured = waves.run(folder, config, ranks)
     if measured is None:
         return None
+    return _finish(folder, items, measured, wanted, dtype, ranks, embeds_later=embed is not None)
+
+
+def _finish(
+    folder: RunFolder,
+    items: Items,
+    measured: Measured,
+    wanted: Wanted,
+    dtype: str,
+    ranks: Ranks,
+    embeds_later: bool,
+) -> ScoreTable:
+    """On the main process, when all parts are there: the table, vectors of the model's own, and no parts any more.
+
+    With ``embeds_later`` the embed stage follows, with the embedder that was asked for.
+    """
     scores = merge(folder, items, measured, wanted.ladder, wanted.score, dtype, ranks)
-    if model.embeds and embed is None:  # else the embed stage follows, with the embedder that was asked for
+    if measured.model.embeds and not embeds_later:
         embed_rows(folder, EmbedConfig())
     shutil.rmtree(folder / "parts", ignore_errors=True)
     ranks.close()
@@ -141,6 +155,9 @@ class Wanted:
             "probes": list(self.texts),
             "include_head": self.config.include_head,
             "share_prefix": self.config.share_prefix,
+            **own_code([class_name(self.model)], "--model"),
+            **own_code([name for spec in self.ladder for name in (spec.kind, spec.view)], "--subnets"),
+            **own_code(self.texts, "--probes"),
         }
 
     @cached_property
@@ -206,11 +223,12 @@ def _check(config: ScoreConfig, ranks: Ranks) -> None:
 def _finished(folder: RunFolder, identity: dict[str, Any], config: ScoreConfig, ranks: Ranks) -> bool:
     """Claim the stage on the main process; True, on every process, when it is done already."""
     done: list[bool] = []
+
     work_kept = (folder / "parts" / "score").exists()
 
     def claim() -> None:
         begun = not config.dry_run and folder.begin(
-            ScoreFacts, identity, (RowsFacts, EncodeFacts), restart=config.restart, work_kept=work_kept
+            ScoreFacts, identity, (RowsFacts, EncodeFacts), restart=config.restart == "score", work_kept=work_kept
         )
         done.append(begun)
 

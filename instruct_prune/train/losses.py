@@ -1,4 +1,4 @@
-"""The loss of rows under a model, with or without an adapter, in float32: by the scorer's own code (METHOD section 1)."""
+"""The loss of rows under a model, with or without an adapter, in float32: by the scorer's own code (docs/method.md, section 1)."""
 
 from __future__ import annotations
 
