@@ -46,7 +46,7 @@ class Prefix:
 class CausalLM(TextModel):
     """A causal language model of transformers."""
 
-    default = "smollm2-135m-instruct"
+    default = names.DEFAULTS["causal_lm"]
     unit = "tokens"
     batch = {"cpu": 4096, "other": 32768}  # noqa: RUF012
 

@@ -24,6 +24,7 @@ from instruct_prune.models import names
 from instruct_prune.models.model import Items, Model
 from instruct_prune.progress import Progress, say
 from instruct_prune.rows.table import RowTable
+from instruct_prune.run.check import MODEL, TEXT_EMBEDDER
 from instruct_prune.run.encode import make_model
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.measure import batch_cost, plan_work, run_work
@@ -31,10 +32,8 @@ from instruct_prune.run.records import EmbedFacts, EncodeFacts, ScoreFacts
 from instruct_prune.run.rows import rows_of
 from instruct_prune.storage import digest, replaced, sha256_of, write_array
 
-MODEL = "model"
 POOLING = "mean"
 """How ``--embedder model`` pools unless it says otherwise, as in model:weighted or model:last@12."""
-TEXT_EMBEDDER = "all-minilm-l6-v2"
 
 
 def by_model(model: Model, config: EmbedConfig | None) -> str | None:

@@ -76,8 +76,7 @@ def score(
     table = RowTable.open(folder / "rows")
     kind, data_format = table.facts.model_kind, table.facts.format
     model = _first_on_main(ranks, lambda: make_model(config, encoding, kind, data_format, loaded))
-    if embed is not None:
-        ranks.on_main(lambda: embedder_of(model, embed))
+    ranks.on_main(lambda: embed is None or embedder_of(model, embed))
     ranks.on_main(lambda: encode(folder, table, model, config, encoding, data.strict))
     items = model.open_items(folder / "items")
     if select is not None:
@@ -100,9 +99,7 @@ def score(
         ranks.close()
         return None
     measured = waves.run(folder, config, ranks)
-    if measured is None:
-        return None
-    return _finish(folder, items, measured, wanted, dtype, ranks, embeds_later=embed is not None)
+    return None if measured is None else _finish(folder, items, measured, wanted, dtype, ranks, embed is not None)
 
 
 def _finish(

@@ -19,7 +19,12 @@ from sample_rows import alpaca_rows, write_jsonl
 from instruct_prune.cli import main
 from instruct_prune.measure import ranks
 
-COMMON = {"compute_environment": "LOCAL_MACHINE", "machine_rank": 0, "num_machines": 1, "main_training_function": "main"}
+COMMON = {
+    "compute_environment": "LOCAL_MACHINE",
+    "machine_rank": 0,
+    "num_machines": 1,
+    "main_training_function": "main",
+}
 FSDP = {
     "fsdp_version": 2,
     "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
