@@ -6,7 +6,6 @@ Nothing here imports torch, unless the user names code of his own or pictures.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 from instruct_prune.config import (
@@ -18,7 +17,7 @@ from instruct_prune.config import (
     ScoreConfig,
     SelectConfig,
 )
-from instruct_prune.errors import InputError
+from instruct_prune.errors import InputError, told_together
 from instruct_prune.export import exporters_of
 from instruct_prune.measure.ladder import PRESETS, Preset, parse_subnets
 from instruct_prune.measure.subnet import SubnetSpec
@@ -45,7 +44,7 @@ def check_run(config: RunConfig) -> None:
         InputError: everything that was found, in one message.
     """
     kinds: list[str | None] = []
-    _all(
+    told_together(
         lambda: open_run(config.run.out),
         lambda: kinds.append(_kind_of_rows(config.run.out, config.data)),
         lambda: check_model(config.score, *kinds),
@@ -64,7 +63,7 @@ def check_score(out: str, data: DataConfig, encode: EncodeConfig, score: ScoreCo
         InputError: everything that was found, in one message.
     """
     kinds: list[str | None] = []
-    _all(
+    told_together(
         lambda: open_run(out),
         lambda: kinds.append(_kind_of_rows(out, data)),
         lambda: check_model(score, *kinds),
@@ -114,8 +113,9 @@ def check_scoring(encode: EncodeConfig, score: ScoreConfig, kind: str | None = N
     Raises:
         InputError: one of them is none.
     """
-    _all(
-        lambda: _check_encoding(encode),
+    told_together(
+        lambda: _check_template(encode),
+        lambda: _check_length(encode),
         lambda: _check_batches(score),
         lambda: _ladder(score, kind),
         lambda: _check_probes(score),
@@ -128,7 +128,7 @@ def check_ranking(select: SelectConfig, score: ScoreConfig, kind: str | None = N
     Raises:
         InputError: ``--score`` needs a loss that ``--subnets`` does not measure, or a value makes no sense.
     """
-    _all(
+    told_together(
         lambda: predicate_of(select.must_keep),
         lambda: _check_dedup(select),
         lambda: parse_subnets(select.score_subnets) if select.score_subnets else None,
@@ -142,7 +142,10 @@ def check_export(config: ExportConfig) -> None:
     Raises:
         InputError: an unknown format, or a push without a repository or a login.
     """
-    exporters_of(config.to)
+    told_together(lambda: exporters_of(config.to), lambda: _check_push(config))
+
+
+def _check_push(config: ExportConfig) -> None:
     if "hub" not in config.to:
         return
     if not config.hub_repo:
@@ -151,21 +154,6 @@ def check_export(config: ExportConfig) -> None:
         raise InputError(f"--hub-repo {config.hub_repo}: write owner/name.")
     if not logged_in():
         raise InputError("--to hub: nobody is logged in to the Hub. Log in with a token that may write: hf auth login")
-
-
-def _all(*checks: Callable[[], object]) -> None:
-    """Make every check, and tell together what was found."""
-    told: list[str] = []
-    for check in checks:
-        try:
-            check()
-        except InputError as error:
-            told += [text for text in str(error).split("\n- ") if text not in told and text != MANY]
-    if told:
-        raise InputError(told[0] if len(told) == 1 else "\n- ".join([MANY, *told]))
-
-
-MANY = "several things are wrong, and nothing was begun:"
 
 
 def _kind_of_rows(out: str, data: DataConfig) -> str | None:
@@ -181,11 +169,14 @@ def _kind_of_rows(out: str, data: DataConfig) -> str | None:
     return open_source(data).model_kind
 
 
-def _check_encoding(encode: EncodeConfig) -> None:
+def _check_template(encode: EncodeConfig) -> None:
     if encode.template not in TEMPLATES and not Path(encode.template).expanduser().is_file():
         raise InputError(
             f"--template {encode.template}: give {', '.join(TEMPLATES)}, or the path of a Jinja file; there is no such file."
         )
+
+
+def _check_length(encode: EncodeConfig) -> None:
     if encode.max_length is not None and encode.max_length < 2:
         raise InputError(f"--max-length {encode.max_length}: at least 2 tokens are needed to score one of them.")
 
