@@ -84,7 +84,7 @@ def score(
     wanted = Wanted(model, config, embed)
     dtype = model.dtype(config.dtype, ranks.device)
     identity = wanted.identity | {"dtype": dtype, "batch": batch_cost(model, config, ranks.device.type)}
-    if _finished(folder, identity, config, ranks):
+    if _finished(folder, wanted, identity, config, ranks):
         if ranks.is_main:
             say("score: done before, skipped")
         ranks.close()
@@ -141,7 +141,8 @@ class Wanted:
                 "knn_lc or magnitude-global:0.9."
             )
         pooling = by_model(model, embed)
-        self.texts = tuple(dict.fromkeys([*named, *config.probes, *([pooling] if pooling else [])]))
+        self.for_score = tuple(dict.fromkeys([*named, *config.probes]))
+        self.texts = tuple(dict.fromkeys([*self.for_score, *([pooling] if pooling else [])]))
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -217,13 +218,21 @@ def _check(config: ScoreConfig, ranks: Ranks) -> None:
         raise InputError(f"--batch-tokens {config.batch_tokens}: at least 1 token (or picture) must fit in a batch.")
 
 
-def _finished(folder: RunFolder, identity: dict[str, Any], config: ScoreConfig, ranks: Ranks) -> bool:
-    """Claim the stage on the main process; True, on every process, when it is done already."""
+def _finished(folder: RunFolder, wanted: Wanted, identity: dict[str, Any], config: ScoreConfig, ranks: Ranks) -> bool:
+    """Claim the stage on the main process; True, on every process, when it is done already.
+
+    It is also done where all but the states that the embedder asks for were measured: `embed` reads these in a pass of
+    their own, and nothing is scored again for another embedder.
+    """
     done: list[bool] = []
 
     work_kept = (folder / "parts" / "score").exists()
 
     def claim() -> None:
+        nonlocal identity
+        known = folder.find(ScoreFacts)
+        if known is not None and set(wanted.for_score) <= set(known.config["probes"]):
+            identity = {**identity, "probes": known.config["probes"]}
         begun = not config.dry_run and folder.begin(
             ScoreFacts, identity, (RowsFacts, EncodeFacts), restart=config.restart == "score", work_kept=work_kept
         )
