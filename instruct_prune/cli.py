@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import io
 import json
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from typing import Any
 
 from instruct_prune import __version__
@@ -102,14 +104,15 @@ def _parse(name: str, command: Command, words: list[str]) -> Any:
     words = _as_flags(name, command, _restarted(name, words))
     default = load_yaml(path, kind) if path is not None else kind()
     try:
-        config: Any = tyro.cli(
-            kind,
-            prog=f"instruct-prune {name}",
-            args=words,
-            default=default,
-            description=command.about,
-            config=(tyro.conf.OmitArgPrefixes,),
-        )
+        with _without_colour() if os.environ.get("NO_COLOR") else nullcontext():
+            config: Any = tyro.cli(
+                kind,
+                prog=f"instruct-prune {name}",
+                args=words,
+                default=default,
+                description=command.about,
+                config=(tyro.conf.OmitArgPrefixes,),
+            )
     except SystemExit as end:
         if end.code in (0, None):
             print("examples:\n" + "\n".join(f"  instruct-prune {example}" for example in command.examples))
@@ -120,6 +123,18 @@ def _parse(name: str, command: Command, words: list[str]) -> Any:
 
     print(yaml.safe_dump(flatten(config), sort_keys=False, allow_unicode=True), end="")
     return None
+
+
+@contextmanager
+def _without_colour() -> Iterator[None]:
+    """What is written goes by way of a buffer, which is no terminal: tyro does not know NO_COLOR (https://no-color.org)."""
+    out, err = io.StringIO(), io.StringIO()
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            yield
+    finally:
+        sys.stdout.write(out.getvalue())
+        sys.stderr.write(err.getvalue())
 
 
 def _as_flags(name: str, command: Command, words: list[str]) -> list[str]:

@@ -47,11 +47,9 @@ def load_yaml(path: str, kind: type[Config]) -> Config:
 
     values = _mapping(path)
     hints = dict(_options(kind))
-    problems = [
-        f"unknown option {key!r}.{suggestion(key, hints)} Known: {', '.join(hints)}."
-        for key in values
-        if key not in hints
-    ]
+    problems = [f"unknown option {key!r}.{suggestion(key, hints)}" for key in values if key not in hints]
+    if problems:
+        problems[-1] += f" Known: {', '.join(hints)}."
     made: Config | None = None
     try:
         # By way of JSON, in which pydantic's strict rules take a list for a tuple.

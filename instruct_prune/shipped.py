@@ -14,7 +14,7 @@ from instruct_prune.config import DataConfig, Out, RunConfig, ScoreConfig, Selec
 from instruct_prune.errors import InputError
 from instruct_prune.registry import suggestion
 
-HERE = Path(__file__).parent / "shipped"
+HERE = Path(__file__).parent / "share"
 KINDS = (".py", ".yaml", ".sbatch")
 
 
