@@ -6,7 +6,7 @@ Field names are unique over all stages, so that a YAML file is flat and its keys
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from tyro.conf import arg
 
@@ -102,6 +102,10 @@ class ScoreConfig:
     """Read, encode and plan; time a few batches; score nothing."""
     restart: Restart = None
     """Discard this stage (read, encode, score or embed) and what was made from it, and make it anew; earlier ones stay."""
+
+    def __post_init__(self) -> None:
+        if self.restart not in (None, *get_args(Stage)):
+            raise InputError(f"restart is {self.restart!r}; name the stage: read, encode, score or embed.")
 
 
 @dataclass(frozen=True)
