@@ -49,7 +49,7 @@ class Prefix:
 class CausalLM(TextModel):
     """A causal language model of transformers."""
 
-    default = "smollm2-135m-instruct"
+    default = names.DEFAULTS["causal_lm"]
     unit = "tokens"
     pooling = "weighted"
     batch = {"cpu": 4096, "other": 32768}  # noqa: RUF012

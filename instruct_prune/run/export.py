@@ -7,13 +7,13 @@ from pathlib import Path
 
 from instruct_prune.arrays import Int64
 from instruct_prune.config import ExportConfig
-from instruct_prune.errors import InputError
-from instruct_prune.export import Exported, ExportJob, export_selection, exporters_of
+from instruct_prune.export import Exported, ExportJob, export_selection
 from instruct_prune.export.hub import inherited_license
 from instruct_prune.export.own_format import write_own_format
 from instruct_prune.export.rows import write_pruned
 from instruct_prune.rows.row import Row
 from instruct_prune.rows.table import RowTable
+from instruct_prune.run.check import check_export
 from instruct_prune.run.encode import model_of
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.records import ExportFacts, ScoreFacts, SelectFacts
@@ -21,17 +21,6 @@ from instruct_prune.run.rows import rows_of
 from instruct_prune.run.select import selection_of
 from instruct_prune.select.data import Selection
 from instruct_prune.storage import sha256_of
-
-
-def check_export(config: ExportConfig) -> None:
-    """What can be known to be wrong before an hour is spent.
-
-    Raises:
-        InputError: an unknown format, or a push without a repository.
-    """
-    exporters_of(config.to)
-    if "hub" in config.to and not config.hub_repo:
-        raise InputError("--to hub needs --hub-repo owner/name: where the dataset is pushed to.")
 
 
 def export(folder: RunFolder, config: ExportConfig) -> Path:
@@ -45,7 +34,7 @@ def export(folder: RunFolder, config: ExportConfig) -> Path:
     selection = selection_of(folder)
     table = rows_of(folder)
     options = {"to": list(config.to), "selected": chosen.selected_hash}
-    folder.begin(ExportFacts, options, (SelectFacts,), restart=True)
+    folder.begin(ExportFacts, options, (SelectFacts,), replace=True)
     target = folder / "pruned.jsonl"
     written = write_pruned(table.raw(selection.kept), target)
     if written != chosen.kept:

@@ -11,23 +11,25 @@ from pathlib import Path
 from instruct_prune.config import RunConfig
 from instruct_prune.report.html import write_report
 from instruct_prune.run.embed import embed
-from instruct_prune.run.export import check_export, export
+from instruct_prune.run.export import export
 from instruct_prune.run.folder import RunFolder, open_run
 from instruct_prune.run.rows import rows_of
 from instruct_prune.run.score import score
-from instruct_prune.run.select import check_selection, select
+from instruct_prune.run.select import select
 from instruct_prune.select.data import Selection
 
 
 def run(config: RunConfig) -> Selection | None:
-    """Dataset file in, pruned dataset file out. None on processes other than the main one, and for a dry run."""
-    check_selection(config.select)
-    check_export(config.export)
+    """Dataset file in, pruned dataset file out. None on processes other than the main one, and for a dry run.
+
+    Raises:
+        InputError: `check_run` finds most of it before anything is imported or read.
+    """
     folder = open_run(config.run.out)
     table = score(folder, config.data, config.encode, config.score, config.select, config.embed)
     if table is None:
         return None
-    embed(folder, config.embed)
+    embed(folder, config.embed, restart=config.score.restart == "embed")
     selection = select(folder, config.select)
     export(folder, config.export)
     report(folder)

@@ -72,20 +72,20 @@ def score(
     """
     ranks = Ranks()
     _check(config, ranks)
-    if config.restart:
-        ranks.on_main(lambda: shutil.rmtree(folder / "parts", ignore_errors=True))
-    ranks.on_main(lambda: read_rows(folder, data, config.restart, memory))
+    ranks.on_main(lambda: read_rows(folder, data, config.restart == "read", memory))
     table = RowTable.open(folder / "rows")
     kind, data_format = table.facts.model_kind, table.facts.format
     model = _first_on_main(ranks, lambda: make_model(config, encoding, kind, data_format, loaded))
-    wanted = _first_on_main(ranks, lambda: Wanted(model, config, embed))  # what is wrong with it is told before encoding
+    wanted = _first_on_main(
+        ranks, lambda: Wanted(model, config, embed)
+    )  # what is wrong with it is told before encoding
     ranks.on_main(lambda: encode(folder, table, model, config, encoding, data.strict))
     items = model.open_items(folder / "items")
     if select is not None:
         ranks.on_main(lambda: check_budget(select, int(items.scorable.sum())))
     dtype = model.dtype(config.dtype, ranks.device)
     identity = wanted.identity | {"dtype": dtype, "batch": batch_cost(model, config, ranks.device.type)}
-    if _finished(folder, identity, config, ranks):
+    if _finished(folder, wanted, identity, config, ranks):
         if ranks.is_main:
             say("score: done before, skipped")
         ranks.close()
@@ -104,15 +104,20 @@ def score(
 
 
 def _finish(
-    folder: RunFolder, items: Items, measured: Measured, wanted: Wanted, dtype: str, ranks: Ranks, embedded: bool
+    folder: RunFolder,
+    items: Items,
+    measured: Measured,
+    wanted: Wanted,
+    dtype: str,
+    ranks: Ranks,
+    embeds_later: bool,
 ) -> ScoreTable:
     """On the main process, when all parts are there: the table, vectors of the model's own, and no parts any more.
 
-    ``embedded`` says that the embed stage follows.
+    With ``embeds_later`` the embed stage follows, with the embedder that was asked for.
     """
     scores = merge(folder, items, measured, wanted.ladder, wanted.score, dtype, ranks)
-    # Where the embed stage follows, it has the embedder that was asked for; vectors that are there and fresh stay.
-    if measured.model.embeds and not embedded and folder.find(EmbedFacts) is None:
+    if measured.model.embeds and not embeds_later and folder.find(EmbedFacts) is None:
         embed_rows(folder, EmbedConfig(), restart=True)
     shutil.rmtree(folder / "parts", ignore_errors=True)
     ranks.close()
@@ -138,7 +143,8 @@ class Wanted:
             )
         pooling = by_model(model, embed)
         reference = ["mean"] if model.compares else []
-        self.texts = tuple(dict.fromkeys([*named, *config.probes, *reference, *([pooling] if pooling else [])]))
+        self.for_score = tuple(dict.fromkeys([*named, *config.probes, *reference]))
+        self.texts = tuple(dict.fromkeys([*self.for_score, *([pooling] if pooling else [])]))
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -214,14 +220,23 @@ def _check(config: ScoreConfig, ranks: Ranks) -> None:
         raise InputError(f"--batch-tokens {config.batch_tokens}: at least 1 token (or picture) must fit in a batch.")
 
 
-def _finished(folder: RunFolder, identity: dict[str, Any], config: ScoreConfig, ranks: Ranks) -> bool:
-    """Claim the stage on the main process; True, on every process, when it is done already."""
+def _finished(folder: RunFolder, wanted: Wanted, identity: dict[str, Any], config: ScoreConfig, ranks: Ranks) -> bool:
+    """Claim the stage on the main process; True, on every process, when it is done already.
+
+    It is also done where all but the states that the embedder asks for were measured: `embed` reads these in a pass of
+    their own, and nothing is scored again for another embedder.
+    """
     done: list[bool] = []
 
+    work_kept = (folder / "parts" / "score").exists()
+
     def claim() -> None:
-        work_kept = (folder / "parts" / "score").exists()
+        nonlocal identity
+        known = folder.find(ScoreFacts)
+        if known is not None and set(wanted.for_score) <= set(known.config["probes"]):
+            identity = {**identity, "probes": known.config["probes"]}
         begun = not config.dry_run and folder.begin(
-            ScoreFacts, identity, (RowsFacts, EncodeFacts), restart=config.restart, work_kept=work_kept
+            ScoreFacts, identity, (RowsFacts, EncodeFacts), restart=config.restart == "score", work_kept=work_kept
         )
         done.append(begun)
 

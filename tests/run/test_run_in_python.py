@@ -65,7 +65,7 @@ def test_an_export_of_another_selection_is_refused(run: Run) -> None:
 def test_no_selection_of_rows_that_were_scored_anew(run: Run, tiny_model_folder: Path) -> None:
     run.export()
     data = DataConfig(str(run.folder.path.parent / "rows.jsonl"))
-    run.score(data, ScoreConfig(str(tiny_model_folder), subnets=("dlc",), dtype="float32", restart=True))
+    run.score(data, ScoreConfig(str(tiny_model_folder), subnets=("dlc",), dtype="float32", restart="read"))
     for stale in (run.rows, run.kept):
         with pytest.raises(InputError, match="select"):
             stale()
