@@ -33,6 +33,7 @@ class Writing:
         render: a row's text in pieces, (text, is it response).
         bos: what is put before every text, as text; "" where the tokenizer adds nothing or the template writes it.
         eos: the tokenizer's end token as text, "" where it has none.
+        added: what the tokenizer puts before every text by itself, as text, whatever the template writes.
     """
 
     template: str
@@ -41,6 +42,7 @@ class Writing:
     render: Callable[[Row], list[tuple[str, bool]]]
     bos: str = ""
     eos: str = ""
+    added: str = ""
 
 
 class Encoder:
@@ -92,6 +94,7 @@ class Encoder:
         self._counts: Counter[tuple[str, str]] = Counter()
         self.template_name: str = self._template.name
         self._leading = leading_specials(tokenizer)
+        self._added_text = self._backend.decode(self._leading, skip_special_tokens=False) if self._leading else ""
         if not self._template.writes_specials:
             self._ids_before = self._leading
             if tokenizer.eos_token_id is not None:
@@ -134,7 +137,9 @@ class Encoder:
     @property
     def writing(self) -> Writing:
         """How rows are written, for those who write them for trainers."""
-        return Writing(self.template_name, self._max_length, self._turns, self.render, self.bos, self._eos)
+        return Writing(
+            self.template_name, self._max_length, self._turns, self.render, self.bos, self._eos, self._added_text
+        )
 
     def encode(self, batch: Sequence[Row]) -> list[Encoded]:
         """Tokenize rows in one call; a row that cannot be encoded gets a status and a reason, never an exception."""
