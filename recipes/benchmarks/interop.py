@@ -224,6 +224,7 @@ def read_by_trl(folder: Path, model: Path) -> list[Learnt]:
 
 def read_by_llamafactory(folder: Path, model: Path, **changes: str) -> list[Learnt]:
     """What ``llamafactory-cli train llamafactory.yaml`` trains on, with some keys changed."""
+    os.environ.setdefault("DISABLE_VERSION_CHECK", "1")  # it wants an older transformers; its data code takes this one
     from llamafactory.data import get_template_and_fix_tokenizer
     from llamafactory.data.loader import get_dataset
     from llamafactory.hparams import DataArguments, FinetuningArguments, ModelArguments
@@ -259,7 +260,7 @@ def read_by_axolotl(folder: Path, model: Path) -> list[Learnt]:
     from axolotl.utils.dict import DictDefault
     from transformers import AutoTokenizer
 
-    config = DictDefault(config_of(folder, "axolotl") | {"dataset_num_proc": 1, "tokenizer_config": str(model)})
+    config = DictDefault(config_of(folder, "axolotl") | {"tokenizer_config": str(model)})
     tokenizer = AutoTokenizer.from_pretrained(config.base_model)
     with inside(folder):
         if config.rl:
