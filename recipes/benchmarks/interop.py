@@ -46,13 +46,16 @@ class Case:
         name: in the table.
         rows: of the data file.
         template: that they are scored under.
-        bos: whether the tokenizer puts a token before every text.
+        tokenizer: "" for the model's own, "bos" for the same with a token put before every text, "blanks" for a small one
+            that writes blanks as part of words and puts one before every text, as Llama 2's does.
+        max_length: tokens of a row at most.
     """
 
     name: str
     rows: Sequence[Mapping[str, Any]]
     template: str
-    bos: bool = False
+    tokenizer: str = ""
+    max_length: int = 512
 
 
 def turn(role: str, content: str, **more: Any) -> dict[str, Any]:
@@ -80,13 +83,15 @@ def _cases() -> list[Case]:
     ]
     return [
         Case("Alpaca rows, `alpaca`", alpaca, "alpaca"),
-        Case("Alpaca rows, `alpaca`, tokenizer with BOS", alpaca, "alpaca", bos=True),
+        Case("Alpaca rows, `alpaca`, tokenizer with BOS", alpaca, "alpaca", "bos"),
         Case("one answer, `chat`", single, "chat"),
         Case("several answers, `chat`", several, "chat"),
         Case("several answers, one with weight 0, `chat`", weighted, "chat"),
         Case("tool calls, `chat`", calls, "chat"),
-        Case("several answers, `alpaca`, tokenizer with BOS", several, "alpaca", bos=True),
+        Case("several answers, `alpaca`, tokenizer with BOS", several, "alpaca", "bos"),
         Case("one answer, `plain`", single, "plain"),
+        Case("Alpaca rows, `alpaca`, tokenizer with `▁`", alpaca, "alpaca", "blanks"),
+        Case("Alpaca rows longer than `--max-length`", alpaca, "alpaca", max_length=28),
         Case("preference pairs, `alpaca`", preferred, "alpaca"),
         Case("preference pairs of turns, `chat`", spoken, "chat"),
     ]
@@ -98,22 +103,38 @@ CASES = _cases()
 # ---- what was scored ----
 
 
-def model_folder(tokenizer: Any, folder: Path, bos: bool) -> Path:
-    """A tiny Llama of random weights with this tokenizer, which may be made to put its BOS before every text."""
+def tokenizer_of(kind: str, own: Any) -> Any:
+    """A tokenizer of this kind (`Case.tokenizer`)."""
     import copy
 
-    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    found = copy.deepcopy(own)
+    if kind == "blanks":
+        backend = Tokenizer(models.BPE(byte_fallback=True))
+        backend.pre_tokenizer = pre_tokenizers.Metaspace()
+        backend.decoder = decoders.Metaspace()
+        letters = [chr(code) for code in range(256)]
+        trainer = trainers.BpeTrainer(
+            vocab_size=600, special_tokens=["<s>", "</s>"], initial_alphabet=letters, show_progress=False
+        )
+        backend.train_from_iterator([*QUESTIONS, *ANSWERS, *letters, "▁"], trainer)
+        found = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="</s>")
+    if kind:
+        token = found.bos_token or found.pad_token
+        found.bos_token = token
+        special = [(token, found.convert_tokens_to_ids(token))]
+        found.backend_tokenizer.post_processor = TemplateProcessing(f"{token} $A", f"{token} $A {token} $B", special)
+    return found
+
+
+def model_folder(tokenizer: Any, folder: Path) -> Path:
+    """A tiny Llama of random weights with this tokenizer."""
+    import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokenizer = copy.deepcopy(tokenizer)
-    if bos:
-        token = tokenizer.bos_token or tokenizer.pad_token
-        tokenizer.bos_token = token
-        special = [(token, tokenizer.convert_tokens_to_ids(token))]
-        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-            f"{token} $A", f"{token} $A {token} $B", special
-        )
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
@@ -133,7 +154,7 @@ def scored(case: Case, rows: Sequence[Mapping[str, Any]], model: Path, out: Path
     run.score(
         DataConfig((str(data),)),
         ScoreConfig(str(model), subnets=("perplexity",), dtype="float32"),
-        EncodeConfig(template=case.template),
+        EncodeConfig(template=case.template, max_length=case.max_length),
     )
     run.select(SelectConfig(keep=1.0, method="random", clusters="none"))
     return run
@@ -249,8 +270,8 @@ def read_by_llamafactory_itself(folder: Path, model: Path) -> list[Learnt]:
     name = next((name for name in described if name.endswith("-conversations")), None)
     if name is None:
         raise InputError("not written")
-    first = json.loads((folder / f"{name}.jsonl").read_text(encoding="utf-8").partition("\n")[0])
-    return read_by_llamafactory(folder, model, dataset=name, template="alpaca" if "instruction" in first else "smollm")
+    chatml = "<|im_start|>" in (folder / f"{name.removesuffix('-conversations')}.jsonl").read_text(encoding="utf-8")
+    return read_by_llamafactory(folder, model, dataset=name, template="smollm" if chatml else "alpaca")
 
 
 def read_by_axolotl(folder: Path, model: Path) -> list[Learnt]:
@@ -282,6 +303,7 @@ def _pair(tokenizer: Any, row: Mapping[str, str], side: str) -> Learnt:
 
 def read_by_swift(folder: Path, model: Path) -> list[Learnt]:
     """What ``swift sft swift.yaml`` trains on."""
+    from swift.dataset import load_dataset
     from swift.model import get_processor
     from swift.template import get_template
 
@@ -289,8 +311,9 @@ def read_by_swift(folder: Path, model: Path) -> list[Learnt]:
     processor = get_processor(str(model), model_type="llama")
     template = get_template(processor, template_type="chatml", use_chat_template=config.get("use_chat_template", True))
     template.set_mode("train")
-    lines = (folder / config["dataset"][0]).read_text(encoding="utf-8").splitlines()
-    rows = [template.encode(json.loads(line)) for line in lines]
+    with inside(folder):
+        data, _ = load_dataset(config["dataset"])
+        rows = [template.encode(row) for row in data]
     return [learnt(row["input_ids"], row["labels"]) for row in rows]
 
 
@@ -339,26 +362,29 @@ def cell(tokenizer: Any, wanted: Sequence[Learnt], found: Sequence[Learnt]) -> s
     for (ids, labels), (other, theirs) in zip(wanted, found, strict=True):
         if (ids, labels) == (other, theirs):
             continue
-        if tokenizer.decode(other) != tokenizer.decode(ids):
-            both = other[: len(ids)] == ids and theirs[: len(ids)] == labels
-            return f"{text}: {tokenizer.decode(other[len(ids) :])!r} is learnt, too" if both else f"{text}: other text"
-        return f"{text}: same text, other tokens" if other != ids else f"{text}: other labels"
+        said, read = tokenizer.decode(ids), tokenizer.decode(other)
+        if read == said:
+            return f"{text}: same text, other tokens" if other != ids else f"{text}: other labels"
+        return f"{text}: `{read[len(said) :]!r}` is learnt, too" if read.startswith(said) else f"{text}: other text"
     return text
 
 
 def measure(tokenizer: Any, columns: Sequence[Column], cases: Sequence[Case], work: Path) -> dict[str, dict[str, str]]:
     """{case: {column: cell}} for the columns given, whose trainers must be installed."""
     table: dict[str, dict[str, str]] = {}
-    models = {bos: model_folder(tokenizer, work / f"model-{bos}", bos) for bos in (False, True)}
     for i, case in enumerate(cases):
-        model = models[case.bos]
+        own = tokenizer_of(case.tokenizer, tokenizer)
+        model = model_folder(own, work / f"model-{i}")
         run = scored(case, case.rows, model, work / f"run-{i}")
         wanted = expected(case, run, model, work / f"swapped-{i}")
         row = table[case.name] = {}
+        written: set[str] = set()
         for column in columns:
             try:
-                run.export(ExportConfig((column.to,)))
-                row[column.title] = cell(tokenizer, wanted, column.read(run.folder.path / column.to, model))
+                if column.to not in written:
+                    run.export(ExportConfig((column.to,)))
+                    written.add(column.to)
+                row[column.title] = cell(own, wanted, column.read(run.folder.path / column.to, model))
             except InputError as error:
                 row[column.title] = "refused" if "--to" in str(error) else str(error)
     return table
