@@ -34,6 +34,7 @@ class Writing:
         bos: what is put before every text, as text; "" where the tokenizer adds nothing or the template writes it.
         eos: the tokenizer's end token as text, "" where it has none.
         added: what the tokenizer puts before every text by itself, as text, whatever the template writes.
+        joins: whether a text in pieces has the tokens of the whole; not so where every text begins with a blank ("▁").
     """
 
     template: str
@@ -43,6 +44,7 @@ class Writing:
     bos: str = ""
     eos: str = ""
     added: str = ""
+    joins: bool = True
 
 
 class Encoder:
@@ -137,8 +139,16 @@ class Encoder:
     @property
     def writing(self) -> Writing:
         """How rows are written, for those who write them for trainers."""
+        pieces = self._backend.encode_batch(["a\n", "b", "a\nb"], add_special_tokens=False)
         return Writing(
-            self.template_name, self._max_length, self._turns, self.render, self.bos, self._eos, self._added_text
+            template=self.template_name,
+            max_length=self._max_length,
+            turns=self._turns,
+            render=self.render,
+            bos=self.bos,
+            eos=self._eos,
+            added=self._added_text,
+            joins=pieces[0].ids + pieces[1].ids == pieces[2].ids,
         )
 
     def encode(self, batch: Sequence[Row]) -> list[Encoded]:

@@ -22,7 +22,8 @@ def axolotl(job: ExportJob) -> Exported:
 
     Stanford's Alpaca text and the chat templates exist in axolotl. It has no place for systems and several turns under
     ``alpaca``, for ``plain``, and for tool calls that a chat template does not write (it trains an empty turn there);
-    such rows go as the tokens that were scored.
+    such rows go as the tokens that were scored, and so do all where one of them is cut, or where the tokenizer begins every
+    piece of text with a blank.
 
     Raises:
         InputError: no row can be written so.
@@ -59,6 +60,8 @@ def _kind(job: ExportJob) -> tuple[dict[str, Any] | None, Convert]:
 
     if found.pairs:
         return {"split": "train", "type": "passthrough"}, pair
+    if job.parted:
+        return None, messages
     if found.text == found.rows:
         return {"type": "completion"}, lambda sample: text_row(sample, job.text.bos, job.text.eos)
     if job.text.template == "alpaca" and not (found.systems or found.many_turns or found.calls or found.text):

@@ -166,6 +166,17 @@ class ExportJob:
         return re.sub(r"[^A-Za-z0-9._-]+", "-", self.name).strip("-.") or "pruned"
 
     @functools.cached_property
+    def cut(self) -> str:
+        """Why a trainer that reads text trains something else on some rows: they are cut; "" where none is."""
+        n = self.tokens.n_truncated if self.tokens is not None else 0
+        return f"{n} rows are cut to {self.text.max_length} tokens, and trainers cut them elsewhere" if n else ""
+
+    @property
+    def parted(self) -> str:
+        """The same of a trainer that tokenizes a row in pieces; "" where that gives the tokens of the whole."""
+        return self.cut or ("" if self.text.joins else "the tokenizer begins every piece of text with a blank")
+
+    @functools.cached_property
     def survey(self) -> Survey:
         return Survey.of(self)
 

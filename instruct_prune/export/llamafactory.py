@@ -13,6 +13,7 @@ from instruct_prune.export import stanzas
 from instruct_prune.export.conversations import alpaca_row, sharegpt_row, text_row
 from instruct_prune.export.job import CannotExpressError, Convert, Exported, ExportJob, write_json_rows
 from instruct_prune.export.scored import pair_of, pieces_of
+from instruct_prune.export.tokens import write_dataset
 from instruct_prune.export.trainers import check_masks, mask_notes
 from instruct_prune.rows.row import Row
 from instruct_prune.storage import write_json
@@ -35,7 +36,8 @@ def llamafactory(job: ExportJob) -> Exported:
     ``NAME`` holds the text that was scored; the template ``empty`` writes it as it is. LLaMA-Factory's own templates
     write something else (its ``alpaca`` has another header and two line breaks after the answer), so that rows for them
     are the dataset ``NAME-conversations``. A column that dataset_info.json does not name is None there, without a word:
-    every column is named.
+    every column is named. Where the text would be read as other tokens, ``llamafactory.yaml`` trains on ``dataset``,
+    the tokens that were scored.
 
     Raises:
         InputError: no row can be written so.
@@ -52,6 +54,12 @@ def llamafactory(job: ExportJob) -> Exported:
         info |= more
     write_json(described, info)
     data = {"dataset": job.slug, "dataset_dir": ".", **({"template": "empty"} if stage != "pt" else {})}
+    if job.parted and not job.survey.pairs and job.tokens is not None:
+        dataset, _ = write_dataset(job, "llamafactory", folder)
+        data |= {"tokenized_path": dataset.name}
+        note = f"llamafactory.yaml trains on the tokens that were scored, because {job.parted}"
+        exported = dataclasses.replace(exported, paths=(*exported.paths, dataset), notes=(*exported.notes, note))
+        stage = "sft"
     stanzas.write_yaml(config, stanzas.for_llamafactory(job.model, data, job.text.max_length, stage), COMMAND)
     return exported
 

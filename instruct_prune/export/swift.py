@@ -35,7 +35,8 @@ def swift(job: ExportJob) -> Exported:
         said = [{"role": "assistant", "content": text, "loss": learnt} for text, learnt in answer]
         return {"messages": [{"role": "user", "content": prompt, "loss": False}, *said]}
 
-    exported = write_json_rows(job, "swift", target, convert, (config,), (f"run in {folder}: {COMMAND}",))
+    notes = (f"run in {folder}: {COMMAND}", *((f"not exactly what was scored: {job.parted}",) if job.parted else ()))
+    exported = write_json_rows(job, "swift", target, convert, (config,), notes)
     data = {"dataset": [target.name], "use_chat_template": False}
     stanzas.write_yaml(config, stanzas.for_swift(job.model, data, job.text.max_length), COMMAND)
     return exported

@@ -21,7 +21,7 @@ def trl(job: ExportJob) -> Exported:
 
     Rows with one learnt answer under ``alpaca`` and ``plain`` go as prompt and completion. TRL trains several answers of
     a conversation only under chat templates that mark them with ``{% generation %}``, and learns the line break after the
-    last one; such rows go as the tokens that were scored.
+    last one; such rows go as the tokens that were scored, and so do all where one of them is cut.
 
     Raises:
         InputError: no row can be written so.
@@ -33,7 +33,7 @@ def trl(job: ExportJob) -> Exported:
     notes: tuple[str, ...] = (f"run in {folder}: {command}",)
     target = folder / f"{job.slug}.jsonl"
     data: dict[str, Any] = {"datasets": [{"path": "json", "data_files": target.name, "split": "train"}]}
-    if not dpo and found.text < found.rows and (job.chat or not found.last_only):
+    if not dpo and (job.cut or (found.text < found.rows and (job.chat or not found.last_only))):
         target, rows = write_tokens(job, "trl", folder)
         exported = Exported("trl", (target, config), rows, notes=(*notes, "the rows are tokens, as they were scored"))
         data = dict(FOR_TRL)
@@ -41,7 +41,7 @@ def trl(job: ExportJob) -> Exported:
         exported = write_json_rows(job, "trl", target, _convert(job), (config,), notes)
         data |= {} if dpo or found.text == found.rows else {"completion_only_loss": True}
     stanzas.write_yaml(config, stanzas.for_trl(job.model, data, job.text.max_length, dpo=dpo), command)
-    return _with_end_note(job, exported) if dpo else exported
+    return dataclasses.replace(exported, notes=(*exported.notes, *_pair_notes(job))) if dpo else exported
 
 
 def _convert(job: ExportJob) -> Convert:
@@ -61,8 +61,6 @@ def _convert(job: ExportJob) -> Convert:
     return prompt_and_completion
 
 
-def _with_end_note(job: ExportJob, exported: Exported) -> Exported:
-    if not job.chat:
-        return exported
-    note = f"TRL appends {job.text.eos!r} to answers that the chat template ends otherwise"
-    return dataclasses.replace(exported, notes=(*exported.notes, note))
+def _pair_notes(job: ExportJob) -> tuple[str, ...]:
+    ends = f"TRL appends {job.text.eos!r} to answers that the chat template ends otherwise"
+    return (*((ends,) if job.chat else ()), *((job.cut,) if job.cut else ()))
