@@ -111,6 +111,7 @@ def for_swift(model: str, data: Mapping[str, Any], max_length: int) -> dict[str,
         "use_hf": True,
         **data,
         "max_length": max_length,
+        "truncation_strategy": "left",  # by default ms-swift leaves out rows that are too long
         "tuner_type": "lora",
         "lora_rank": RANK,
         "lora_alpha": ALPHA,

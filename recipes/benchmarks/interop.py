@@ -243,7 +243,7 @@ def read_by_trl(folder: Path, model: Path) -> list[Learnt]:
     ]
 
 
-def read_by_llamafactory(folder: Path, model: Path, **changes: str) -> list[Learnt]:
+def read_by_llamafactory(folder: Path, model: Path, **changes: str | None) -> list[Learnt]:
     """What ``llamafactory-cli train llamafactory.yaml`` trains on, with some keys changed."""
     os.environ.setdefault("DISABLE_VERSION_CHECK", "1")  # it wants an older transformers; its data code takes this one
     from llamafactory.data import get_template_and_fix_tokenizer
@@ -271,7 +271,9 @@ def read_by_llamafactory_itself(folder: Path, model: Path) -> list[Learnt]:
     if name is None:
         raise InputError("not written")
     chatml = "<|im_start|>" in (folder / f"{name.removesuffix('-conversations')}.jsonl").read_text(encoding="utf-8")
-    return read_by_llamafactory(folder, model, dataset=name, template="smollm" if chatml else "alpaca")
+    return read_by_llamafactory(
+        folder, model, dataset=name, tokenized_path=None, template="smollm" if chatml else "alpaca"
+    )
 
 
 def read_by_axolotl(folder: Path, model: Path) -> list[Learnt]:
@@ -309,7 +311,13 @@ def read_by_swift(folder: Path, model: Path) -> list[Learnt]:
 
     config = config_of(folder, "swift")
     processor = get_processor(str(model), model_type="llama")
-    template = get_template(processor, template_type="chatml", use_chat_template=config.get("use_chat_template", True))
+    template = get_template(
+        processor,
+        template_type="chatml",
+        use_chat_template=config["use_chat_template"],
+        max_length=config["max_length"],
+        truncation_strategy=config["truncation_strategy"],
+    )
     template.set_mode("train")
     with inside(folder):
         data, _ = load_dataset(config["dataset"])
