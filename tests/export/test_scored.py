@@ -62,12 +62,12 @@ def test_pieces_are_the_tokens_that_were_scored(
         ids = [with_bos(text, add_special_tokens=False)["input_ids"] for text, _ in pieces]
         labels = [token if learnt else -100 for piece, (_, learnt) in zip(ids, pieces, strict=True) for token in piece]
         scored = encoded.input_ids.tolist()[: len(labels)]
-        assert sum(ids, []) == scored
+        assert [token for piece in ids for token in piece] == scored
         assert labels == [t if m else -100 for t, m in zip(scored, encoded.response_mask.tolist(), strict=False)]
         assert not encoded.response_mask[len(labels) :].any()
         # TRL, ms-swift: the tokenizer adds BOS by itself.
         if template == "chat" and not writes_bos:
-            with pytest.raises(CannotExpressError, match="puts '<|endoftext|>' before it, which was not there"):
+            with pytest.raises(CannotExpressError, match="before it, which was not there"):
                 pieces_of(job, sample, opened=False)
             continue
         whole = "".join(text for text, _ in pieces_of(job, sample, opened=False))
@@ -85,9 +85,9 @@ def test_several_answers_are_no_prompt_and_answer(
 
 
 def test_a_tokenizer_that_begins_every_text_with_a_blank_does_not_join(tiny_tokenizer: Any) -> None:
-    backend = Tokenizer(models.BPE(vocab={"▁": 0, "a": 1, "b": 2, "\n": 3}, merges=[]))
+    backend = Tokenizer(models.BPE(vocab={"▁": 0, "a": 1, "b": 2, "\n": 3, "</s>": 4}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.Metaspace()
     backend.decoder = decoders.Metaspace()
-    blanks = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="\n")
+    blanks = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
     assert not Encoder(blanks, "plain", max_length=8).writing.joins
     assert Encoder(tiny_tokenizer, "plain", max_length=8).writing.joins
