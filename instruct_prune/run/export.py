@@ -7,10 +7,13 @@ from pathlib import Path
 
 from instruct_prune.arrays import Int64
 from instruct_prune.config import ExportConfig
+from instruct_prune.encode.store import TokenStore
 from instruct_prune.export import Exported, ExportJob, export_selection
 from instruct_prune.export.hub import inherited_license
+from instruct_prune.export.job import KeptTokens
 from instruct_prune.export.own_format import write_own_format
 from instruct_prune.export.rows import write_pruned
+from instruct_prune.models.names import name_for_trainers
 from instruct_prune.rows.row import Row
 from instruct_prune.rows.table import RowTable
 from instruct_prune.run.check import check_export
@@ -64,13 +67,17 @@ class Kept:
 def _job(folder: RunFolder, config: ExportConfig, selection: Selection, kept: Kept) -> ExportJob:
     source, chosen, scored = kept.table.facts, folder.facts(SelectFacts), folder.facts(ScoreFacts)
     model = model_of(folder)
+    items = model.open_items(folder / "items")
     return ExportJob(
         samples=kept,
         folder=folder.path,
         name=f"{Path(source.files[0]).stem}-pruned",
-        model=scored.model,
+        model=name_for_trainers(scored.model),
         writing=model.writing(),
+        tokens=KeptTokens(items, selection.kept) if isinstance(items, TokenStore) else None,
         model_kind=source.model_kind,
+        format=source.format,
+        columns=source.opened_with.get("columns") or {},
         kind=source.kind,
         split=source.opened_with.get("split"),
         subset=source.opened_with.get("subset"),
