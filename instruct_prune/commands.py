@@ -45,12 +45,12 @@ class Outcome:
 def run(config: RunConfig) -> Outcome | None:
     from instruct_prune.run.check import check_run
 
-    check_run(config)
+    source = check_run(config)
     from instruct_prune.report.summary import print_summary
     from instruct_prune.run.folder import open_run
     from instruct_prune.run.pipeline import run as whole_way
 
-    if whole_way(config) is None:
+    if whole_way(config, source) is None:
         return None
     folder = open_run(config.run.out)
     return _of_run(folder, lambda: print_summary(folder))
@@ -63,13 +63,13 @@ def score(config: ScoreCommand) -> Outcome | None:
         raise InputError(
             "score does not embed. Say it to the command that does: instruct-prune embed RUN --restart embed."
         )
-    check_score(config.run.out, config.data, config.encode, config.score)
+    source = check_score(config.run.out, config.data, config.encode, config.score)
     from instruct_prune.report.summary import print_score_summary
     from instruct_prune.run.folder import open_run
     from instruct_prune.run.score import score as stage
 
     folder = open_run(config.run.out)
-    if stage(folder, config.data, config.encode, config.score) is None:
+    if stage(folder, config.data, config.encode, config.score, source=source) is None:
         return None
     return _of_run(folder, lambda: print_score_summary(folder))
 

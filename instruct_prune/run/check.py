@@ -5,7 +5,7 @@ Nothing here imports torch, unless the user names code of his own or pictures.
 
 from __future__ import annotations
 
-import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from instruct_prune.config import (
@@ -24,11 +24,12 @@ from instruct_prune.measure.subnet import SubnetSpec
 from instruct_prune.models import MODELS, names
 from instruct_prune.models.hub import logged_in
 from instruct_prune.registry import is_reference, load_attribute, resolve
+from instruct_prune.rows import Source
 from instruct_prune.rows.table import RowTable
 from instruct_prune.run.folder import RunFolder, open_run
 from instruct_prune.run.records import RowsFacts
 from instruct_prune.run.row_facts import predicate_of
-from instruct_prune.run.rows import open_source
+from instruct_prune.run.rows import absolute, open_source
 from instruct_prune.run.select import check_selection
 from instruct_prune.score.columns import LOSS
 from instruct_prune.score.scores import find_score
@@ -37,38 +38,70 @@ TEMPLATES = ("auto", "alpaca", "chat", "plain")
 TEXT, MODEL, TEXT_EMBEDDER = "causal_lm", "model", "all-minilm-l6-v2"
 
 
-def check_run(config: RunConfig) -> None:
+@dataclass
+class Seen:
+    """A first look at the data.
+
+    Attributes:
+        kind: the kind of model that the rows are for; None where that would take long to find.
+        source: the data, where they were opened.
+    """
+
+    kind: str | None = None
+    source: Source | None = None
+
+    def look_at(self, out: str, data: DataConfig) -> None:
+        """Find out what the rows are, from the run folder where it has them, else from the first rows."""
+        folder = RunFolder(out) if out else None
+        known = folder.record(RowsFacts) if folder is not None and folder.exists else None
+        data = absolute(data)
+        if folder is not None and known is not None and known.facts is not None and known.facts.names == data.data:
+            self.kind = RowTable.open(folder / "rows").facts.model_kind
+            return
+        on_hub = any(not Path(n).expanduser().exists() and names.HUB_ID.fullmatch(n) for n in data.data)
+        if data.data and ("-" in data.data or on_hub):
+            return
+        self.source = open_source(data)
+        self.kind = self.source.model_kind
+
+
+def check_run(config: RunConfig) -> Source | None:
     """Refuse a whole run whose options cannot work.
 
+    Returns:
+        The data, where they had to be opened to know what they are: nothing is opened twice.
+
     Raises:
         InputError: everything that was found, in one message.
     """
-    kinds: list[str | None] = []
+    seen = Seen()
     told_together(
         lambda: open_run(config.run.out),
-        lambda: kinds.append(_kind_of_rows(config.run.out, config.data)),
-        lambda: check_model(config.score, *kinds),
-        lambda: check_embedder(config.embed, *kinds),
-        lambda: check_scoring(config.encode, config.score, *kinds),
+        lambda: seen.look_at(config.run.out, config.data),
+        lambda: check_model(config.score, seen.kind),
+        lambda: check_embedder(config.embed, seen.kind),
+        lambda: check_scoring(config.encode, config.score, seen.kind),
         lambda: check_selection(config.select),
-        lambda: check_ranking(config.select, config.score, *kinds),
+        lambda: check_ranking(config.select, config.score, seen.kind),
         lambda: check_export(config.export),
     )
+    return seen.source
 
 
-def check_score(out: str, data: DataConfig, encode: EncodeConfig, score: ScoreConfig) -> None:
-    """Refuse scoring whose options cannot work.
+def check_score(out: str, data: DataConfig, encode: EncodeConfig, score: ScoreConfig) -> Source | None:
+    """Refuse scoring whose options cannot work; returns the data as `check_run` does.
 
     Raises:
         InputError: everything that was found, in one message.
     """
-    kinds: list[str | None] = []
+    seen = Seen()
     told_together(
         lambda: open_run(out),
-        lambda: kinds.append(_kind_of_rows(out, data)),
-        lambda: check_model(score, *kinds),
-        lambda: check_scoring(encode, score, *kinds),
+        lambda: seen.look_at(out, data),
+        lambda: check_model(score, seen.kind),
+        lambda: check_scoring(encode, score, seen.kind),
     )
+    return seen.source
 
 
 def check_model(config: ScoreConfig, kind: str | None = None) -> None:
@@ -154,19 +187,6 @@ def _check_push(config: ExportConfig) -> None:
         raise InputError(f"--hub-repo {config.hub_repo}: write owner/name.")
     if not logged_in():
         raise InputError("--to hub: nobody is logged in to the Hub. Log in with a token that may write: hf auth login")
-
-
-def _kind_of_rows(out: str, data: DataConfig) -> str | None:
-    """The kind of model that the rows are for, read off the first of them; None where that would take long to find."""
-    folder = RunFolder(out) if out else None
-    known = folder.record(RowsFacts) if folder is not None and folder.exists else None
-    paths = [os.path.abspath(name) if os.path.exists(name) else name for name in data.data]
-    if folder is not None and known is not None and known.facts is not None and list(known.facts.names) == paths:
-        return RowTable.open(folder / "rows").facts.model_kind
-    on_hub = any(not Path(n).expanduser().exists() and names.HUB_ID.fullmatch(n) for n in data.data)
-    if data.data and ("-" in data.data or on_hub):
-        return None
-    return open_source(data).model_kind
 
 
 def _check_template(encode: EncodeConfig) -> None:

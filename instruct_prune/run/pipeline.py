@@ -10,6 +10,7 @@ from pathlib import Path
 
 from instruct_prune.config import RunConfig
 from instruct_prune.report.html import write_report
+from instruct_prune.rows import Source
 from instruct_prune.run.embed import embed
 from instruct_prune.run.export import export
 from instruct_prune.run.folder import RunFolder, open_run
@@ -19,14 +20,18 @@ from instruct_prune.run.select import select
 from instruct_prune.select.data import Selection
 
 
-def run(config: RunConfig) -> Selection | None:
+def run(config: RunConfig, source: Source | None = None) -> Selection | None:
     """Dataset file in, pruned dataset file out. None on processes other than the main one, and for a dry run.
+
+    Args:
+        config: all options.
+        source: the data, where they are open already.
 
     Raises:
         InputError: `check_run` finds most of it before anything is imported or read.
     """
     folder = open_run(config.run.out)
-    table = score(folder, config.data, config.encode, config.score, config.select, config.embed)
+    table = score(folder, config.data, config.encode, config.score, config.select, config.embed, source=source)
     if table is None:
         return None
     embed(folder, config.embed, restart=config.score.restart == "embed")

@@ -20,6 +20,7 @@ from instruct_prune.measure.subnet import DENSE, SubnetSpec
 from instruct_prune.models.model import Items, Model
 from instruct_prune.progress import clock, say
 from instruct_prune.registry import class_name, own_code
+from instruct_prune.rows import Source
 from instruct_prune.rows.table import RowTable
 from instruct_prune.run.embed import by_model
 from instruct_prune.run.embed import embed as embed_rows
@@ -50,6 +51,7 @@ def score(
     embed: EmbedConfig | None = None,
     memory: InMemory | datasets.Dataset | None = None,
     loaded: Any = None,
+    source: Source | None = None,
 ) -> ScoreTable | None:
     """Score every row under every subnet, on as many processes as were launched.
 
@@ -62,6 +64,7 @@ def score(
         embed: the embedding that will follow, so that vectors of the model itself are read in the same pass.
         memory: rows made in Python, in place of files.
         loaded: a model made in Python: (model, tokenizer), or (module, transform) for pictures.
+        source: the data, where they are open already.
 
     Returns:
         The table, on the main process; None on the others and for a dry run.
@@ -72,7 +75,7 @@ def score(
     """
     ranks = Ranks()
     _check(config, ranks)
-    ranks.on_main(lambda: read_rows(folder, data, config.restart == "read", memory))
+    ranks.on_main(lambda: read_rows(folder, data, config.restart == "read", memory, source))
     table = RowTable.open(folder / "rows")
     kind, data_format = table.facts.model_kind, table.facts.format
     model = _first_on_main(ranks, lambda: make_model(config, encoding, kind, data_format, loaded))
