@@ -22,8 +22,9 @@ from instruct_prune.export import exporters_of
 from instruct_prune.measure.ladder import PRESETS, Preset, parse_subnets
 from instruct_prune.measure.subnet import SubnetSpec
 from instruct_prune.models import MODELS, names
-from instruct_prune.models.hub import logged_in
+from instruct_prune.models.hub import check_on_hub, logged_in
 from instruct_prune.registry import is_reference, load_attribute, resolve
+from instruct_prune.rows.find import is_hub_id
 from instruct_prune.rows.table import RowTable
 from instruct_prune.run.folder import RunFolder, open_run
 from instruct_prune.run.records import RowsFacts
@@ -163,8 +164,10 @@ def _kind_of_rows(out: str, data: DataConfig) -> str | None:
     paths = [os.path.abspath(name) if os.path.exists(name) else name for name in data.data]
     if folder is not None and known is not None and known.facts is not None and list(known.facts.names) == paths:
         return RowTable.open(folder / "rows").facts.model_kind
-    on_hub = any(not Path(n).expanduser().exists() and names.HUB_ID.fullmatch(n) for n in data.data)
-    if data.data and ("-" in data.data or on_hub):
+    on_hub = [name for name in data.data if is_hub_id(name)]
+    for name in on_hub:
+        check_on_hub(name, None, "--data", "dataset")
+    if "-" in data.data or on_hub:
         return None
     return open_source(data).model_kind
 
