@@ -30,9 +30,12 @@ from instruct_prune.models.model import States
 from instruct_prune.models.text_batch import TextBatch, pooled_states
 from instruct_prune.models.text_model import TextModel
 
-HEAD_POSITIONS = {"cpu": 256, "other": 4096}  # positions whose logits exist at a time when the vocabulary is whole
-BLOCK_POSITIONS, BLOCK_WORDS = 1024, 2048  # and when it is not: 8 MB of float32 logits, which a CPU keeps in cache
-CHECK_TOLERANCE = 1e-3  # relative, in the model's own dtype twice as many bits would be asked of float32
+HEAD_POSITIONS = {
+    "cpu": 256,
+    "other": 4096,
+}  # logits over the whole vocabulary are made for so many positions at a time
+BLOCK_POSITIONS, BLOCK_WORDS = 1024, 2048  # logits of one block: 8 MB of float32, which a CPU keeps in its cache
+CHECK_TOLERANCE = 1e-3  # relative difference of logits that is allowed in float32; in 16-bit types 16 times as much
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class CausalLM(TextModel):
 
     default = names.DEFAULTS["causal_lm"]
     unit = "tokens"
+    pooling = "weighted"
     batch = {"cpu": 4096, "other": 32768}  # noqa: RUF012
 
     def __init__(
@@ -150,7 +154,7 @@ class CausalLM(TextModel):
         """float32 [m]: -log p of every target, row after row."""
         hidden = states[depth][batch.rows, batch.positions]
         with self._fast():
-            # The state after the last block comes back normed already; the others are raw.
+            # transformers has already applied the final norm to the state after the last block, and to no other.
             if depth is not None and depth != self.depths()[-1]:
                 hidden = final_norm(self.decoder)(hidden)
             return self._token_losses(hidden, batch.targets)
@@ -160,7 +164,9 @@ class CausalLM(TextModel):
         before = (
             self._prefix(batch.prefix).states[depth].float() if batch.prefix >= 0 else own.new_zeros(0, own.shape[2])
         )
-        return pooled_states(batch, own, before, how)
+        # After an inner block the first token of a row is where attention rests: its state is some hundred times as long
+        # as the others' and says nothing about the row. The norm at the end of the model tames it.
+        return pooled_states(batch, own, before, how, first=0 if depth in (None, self.depths()[-1]) else 1)
 
     def _fast(self) -> AbstractContextManager[Any]:
         return OneDnnLinear() if self.device.type == "cpu" and self.module.dtype == torch.float32 else nullcontext()

@@ -42,7 +42,7 @@ def converted_gguf(path: Path) -> Path:
         try:
             os.replace(scratch, target)
         except OSError:
-            if not (target / "config.json").exists():  # else another process was faster, with the same bytes
+            if not (target / "config.json").exists():  # else another process has put the same files there
                 raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -87,6 +87,7 @@ class Model(ABC):
             about, probes)}.
         compares: whether its loss compares states with those of the dense model, which must then be measured first.
         embeds: whether the rows are clustered by the model's own pooled states unless the user names an embedder.
+        pooling: how a row becomes one vector for ``--embedder model``, unless the user says otherwise.
         name: as the user wrote it.
         module: what subnets act on, after `load`.
         notes: what people should know of the encoding, after `write_items`.
@@ -98,6 +99,7 @@ class Model(ABC):
     ladders: ClassVar[Mapping[str, tuple[tuple[str, ...], str, str, tuple[str, ...]]]] = {}
     compares: ClassVar[bool] = False
     embeds: ClassVar[bool] = False
+    pooling: ClassVar[str] = "mean"
     name: str
     module: nn.Module
 

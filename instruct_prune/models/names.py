@@ -225,7 +225,7 @@ def load_image_processor(source: ModelSource) -> Any:
 def _load(factory: Any, source: ModelSource, **options: Any) -> Any:
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # a bar for each process and file would bury ours
+    logging.disable_progress_bar()  # transformers would show a bar for each file in each process
     try:
         return factory.from_pretrained(source.location, revision=source.revision, trust_remote_code=False, **options)
     except OSError as error:

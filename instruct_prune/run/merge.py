@@ -130,7 +130,9 @@ def _statuses(items: Items, losses: Mapping[SubnetSpec, Float32], errors: dict[i
         status[i] = Status.FAILED.value
     for spec, column in losses.items():
         planned = items.scorable if spec.is_full else np.zeros(len(items), dtype=bool)
-        known = np.isin(status, (Status.FAILED.value, Status.NONFINITE.value))  # the first reason stands
+        known = np.isin(
+            status, (Status.FAILED.value, Status.NONFINITE.value)
+        )  # a row keeps the first reason that was found
         broken = planned & ~np.isfinite(column) & ~known
         errors |= {int(i): f"loss under {spec.name} is {column[i]}" for i in np.flatnonzero(broken)}
         status[broken] = Status.NONFINITE.value

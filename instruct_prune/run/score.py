@@ -21,13 +21,13 @@ from instruct_prune.models.model import Items, Model
 from instruct_prune.progress import clock, say
 from instruct_prune.registry import class_name, own_code
 from instruct_prune.rows.table import RowTable
-from instruct_prune.run.embed import by_model, embedder_of
+from instruct_prune.run.embed import by_model
 from instruct_prune.run.embed import embed as embed_rows
 from instruct_prune.run.encode import encode, make_model
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.measure import batch_cost, describe, plan_work, run_work
 from instruct_prune.run.merge import Measured, merge
-from instruct_prune.run.records import EncodeFacts, RowsFacts, ScoreFacts
+from instruct_prune.run.records import EmbedFacts, EncodeFacts, RowsFacts, ScoreFacts
 from instruct_prune.run.rows import InMemory, read_rows
 from instruct_prune.run.select import check_budget
 from instruct_prune.score.table import ScoreTable
@@ -76,12 +76,13 @@ def score(
     table = RowTable.open(folder / "rows")
     kind, data_format = table.facts.model_kind, table.facts.format
     model = _first_on_main(ranks, lambda: make_model(config, encoding, kind, data_format, loaded))
-    ranks.on_main(lambda: embed is None or embedder_of(model, embed))
+    wanted = _first_on_main(
+        ranks, lambda: Wanted(model, config, embed)
+    )  # what is wrong with it is told before encoding
     ranks.on_main(lambda: encode(folder, table, model, config, encoding, data.strict))
     items = model.open_items(folder / "items")
     if select is not None:
         ranks.on_main(lambda: check_budget(select, int(items.scorable.sum())))
-    wanted = Wanted(model, config, embed)
     dtype = model.dtype(config.dtype, ranks.device)
     identity = wanted.identity | {"dtype": dtype, "batch": batch_cost(model, config, ranks.device.type)}
     if _finished(folder, wanted, identity, config, ranks):
@@ -116,8 +117,8 @@ def _finish(
     With ``embeds_later`` the embed stage follows, with the embedder that was asked for.
     """
     scores = merge(folder, items, measured, wanted.ladder, wanted.score, dtype, ranks)
-    if measured.model.embeds and not embeds_later:
-        embed_rows(folder, EmbedConfig())
+    if measured.model.embeds and not embeds_later and folder.find(EmbedFacts) is None:
+        embed_rows(folder, EmbedConfig(), restart=True)
     shutil.rmtree(folder / "parts", ignore_errors=True)
     ranks.close()
     return scores
@@ -141,7 +142,8 @@ class Wanted:
                 "knn_lc or magnitude-global:0.9."
             )
         pooling = by_model(model, embed)
-        self.for_score = tuple(dict.fromkeys([*named, *config.probes]))
+        reference = ["mean"] if model.compares else []
+        self.for_score = tuple(dict.fromkeys([*named, *config.probes, *reference]))
         self.texts = tuple(dict.fromkeys([*self.for_score, *([pooling] if pooling else [])]))
 
     @property
@@ -191,7 +193,7 @@ class Waves:
         """Both waves; what was measured, on the main process."""
         took = run_work(folder, self.model, self.first, config, ranks)
         if self.model.compares:
-            ranks.broadcast(None)  # the first wave is whole when the main process comes here
+            ranks.broadcast(None)  # every process waits until the main one has seen that the first wave is whole
             reference = find(self.first, f"mean_{DENSE.name}")
             self.model.fit(reference.blocks, self.items)
         if self.rest is not None:

@@ -211,8 +211,13 @@ def selection_of(folder: RunFolder) -> Selection:
     Raises:
         InputError: there is none, or it is stale.
     """
-    folder.require(SelectFacts)
-    return folder.read_selection()
+    facts, selection = folder.facts(SelectFacts), folder.read_selection()
+    if facts.selected_hash != row_ids_hash(selection.kept):
+        raise InputError(
+            f"{folder / 'selection.parquet'} is not the selection that the manifest tells of (interrupted, or edited?). Run "
+            f"`instruct-prune select --keep ... --out {folder.path}` again."
+        )
+    return selection
 
 
 def _draw(table: ScoreTable, asked: Asked, facts: RowFacts, make_pool: Callable[..., Pool]) -> Selection:
