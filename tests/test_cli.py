@@ -21,7 +21,7 @@ from instruct_prune.menu import COMMANDS
 from instruct_prune.models import names
 from instruct_prune.models.gguf import converted_gguf
 from instruct_prune.run.folder import RunFolder
-from instruct_prune.run.records import EmbedFacts, EncodeFacts, RowsFacts
+from instruct_prune.run.records import EmbedFacts, EncodeFacts, RowsFacts, SelectFacts
 
 N = 24
 
@@ -186,7 +186,9 @@ def test_each_refusal_names_the_narrowest_restart(
     assert "--restart read" in refused(capsys, *score, "--limit", "7")
     assert main([*score, "--subnets", "dense", "--restart", "score"]) == 0
     assert "encode: done before" in capsys.readouterr().err
-    assert stages(run) == ["rows", "encode", "embed", "score"]  # these vectors are not made from scores
+    assert stages(run) == ["rows", "encode", "embed", "select", "export", "score"]
+    assert RunFolder(run).find(EmbedFacts) is not None  # these vectors are not made from scores
+    assert RunFolder(run).find(SelectFacts) is None
 
 
 def test_restart_needs_a_stage(run: Path, score_words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
