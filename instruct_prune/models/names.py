@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from instruct_prune.models.identity import folder_fingerprint
 from instruct_prune.progress import say
 from instruct_prune.registry import suggestion
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 DEFAULTS = {"causal_lm": "smollm2-135m-instruct", "image_encoder": "efficientnet-lite0"}
 """{kind of model: the name that is taken when the user names none}."""
 

@@ -22,9 +22,10 @@ from instruct_prune.export import exporters_of
 from instruct_prune.measure.ladder import PRESETS, Preset, parse_subnets
 from instruct_prune.measure.subnet import SubnetSpec
 from instruct_prune.models import MODELS, names
-from instruct_prune.models.hub import logged_in
+from instruct_prune.models.hub import check_on_hub, logged_in
 from instruct_prune.registry import is_reference, load_attribute, resolve
 from instruct_prune.rows import Source
+from instruct_prune.rows.find import is_hub_id
 from instruct_prune.rows.table import RowTable
 from instruct_prune.run.folder import RunFolder, open_run
 from instruct_prune.run.records import RowsFacts
@@ -58,8 +59,10 @@ class Seen:
         if folder is not None and known is not None and known.facts is not None and known.facts.names == data.data:
             self.kind = RowTable.open(folder / "rows").facts.model_kind
             return
-        on_hub = any(not Path(n).expanduser().exists() and names.HUB_ID.fullmatch(n) for n in data.data)
-        if data.data and ("-" in data.data or on_hub):
+        on_hub = [name for name in data.data if is_hub_id(name)]
+        for name in on_hub:
+            check_on_hub(name, None, "--data", "dataset")
+        if "-" in data.data or on_hub:
             return
         self.source = open_source(data)
         self.kind = self.source.model_kind

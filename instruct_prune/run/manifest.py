@@ -199,8 +199,11 @@ class Manifest:
         return False
 
     def _discard(self, kind: type[Any]) -> None:
-        """Forget a stage and all that was made from it; its tables are overwritten when it is made anew."""
-        gone = self._made_from(kind)
+        """Forget a stage and the costly ones that were made from it; its tables are overwritten when it is made anew.
+
+        A selection and an export stay as they are, and are stale where the new results are others.
+        """
+        gone = [name for name in self._made_from(kind) if name in RESTARTS]
         self._save({name: entry for name, entry in self.manifest.get("stages", {}).items() if name not in gone})
         for name in gone:
             shutil.rmtree(self / "parts" / name, ignore_errors=True)

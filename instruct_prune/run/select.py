@@ -34,8 +34,7 @@ def check_selection(config: SelectConfig) -> None:
     """What can be known to be wrong before an hour is spent.
 
     Raises:
-        InputError: no budget, an impossible one, an unknown method, a split or a number of clusters that is none; all that
-            is wrong is told together.
+        InputError: a budget, method, parameter or number of clusters that is none; all of them in one message.
     """
 
     def check_method() -> None:
