@@ -1,0 +1,136 @@
+"""Models of text: how rows become tokens, once, on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from instruct_prune.arrays import Int32, Int64
+from instruct_prune.config import EncodeConfig, ScoreConfig
+from instruct_prune.encode.batching import shared_prefixes
+from instruct_prune.encode.item import Encoded, Tokens
+from instruct_prune.encode.store import TokenStore, write_store
+from instruct_prune.encode.tokenize import Encoder, Writing
+from instruct_prune.errors import InputError
+from instruct_prune.models import names
+from instruct_prune.models.model import Advance, Items, Model
+from instruct_prune.registry import is_reference, load_attribute
+from instruct_prune.rows.row import Row
+
+ENCODE_BATCH = 2048
+
+
+class TextModel(Model):
+    """A model of a tokenizer's tokens; what it computes of them is for its subclasses to say.
+
+    Args:
+        config: its name and how it is run.
+        encode: how rows become tokens.
+        data_format: ``Source.format``; decides what the template "auto" is.
+        loaded: a model and its tokenizer made in Python, in place of those that ``config.model`` names.
+
+    Raises:
+        InputError: no such model, no fast tokenizer, a template that does not fit.
+    """
+
+    def __init__(
+        self, config: ScoreConfig, encode: EncodeConfig, data_format: str | None, loaded: tuple[Any, Any] | None = None
+    ) -> None:
+        self._encode = encode
+        self._data_format = data_format
+        self.name = (config.model or self.default) if loaded is None else type(loaded[0]).__name__
+        if loaded is None and is_reference(self.name):
+            loaded = from_factory(self.name)
+        self._loaded = loaded
+        self._share_prefix = config.share_prefix
+        self.source = None if loaded is not None else names.find_model(self.name, config.model_revision)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        if self._loaded is not None:
+            return self._loaded[1]
+        assert self.source is not None
+        return names.load_tokenizer(self.source)
+
+    @property
+    def bos_token_id(self) -> int | None:
+        found: int | None = self.tokenizer.bos_token_id
+        return found
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """Rows to tokens, under the template that the options and the data ask for."""
+        wanted = self._encode.max_length
+        if wanted is not None and wanted < 2:
+            raise InputError(f"--max-length {wanted}: a row needs at least two tokens, one of them to be predicted.")
+        context = (
+            names.context_of(self._loaded[0].config) if self._loaded is not None else names.context_length(self.source)  # type: ignore[arg-type]
+        )
+        return Encoder(
+            self.tokenizer,
+            self._encode.template,
+            max_length=min(wanted or context, context),
+            turns=self._encode.turns,
+            overlong=self._encode.overlong,
+            data_format=self._data_format,
+        )
+
+    def writing(self) -> Writing:
+        return self.encoder.writing
+
+    @property
+    def encoding(self) -> Mapping[str, Any]:
+        # The tokenizer's name may be a path: its hash is what counts.
+        return {k: v for k, v in self.encoder.identity.items() if k != "tokenizer"}
+
+    @property
+    def notes(self) -> Sequence[str]:
+        return self.encoder.notes
+
+    def write_items(self, folder: Path, rows: Iterable[Row], advance: Advance, strict: bool) -> None:
+        write_store(folder, self._encoded(rows, advance))
+
+    def _encoded(self, rows: Iterable[Row], advance: Advance) -> Iterator[tuple[Encoded, str, int]]:
+        waiting = iter(rows)
+        while batch := list(islice(waiting, ENCODE_BATCH)):
+            for row, encoded in zip(batch, self.encoder.encode(batch), strict=True):
+                yield encoded, row.source, row.line
+            advance(len(batch))
+
+    def open_items(self, folder: Path) -> TokenStore:
+        return TokenStore.open(folder)
+
+    def cost(self, item: Tokens) -> int:
+        return len(item.ids)
+
+    def shared_prefixes(self, items: Items, rows: Int64) -> tuple[Int32 | None, tuple[Int32, ...]]:
+        if not self._share_prefix:
+            return None, ()
+        assert isinstance(items, TokenStore)
+        return shared_prefixes(items.ids, items.offset, rows, items.first_target[rows])
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        if self.source is not None:
+            return self.source.identity()
+        assert self._loaded is not None
+        return {"name": self.name, "content": names.weights_hash(self._loaded[0])}
+
+
+def from_factory(name: str) -> tuple[Any, Any]:
+    """Call a factory of the user's own: (transformers model, its tokenizer).
+
+    Raises:
+        InputError: no such module or function, or it returns something else.
+    """
+    made = load_attribute(name, "--model", "a factory, a function without parameters,")()
+    if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module)):
+        raise InputError(
+            f"--model {name}: for texts, the factory must return (a causal language model of transformers, its tokenizer)."
+        )
+    return made
