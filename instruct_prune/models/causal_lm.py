@@ -10,14 +10,16 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from instruct_prune.arrays import Bool, Int32, Int64
 from instruct_prune.config import EncodeConfig, ScoreConfig
 from instruct_prune.encode.batching import Plan
 from instruct_prune.encode.item import Tokens
@@ -26,7 +28,7 @@ from instruct_prune.models import names
 from instruct_prune.models.decoder import UpToHead, decoder_of, exit_path, logit_adjustment, long_above, output_head
 from instruct_prune.models.linear import OneDnnLinear
 from instruct_prune.models.model import Items, States
-from instruct_prune.models.sharing import Trial, repeated
+from instruct_prune.models.sharing import Sharing, Trial, repeated
 from instruct_prune.models.text_batch import TextBatch, pooled_states
 from instruct_prune.models.text_model import TextModel
 
@@ -61,6 +63,7 @@ class CausalLM(TextModel):
         self._shared: dict[int, Prefix] = {}
         self._depths: tuple[int, ...] = ()
         self._pooled = False
+        self._remarks: list[str] = []
 
     @classmethod
     def holding(cls, module: Any) -> CausalLM:
@@ -75,8 +78,15 @@ class CausalLM(TextModel):
 
     def dtype(self, wanted: str, device: torch.device) -> str:
         if self._loaded is not None:
-            return str(self._loaded[0].dtype).removeprefix("torch.")
-        return names.pick_dtype(wanted, device.type)
+            found = str(self._loaded[0].dtype).removeprefix("torch.")
+        else:
+            found = names.pick_dtype(wanted, device.type)
+        if found == "float16" and device.type == "cpu":
+            raise InputError(
+                "float16 on a CPU: its sums overflow and it is slower than float32. Take --dtype float32 or bfloat16"
+                + (", or convert the model first (model.float())." if self._loaded is not None else ".")
+            )
+        return found
 
     def load(self, dtype: str, device: torch.device, offload: Path | None = None) -> None:
         if self._loaded is not None:
@@ -124,6 +134,61 @@ class CausalLM(TextModel):
         self._parameters = inspect.signature(decoder.forward).parameters
         # transformers 5.23 renamed past_key_values, and warns of the old name.
         self._cache_argument = next((name for name in CACHES if name in self._parameters), None)
+
+    # ---- what rows may share ----
+
+    @property
+    def shortcuts(self) -> Mapping[str, Any]:
+        return {**asdict(self.sharing), "gives_positions": self._gives_positions}
+
+    @shortcuts.setter
+    def shortcuts(self, found: Mapping[str, Any]) -> None:
+        told = dict(found)
+        self._gives_positions = told.pop("gives_positions")
+        self.sharing = Sharing(**told)
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        return tuple(self._remarks)
+
+    def shared_prefixes(self, items: Items, rows: Int64) -> tuple[Int32 | None, tuple[Int32, ...]]:
+        group, prefixes = super().shared_prefixes(items, rows)
+        if group is None:
+            return None, ()
+        return self.allowed(group, prefixes, items.lengths[rows])
+
+    def allowed(
+        self, group: Int32, prefixes: tuple[Int32, ...], lengths: Int32
+    ) -> tuple[Int32 | None, tuple[Int32, ...]]:
+        """The shared beginnings of rows of these lengths, without those that this model cannot share."""
+        if prefixes and not self.sharing.prefixes:
+            shared = np.asarray([len(prefix) for prefix in prefixes])
+            saved = int(((np.bincount(group[group >= 0], minlength=len(prefixes)) - 1) * shared).sum())
+            total = int(lengths.sum())
+            self._remark(
+                f"what many rows begin with is computed with each of them, about {saved / (total - saved):.0%} more tokens: the "
+                f"cache of {type(self.module).__name__} cannot be shared ({self.sharing.reason})"
+            )
+            return None, ()
+        if self._long_above is not None:
+            group = np.where(lengths > self._long_above, np.int32(-1), group)
+        return group, prefixes
+
+    def alone(self, lengths: Int32) -> Bool | None:
+        if not self.sharing.batches:
+            self._remark(f"rows run one by one, since a batch of {type(self.module).__name__} is not exact ({self.sharing.reason})")
+            return np.ones(len(lengths), dtype=np.bool_)
+        if self._long_above is None or not (long := lengths > self._long_above).any():
+            return None
+        self._remark(
+            f"{int(long.sum()):,} rows of more than {self._long_above:,} tokens run one by one: this model turns positions by "
+            "other factors (longrope) where a row is longer"
+        )
+        return long
+
+    def _remark(self, text: str) -> None:
+        if text not in self._remarks:
+            self._remarks.append(text)
 
     @property
     def device(self) -> torch.device:

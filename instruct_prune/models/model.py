@@ -120,6 +120,10 @@ class Model(ABC):
         """For each of the rows, which shared beginning it has (an index or -1), and the beginnings; (None, ()) without."""
         return None, ()
 
+    def alone(self, lengths: Int32) -> Bool | None:
+        """bool [len(lengths)]: items of which costs cannot share a forward pass with others; None where all can."""
+        return None
+
     def writing(self) -> Writing | None:
         """How rows are written as text for this model; None where they are not."""
         return None
@@ -138,6 +142,20 @@ class Model(ABC):
     @abstractmethod
     def load(self, dtype: str, device: torch.device, offload: Path | None = None) -> None:
         """Read the weights onto ``device``; with ``offload``, spread them over all devices, the rest in that folder."""
+
+    @property
+    def shortcuts(self) -> Mapping[str, Any]:
+        """What `load` found that items may share; JSON-able. It decides `shared_prefixes` and `alone`."""
+        return {}
+
+    @shortcuts.setter
+    def shortcuts(self, found: Mapping[str, Any]) -> None:
+        """Set to what the main process found, so that all processes plan alike."""
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        """What people should know of how items are run, once the passes are planned."""
+        return ()
 
     @abstractmethod
     def start_pass(self, plan: Plan, depths: Sequence[int], pooled: bool) -> None:

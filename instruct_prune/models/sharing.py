@@ -26,7 +26,7 @@ from instruct_prune.models.names import context_of
 
 PREFIX_LENGTHS = (24, 17)  # tokens of the two beginnings that are tried
 OWN_LENGTHS = ((72, 5), (11,))  # and of what the rows that begin with each go on with, where the context allows
-TOLERANCE = {"float32": 5e-4, "other": 0.1}  # nats a token, mean of a row: rounding is below, a wrong cache far above
+TOLERANCE = {"float32": 5e-4, "other": 0.25}  # nats a token; a mean of n tokens may be off by the n-th part's root in 16 bits
 FAULTS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, NotImplementedError, AssertionError)
 
 

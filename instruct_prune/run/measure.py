@@ -58,14 +58,18 @@ def plan_work(model: Model, items: Items, measurements: Sequence[Measurement], b
         if a_pass.view == FULL:
             if full is None:
                 group, prefixes = model.shared_prefixes(items, rows)
-                full = plan_batches(rows, items.lengths[rows], batch_tokens=batch, group=group, prefixes=prefixes)
+                lengths = items.lengths[rows]
+                full = plan_batches(
+                    rows, lengths, batch_tokens=batch, group=group, prefixes=prefixes, alone=model.alone(lengths)
+                )
             shown.append(items)
             plans.append(full)
             continue
         view = Viewed(items, view_of(a_pass.view), model)
         own = view.rows(rows)
         shown.append(view)
-        plans.append(plan_batches(own, view.lengths[own], batch_tokens=batch))
+        lengths = view.lengths[own]
+        plans.append(plan_batches(own, lengths, batch_tokens=batch, alone=model.alone(lengths)))
     return Work(passes, tuple(shown), tuple(plans), parts)
 
 

@@ -151,6 +151,7 @@ def merge(
             scoring_seconds=measured.took.spent.scoring_seconds,
             seconds=measured.took.seconds,
             left_whole=measured.took.spent.left_whole,
+            notes=tuple(measured.model.remarks),
         )
     )
     return table

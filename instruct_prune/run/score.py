@@ -93,9 +93,12 @@ def score(
         return folder.read_scores() if ranks.is_main else None
     offload = folder / "parts" / "offload" if config.device_map == "auto" else None
     model.load(dtype, ranks.device, offload)
+    model.shortcuts = ranks.broadcast(model.shortcuts)
     waves = Waves(folder, model, items, wanted, identity)
     if ranks.is_main:
         say(f"scoring with {model.name} in {dtype}, {ranks.describe()}: {waves.describe()}")
+        for remark in model.remarks:
+            say(f"note: {remark}")
     if config.dry_run:
         if ranks.is_main:
             _dry_run(model, items, waves, ranks)
@@ -157,7 +160,8 @@ class Waves:
 
     def __init__(self, folder: RunFolder, model: Model, items: Items, wanted: Wanted, identity: dict[str, Any]) -> None:
         self.model, self.items = model, items
-        parts = PartStore(folder / "parts" / "score", digest(identity))
+        # Shortcuts change no number, but they decide which rows lie in which part.
+        parts = PartStore(folder / "parts" / "score", digest(identity | {"shortcuts": dict(model.shortcuts)}))
         first, rest = list(wanted.measurements), []
         self.derived: tuple[Measurement, ...] = ()
         if model.compares:
