@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", "finished parts are kept; run the same command again to go on.", 130)
     except BrokenPipeError:
-        # The reader of our output has gone (| head): not an error, and nothing more can be told to it.
+        # Whoever read our output has stopped reading, as `head` does. That is no error, and output that is left is discarded.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
@@ -85,7 +85,7 @@ def console_script() -> None:
 def _fail(kind: str, text: str, code: int) -> int:
     from instruct_prune.terminal import safe
 
-    if os.environ.get("RANK", "0") == "0" or kind == "interrupted":  # one voice, however many processes
+    if os.environ.get("RANK", "0") == "0" or kind == "interrupted":  # of several processes, one tells it
         print(f"instruct-prune: {kind}: {safe(text)}", file=sys.stderr, flush=True)
     return code
 
@@ -111,6 +111,7 @@ def _parse(name: str, words: list[str]) -> Any:
     import tyro
 
     from instruct_prune import config as schema
+    from instruct_prune.config_file import flatten, load_yaml
 
     kind: type[Any] = getattr(schema, COMMANDS[name][0])
     words, path = _take_value(words, "--config")
@@ -118,7 +119,7 @@ def _parse(name: str, words: list[str]) -> Any:
         words = ["--runs", *words]  # instruct-prune compare RUN_A RUN_B
     printing = "--print-config" in words
     words = [word for word in words if word != "--print-config"]
-    default = schema.load_yaml(path, kind) if path is not None else kind()
+    default = load_yaml(path, kind) if path is not None else kind()
     config: Any = tyro.cli(
         kind,
         prog=f"instruct-prune {name}",
@@ -131,7 +132,7 @@ def _parse(name: str, words: list[str]) -> Any:
         return config
     import yaml
 
-    print(yaml.safe_dump(schema.flatten(config), sort_keys=False, allow_unicode=True), end="")
+    print(yaml.safe_dump(flatten(config), sort_keys=False, allow_unicode=True), end="")
     return None
 
 

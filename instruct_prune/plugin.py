@@ -147,8 +147,12 @@ class Plugin:
             )
         return Parameter(name, kinds, words, default)
 
-    def parse(self, texts: Iterable[str]) -> dict[str, Value]:
+    def parse(self, texts: Iterable[str], option: str = "--param") -> dict[str, Value]:
         """Read ``name=value`` texts by the annotated types.
+
+        Args:
+            texts: as written on the command line.
+            option: where they were written, for messages.
 
         Raises:
             InputError: a text is not written so, a name is unknown or given twice, or a value is of another type.
@@ -157,9 +161,9 @@ class Plugin:
         for text in texts:
             name, sign, value = text.partition("=")
             if not sign:
-                raise InputError(f"--param {text}: write name=value, as in --param neighbors=20.")
+                raise InputError(f"{option} {text}: write name=value, as in {option} neighbors=20.")
             if name in params:
-                raise InputError(f"--param {text}: {name} is given twice.")
+                raise InputError(f"{option} {text}: {name} is given twice.")
             parameter = self._known(name)
             try:
                 params[name] = parameter.read(value)

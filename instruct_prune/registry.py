@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
 import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -85,6 +87,35 @@ def load_attribute(name: str, option: str, kind: str = "a function", fits: Calla
     found = getattr(module, attribute)
     if not fits(found):
         raise InputError(f"{option} {name}: this is an object of type {type(found).__name__}; {kind} is expected.")
+    return found
+
+
+def class_name(thing: object) -> str:
+    """The class of an object as ``package.module:Class``."""
+    return f"{type(thing).__module__}:{type(thing).__qualname__}"
+
+
+def own_code(names: Iterable[str], option: str) -> dict[str, str]:
+    """What the users' own code was: a result that it made is not that of the code as it was changed since.
+
+    Args:
+        names: of what takes part; those as ``package.module:attribute`` are the users' own, unless they are of this package.
+        option: where the names were written, for messages.
+
+    Returns:
+        {"code of MODULE": SHA-256 of its file}; {} where all is the package's.
+
+    Raises:
+        InputError: as `load_attribute`.
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        module = name.partition(":")[0]
+        if is_reference(name) and module.partition(".")[0] != "instruct_prune":
+            load_attribute(name, option, "something", lambda thing: True)
+            file = getattr(sys.modules[module], "__file__", None)
+            if file is not None:
+                found[f"code of {module}"] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
     return found
 
 

@@ -58,7 +58,7 @@ def parse_subnets(texts: Sequence[str], n_seeds: int = 1, presets: Presets = PRE
         presets: those of the kind of model.
 
     Raises:
-        InputError: unknown name, a value that is not a number or out of range.
+        InputError: unknown name, a value that is not a number or out of range, two subnets of one name.
     """
     if n_seeds < 1:
         raise InputError(f"--subnet-seeds {n_seeds}: at least one seed is needed.")
@@ -70,7 +70,19 @@ def parse_subnets(texts: Sequence[str], n_seeds: int = 1, presets: Presets = PRE
         raise InputError(
             "--subnets is empty. Name a preset (" + ", ".join(presets) + ") or a list such as magnitude:1.0,0.8."
         )
+    named: dict[str, SubnetSpec] = {}
+    for spec in found:
+        if named.setdefault(spec.name, spec) != spec:
+            raise InputError(
+                f"--subnets: two different subnets would both be called {spec.name!r} ({_told(named[spec.name])} and "
+                f"{_told(spec)}), and their losses could not be told apart. Rename your function, or choose values that differ "
+                "in the first three decimals."
+            )
     return tuple(found)
+
+
+def _told(spec: SubnetSpec) -> str:
+    return f"{spec.kind}:{spec.value:g}@{spec.view}"
 
 
 def score_name_of(texts: Sequence[str], presets: Presets = PRESETS) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from instruct_prune.errors import InputError
 from instruct_prune.measure.ladder import FAMILIES
 from instruct_prune.measure.probes import Loss, Probe
 from instruct_prune.measure.subnet import ALONE, DENSE, FULL, SubnetSpec
@@ -63,9 +64,21 @@ class Pass:
 
 
 def measurements_of(ladder: Iterable[SubnetSpec], probes: Iterable[Probe]) -> tuple[Measurement, ...]:
-    """The loss under each subnet of a ladder, each once, and further readings of the dense model."""
-    losses = [Measurement(spec, Loss(spec.depth)) for spec in dict.fromkeys(ladder)]
-    return (*losses, *(Measurement(DENSE, probe) for probe in {probe.name: probe for probe in probes}.values()))
+    """The loss under each subnet of a ladder, each once, and further readings of the dense model.
+
+    Raises:
+        InputError: two of them would have columns of one name.
+    """
+    found = [Measurement(spec, Loss(spec.depth)) for spec in dict.fromkeys(ladder)]
+    found += [Measurement(DENSE, probe) for probe in {(type(probe), probe.name): probe for probe in probes}.values()]
+    names = [one.column for one in found]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(
+            f"two of the --subnets and --probes would both be the column {twice!r}. Give one of them another name: a column is "
+            "named after the function or the probe, and a value has three decimals."
+        )
+    return tuple(found)
 
 
 def plan_passes(measurements: Sequence[Measurement]) -> tuple[Pass, ...]:

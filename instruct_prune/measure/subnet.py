@@ -10,7 +10,7 @@ FULL, ALONE = "full", "alone"
 
 @dataclass(frozen=True, slots=True, order=True)
 class SubnetSpec:
-    """One sub-network of the base model (METHOD: part of its capacity removed, nothing trained).
+    """One sub-network of the base model: part of its capacity removed, nothing trained (docs/method.md, section 2).
 
     Attributes:
         kind: "dense", "magnitude", "random", "dropout", "depth", or the user's own as ``module:function``.

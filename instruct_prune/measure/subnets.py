@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -55,7 +55,13 @@ class SubnetSwitch:
         if spec.kind == "dropout":
             self._hooks = inject_dropout(self.model, spec)
         if ":" in spec.kind:
-            self._own.enter_context(load_attribute(spec.kind, "--subnets")(self.model, spec.value, spec.seed))
+            made = load_attribute(spec.kind, "--subnets")(self.model, spec.value, spec.seed)
+            if not isinstance(made, AbstractContextManager):
+                raise InputError(
+                    f"--subnets {spec.kind}: expected a context manager (a function (module, value, seed) under "
+                    f"@contextlib.contextmanager), it returned {type(made).__name__}."
+                )
+            self._own.enter_context(made)
 
     def left_whole(self) -> dict[str, str]:
         """Weights that no mask touches, with the reason; empty before the first masked subnet."""

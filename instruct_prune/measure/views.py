@@ -22,13 +22,15 @@ View = Callable[[Any, Model], Any]
 def alone(item: Any, model: Model) -> Tokens:
     """The response without its prompt, for IFD: the row's first token where that is a BOS, then the response tokens.
 
-    Without a BOS the first response token has no context, so it is no target ("the first token of a row never is").
+    Without a BOS the first response token has no context, so it is no target (docs/method.md, section 1).
 
     Raises:
-        InputError: the item is no text.
+        InputError: the items are no tokens.
     """
     if not isinstance(item, Tokens):
-        raise InputError(f"--subnets {ALONE} (and ifd) is for texts: a picture has no prompt that could be left out.")
+        raise InputError(
+            f"the view {ALONE!r} of --subnets (and so ifd) is for texts that a tokenizer encodes. Leave it out."
+        )
     ids = item.ids[item.response_mask]
     if len(item.ids) and item.ids[0] == getattr(model, "bos_token_id", None):
         ids = np.concatenate([item.ids[:1], ids]).astype(np.int32)
@@ -56,16 +58,17 @@ class Viewed:
 
     @cached_property
     def lengths(self) -> Int32:
-        """int32 [n]: what each scorable row costs; 0 for the others."""
+        """int32 [n]: what each scorable row costs; 0 for the others, and where nothing is left to predict."""
         found = np.zeros(len(self._items), dtype=np.int32)
         for i in np.flatnonzero(self._items.scorable):
-            found[i] = self._model.cost(self[int(i)])
+            item = self[int(i)]
+            if not isinstance(item, Tokens) or item.response_mask[1:].any():
+                found[i] = self._model.cost(item)
         return found
 
     def rows(self, rows: Int64) -> Int64:
-        """The rows of which enough is left to predict something: two tokens, or a picture."""
-        least = 1 if self._model.unit != "tokens" else 2
-        return rows[self.lengths[rows] >= least]
+        """The rows of which enough is left to predict something: a picture, or a response token after another token."""
+        return rows[self.lengths[rows] > 0]
 
 
 __all__ = ["ByPosition", "View", "Viewed", "alone", "view_of"]

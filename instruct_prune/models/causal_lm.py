@@ -1,4 +1,4 @@
-"""Causal language models: rows become tokens, and the loss is per response token (METHOD section 1).
+"""Causal language models: rows become tokens, and the loss is per response token (docs/method.md, section 1).
 
 What makes it fast changes no number: the output head runs on response positions only, in pieces whose logits stay in
 cache; rows need no attention mask, because padding on the right cannot be seen by a causal model; the tokens that a whole
@@ -10,13 +10,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from instruct_prune.arrays import Bool, Int32, Int64
@@ -26,17 +25,13 @@ from instruct_prune.encode.item import Tokens
 from instruct_prune.errors import InputError
 from instruct_prune.models import names
 from instruct_prune.models.decoder import UpToHead, decoder_of, exit_path, logit_adjustment, long_above, output_head
+from instruct_prune.models.head import Head
 from instruct_prune.models.linear import OneDnnLinear
 from instruct_prune.models.model import Items, States
-from instruct_prune.models.sharing import Sharing, Trial, repeated
+from instruct_prune.models.sharing import Shortcuts, Trial, repeated
 from instruct_prune.models.text_batch import TextBatch, pooled_states
 from instruct_prune.models.text_model import TextModel
 
-HEAD_POSITIONS = {
-    "cpu": 256,
-    "other": 4096,
-}  # logits over the whole vocabulary are made for so many positions at a time
-BLOCK_POSITIONS, BLOCK_WORDS = 1024, 2048  # logits of one block: 8 MB of float32, which a CPU keeps in its cache
 CACHES = ("cache", "past_key_values", "cache_params", "state")  # names that models give to what they keep of a row
 
 
@@ -53,6 +48,7 @@ class CausalLM(TextModel):
 
     default = "smollm2-135m-instruct"
     unit = "tokens"
+    pooling = "weighted"
     batch = {"cpu": 4096, "other": 32768}  # noqa: RUF012
 
     def __init__(
@@ -64,6 +60,8 @@ class CausalLM(TextModel):
         self._depths: tuple[int, ...] = ()
         self._pooled = False
         self._remarks: list[str] = []
+        self._cache_argument: str | None = None
+        self.shortcuts = Shortcuts()
 
     @classmethod
     def holding(cls, module: Any) -> CausalLM:
@@ -105,22 +103,16 @@ class CausalLM(TextModel):
             InputError: it has no output head, or does something unknown to its logits.
         """
         self.module: Any = module
-        self.head = output_head(module)
-        self._adjust = logit_adjustment(module.config)
+        self.head = Head(output_head(module), logit_adjustment(module.config))
         self._long_above = long_above(module.config)
         with torch.inference_mode():
             trial = Trial(module)
             wrong = []
-            for decoder in (decoder_of(module), UpToHead(module, self.head)):
+            for decoder in (decoder_of(module), UpToHead(module, self.head.module)):
                 self._run_by(decoder)
                 wrong.append(trial.alone(self))
                 if not wrong[-1]:
-                    wanted = self._share_prefix and self._cache_argument is not None
-                    # Some models count on from the cache (from 2, as RoBERTa does), some only from what they are told.
-                    for self._gives_positions in (True, False):
-                        self.sharing = trial.sharing(self, wanted)
-                        if self.sharing.prefixes or not wanted:
-                            break
+                    self.shortcuts = trial.shortcuts(self, self._share_prefix and self._cache_argument is not None)
                     return
         raise InputError(
             f"{type(module).__name__} changes its logits after the output head in a way that is not known here (neither "
@@ -129,23 +121,12 @@ class CausalLM(TextModel):
 
     def _run_by(self, decoder: Any) -> None:
         self.decoder = decoder
-        self._gives_positions = True
         self._exit: nn.Sequential | None = None
         self._parameters = inspect.signature(decoder.forward).parameters
         # transformers 5.23 renamed past_key_values, and warns of the old name.
         self._cache_argument = next((name for name in CACHES if name in self._parameters), None)
 
     # ---- what rows may share ----
-
-    @property
-    def shortcuts(self) -> Mapping[str, Any]:
-        return {**asdict(self.sharing), "gives_positions": self._gives_positions}
-
-    @shortcuts.setter
-    def shortcuts(self, found: Mapping[str, Any]) -> None:
-        told = dict(found)
-        self._gives_positions = told.pop("gives_positions")
-        self.sharing = Sharing(**told)
 
     @property
     def remarks(self) -> Sequence[str]:
@@ -161,13 +142,13 @@ class CausalLM(TextModel):
         self, group: Int32, prefixes: tuple[Int32, ...], lengths: Int32
     ) -> tuple[Int32 | None, tuple[Int32, ...]]:
         """The shared beginnings of rows of these lengths, without those that this model cannot share."""
-        if prefixes and not self.sharing.prefixes:
+        if prefixes and not self.shortcuts.prefixes:
             shared = np.asarray([len(prefix) for prefix in prefixes])
             saved = int(((np.bincount(group[group >= 0], minlength=len(prefixes)) - 1) * shared).sum())
             total = int(lengths.sum())
             self._remark(
                 f"what many rows begin with is computed with each of them, about {saved / (total - saved):.0%} more tokens: the "
-                f"cache of {type(self.module).__name__} cannot be shared ({self.sharing.reason})"
+                f"cache of {type(self.module).__name__} cannot be shared ({self.shortcuts.reason})"
             )
             return None, ()
         if self._long_above is not None:
@@ -175,8 +156,10 @@ class CausalLM(TextModel):
         return group, prefixes
 
     def alone(self, lengths: Int32) -> Bool | None:
-        if not self.sharing.batches:
-            self._remark(f"rows run one by one, since a batch of {type(self.module).__name__} is not exact ({self.sharing.reason})")
+        if not self.shortcuts.batches:
+            self._remark(
+                f"rows run one by one, since a batch of {type(self.module).__name__} is not exact ({self.shortcuts.reason})"
+            )
             return np.ones(len(lengths), dtype=np.bool_)
         if self._long_above is None or not (long := lengths > self._long_above).any():
             return None
@@ -228,7 +211,7 @@ class CausalLM(TextModel):
                 assert self._cache_argument is not None
                 cache = repeated(self._prefix(batch.prefix).cache, len(batch.input_ids))
                 inputs |= {self._cache_argument: cache, "use_cache": True}
-                if self._gives_positions:
+                if self.shortcuts.positions:
                     first = len(self._prefixes[batch.prefix])
                     last = first + batch.input_ids.shape[1]
                     inputs["position_ids"] = torch.arange(first, last, device=batch.input_ids.device)[None]
@@ -249,14 +232,16 @@ class CausalLM(TextModel):
             if depth is not None and depth != self.depths()[-1]:
                 assert self._exit is not None
                 hidden = self._exit(hidden)
-            return self._token_losses(hidden, batch.targets)
+            return self.head.losses(hidden, batch.targets)
 
     def pool(self, batch: TextBatch, states: States, depth: int | None, how: str) -> Tensor:
         own = states[depth].float()
         before = (
             self._prefix(batch.prefix).states[depth].float() if batch.prefix >= 0 else own.new_zeros(0, own.shape[2])
         )
-        return pooled_states(batch, own, before, how)
+        # After an inner block the first token of a row is where attention rests: its state is some hundred times as long
+        # as the others' and says nothing about the row. The norm at the end of the model tames it.
+        return pooled_states(batch, own, before, how, first=0 if depth in (None, self.depths()[-1]) else 1)
 
     def _fast(self) -> AbstractContextManager[Any]:
         return OneDnnLinear() if self.device.type == "cpu" and self.module.dtype == torch.float32 else nullcontext()
@@ -266,7 +251,10 @@ class CausalLM(TextModel):
         known = {name: value for name, value in inputs.items() if name in self._parameters}
         output = self.decoder(**known, **({"output_hidden_states": True} if self._depths else {}))
         every = output.hidden_states if self._depths else ()
-        states = {None: output.last_hidden_state, **{depth: every[depth] for depth in self._depths}}
+        states: dict[int | None, Tensor] = {
+            None: output.last_hidden_state,
+            **{depth: every[depth] for depth in self._depths},
+        }
         return states, getattr(output, self._cache_argument, None) if self._cache_argument is not None else None
 
     def _prefix(self, index: int) -> Prefix:
@@ -276,39 +264,3 @@ class CausalLM(TextModel):
             states, cache = self._output({"input_ids": ids, "use_cache": True})
             self._shared[index] = Prefix(cache, {d: s[0] for d, s in states.items()} if self._pooled else {})
         return self._shared[index]
-
-    def _token_losses(self, states: Tensor, targets: Tensor) -> Tensor:
-        """float32 [m]: -log p(target). Logits exist for a few positions at a time, never for all."""
-        if states.device.type == "cpu" and self._plain_head:
-            return self._token_losses_by_block(states, targets)
-        step = HEAD_POSITIONS.get(states.device.type, HEAD_POSITIONS["other"])
-        nll = torch.empty(len(states), dtype=torch.float32, device=states.device)
-        for start in range(0, len(states), step):
-            piece = slice(start, start + step)
-            logits = self._adjust(self.head(states[piece])).float()
-            nll[piece] = F.cross_entropy(logits, targets[piece].to(logits.device), reduction="none").to(nll.device)
-        return nll
-
-    def _token_losses_by_block(self, states: Tensor, targets: Tensor) -> Tensor:
-        """The same, the vocabulary in blocks: a log-sum-exp of each block's, so that logits never leave the cache."""
-        weight: Tensor = self.head.weight  # type: ignore[assignment]
-        nll = torch.empty(len(states), dtype=torch.float32)
-        for start in range(0, len(states), BLOCK_POSITIONS):
-            piece = slice(start, start + BLOCK_POSITIONS)
-            x, y = states[piece], targets[piece]
-            own = torch.empty(len(x), dtype=torch.float32)
-            sums = []
-            for first in range(0, len(weight), BLOCK_WORDS):
-                block = slice(first, first + BLOCK_WORDS)
-                bias = None if self.head.bias is None else self.head.bias[block]  # type: ignore[index]
-                logits = self._adjust(F.linear(x, weight[block], bias)).float()
-                sums.append(logits.logsumexp(dim=1))
-                here = ((y >= first) & (y < first + BLOCK_WORDS)).nonzero()[:, 0]
-                own[here] = logits[here, y[here] - first]
-            nll[piece] = torch.stack(sums).logsumexp(dim=0) - own
-        return nll
-
-    @property
-    def _plain_head(self) -> bool:
-        """Whether the head is its weight and nothing else: not quantised, not offloaded, no adapter on it."""
-        return type(self.head) is nn.Linear and not hasattr(self.head, "_hf_hook")

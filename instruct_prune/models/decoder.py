@@ -95,20 +95,26 @@ def exit_path(decoder: nn.Module | UpToHead, n_blocks: int, device: torch.device
     kind = type(decoder).__name__
     states = output.hidden_states
     if states is None or len(states) != n_blocks + 1 or any(s.shape != states[-1].shape for s in states):
-        raise InputError(f"{kind} does not give one state after each of its {n_blocks} blocks, so no depth can be read.")
+        raise InputError(
+            f"{kind} does not give one state after each of its {n_blocks} blocks, so no depth can be read."
+        )
     last, way = output.last_hidden_state, list[nn.Module]()
     while found := [c for c in calls if not _in_stack(c[0], c[1]) and _same(c[3], last) and not _same(c[2], last)]:
         way.insert(0, found[-1][1])
         last = found[-1][2]
     blocks = [output for name, _, _, output in calls if name.rpartition(".")[2].isdigit()]
     if not all(any(_same(state, block) for block in blocks) for state in [*states[1:-1], last]):
-        raise InputError(f"{kind} changes its states between its blocks, so a loss cannot be read after an earlier one.")
+        raise InputError(
+            f"{kind} changes its states between its blocks, so a loss cannot be read after an earlier one."
+        )
     return nn.Sequential(*way)
 
 
 def _in_stack(name: str, module: nn.Module) -> bool:
     """Whether a module is a block, part of one, or has blocks."""
-    return any(part.isdigit() for part in name.split(".")) or any(isinstance(m, nn.ModuleList) for m in module.modules())
+    return any(part.isdigit() for part in name.split(".")) or any(
+        isinstance(m, nn.ModuleList) for m in module.modules()
+    )
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""Image encoders: the loss of a labelled picture is an inverse-distance softmax over class centroids (METHOD section 1).
+"""Image encoders: the loss of a labelled picture is an inverse-distance softmax over class centroids (docs/method.md, section 1).
 
 z_s(x) is the globally pooled feature of subnet s and c_k the mean of z_dense over class k, so that
 p_s(k | x) = softmax_k(1 / ||z_s(x) - c_k||) and the loss is -log p_s(y | x) (arXiv 2402.05356, section 4.1).
@@ -99,10 +99,6 @@ class ImageEncoder(Model):
         self._centroids = torch.empty(0)
         self._depths: tuple[int, ...] = ()
 
-    @property
-    def encoding(self) -> Mapping[str, Any]:
-        return {}
-
     def write_items(self, folder: Path, rows: Iterable[Row], advance: Advance, strict: bool) -> None:
         write_pictures(folder, rows, advance, strict)
 
@@ -157,11 +153,6 @@ class ImageEncoder(Model):
         if depth is not None:
             raise InputError("a loss at a depth is for language models: class centroids are those of the whole model.")
         return centroid_losses(states[None], self._centroids, batch.labels)
-
-    def pool(self, batch: ImageBatch, states: States, depth: int | None, how: str) -> Tensor:
-        if how != "mean":
-            raise InputError(f"the probe {how!r} is for texts: a picture has no order of positions. Use mean.")
-        return states[depth]
 
     def fit(self, blocks: Blocks, items: Items) -> None:
         """Class centroids float32 [k, d]: means of the dense features, summed part by part in a fixed order, in float64."""

@@ -25,7 +25,7 @@ each other 150 times, and on a busy machine they then do a twentieth of their wo
 """
 
 Transform = Callable[[Any], Tensor]
-"""PIL image in mode RGB -> float32 [3, h, w], the same every time (no random crops: METHOD section 1)."""
+"""PIL image in mode RGB -> float32 [3, h, w], the same every time (no random crops: docs/method.md, section 1)."""
 
 Result = TypeVar("Result")
 
@@ -45,8 +45,10 @@ class ImageModel:
     def __init__(self, model: Any, transform: Transform) -> None:
         self.model: Any = model.eval().requires_grad_(False)
         self.transform = transform
-        self._pool = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1))  # decoding, beside the GIL
-        # The setting is that of the worker's thread; the caller's stays.
+        self._pool = ThreadPoolExecutor(
+            max_workers=min(8, os.cpu_count() or 1)
+        )  # Pillow decodes without holding the GIL
+        # set_num_threads(1) holds for the worker threads alone; the calling thread keeps its own number.
         self._cores = ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,))
         from PIL import Image
 
@@ -89,7 +91,7 @@ class ImageModel:
         """Pooled output of each stage, float32 [b, d_l] each; the last is the model's own."""
         if _is_transformers(self.model):
             return _joined(self._in_pieces(self._hidden_states, pixels))
-        found: dict[int, list[Tensor]] = {}  # of each thread: pieces run beside each other
+        found: dict[int, list[Tensor]] = {}  # by thread, because several pieces run at a time
         hooks = [
             m.register_forward_hook(lambda _, __, out: found[get_ident()].append(pooled(out)))
             for m in stage_modules(self.model)
@@ -116,7 +118,7 @@ class ImageModel:
         pixels = pixels.to(self.device, self._dtype())
 
         def inferred(piece: Tensor) -> Result:
-            with torch.inference_mode():  # a thread's own setting
+            with torch.inference_mode():  # inference mode is set for each thread separately
                 return run(piece)
 
         if pixels.device.type != "cpu":

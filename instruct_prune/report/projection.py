@@ -68,9 +68,9 @@ def principal_components(vectors: Float32, at: Int64, seed: int = 0, steps: int 
         basis, _ = np.linalg.qr(fitted.T @ (fitted @ basis))
     _, singular, rotation = np.linalg.svd(fitted @ basis, full_matrices=False)
     axes = (basis @ rotation.T)[:, :2]
-    axes *= np.where(
-        axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])] < 0, -1, 1
-    )  # a sign that is always the same
+    # The sign of an axis is arbitrary: the largest number of each is made positive, so that the map is the same every time.
+    largest = axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])]
+    axes *= np.where(largest < 0, -1, 1)
     xy = np.zeros((len(at), 2), dtype=np.float32)
     for part in blocks(len(at)):
         xy[part, : axes.shape[1]] = (vectors[at[part]] - mean.astype(np.float32)) @ axes.astype(np.float32)

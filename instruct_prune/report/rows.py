@@ -238,7 +238,7 @@ class _Collector:
         if value is None or value == "":
             return
         if isinstance(value, int | float) and not isinstance(value, bool):
-            if abs(value) < 3e38:  # False for NaN; float32 ends there
+            if abs(value) < 3e38:  # in the range of float32; the comparison is false for NaN
                 self.numbers[at] = value
         else:
             self.numeric = False

@@ -27,7 +27,7 @@ UInt8 = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Records:
-    """What the stages of a run say about themselves; None where a stage has not run or is stale.
+    """What the stages of a run say about themselves; None where a stage has not run.
 
     Attributes:
         source: what is known of the rows.
@@ -156,14 +156,16 @@ def read_records(folder: RunFolder) -> Records:
     """The records of a scored run.
 
     Raises:
-        InputError: nothing was scored, or what it was scored from has changed.
+        InputError: nothing was scored, or what the scores or the selection were made from has changed.
     """
-    embed, select = folder.find(EmbedFacts), folder.find(SelectFacts)
+    score, embed, select = folder.facts(ScoreFacts), folder.find(EmbedFacts), folder.record(SelectFacts)
+    if select is not None:
+        select = folder.require(SelectFacts) if select.facts is not None else None
     return Records(
         source=RowTable.open(folder / "rows").facts,
         rows=folder.facts(RowsFacts),
         encode=folder.facts(EncodeFacts),
-        score=folder.facts(ScoreFacts),
+        score=score,
         embed=None if embed is None else embed.facts,
         select=None if select is None else select.facts,
         chosen={} if select is None else select.config,

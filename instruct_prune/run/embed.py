@@ -32,8 +32,6 @@ from instruct_prune.run.rows import rows_of
 from instruct_prune.storage import digest, replaced, sha256_of, write_array
 
 MODEL = "model"
-POOLING = "mean"
-"""How ``--embedder model`` pools unless it says otherwise, as in model:weighted or model:last@12."""
 TEXT_EMBEDDER = "all-minilm-l6-v2"
 
 
@@ -44,15 +42,16 @@ def by_model(model: Model, config: EmbedConfig | None) -> str | None:
         InputError: there is no such embedder, or it does not fit the rows.
     """
     embedder = embedder_of(model, config or EmbedConfig())
-    return _pooling(embedder) if _is_model(embedder) else None
+    return _pooling(model, embedder) if _is_model(embedder) else None
 
 
 def _is_model(embedder: str) -> bool:
     return embedder.partition(":")[0] == MODEL
 
 
-def _pooling(embedder: str) -> str:
-    return embedder.partition(":")[2] or POOLING
+def _pooling(model: Model, embedder: str) -> str:
+    """How ``--embedder model`` pools: as it says itself (model:last@12), or as suits the model."""
+    return embedder.partition(":")[2] or model.pooling
 
 
 def embedder_of(model: Model, config: EmbedConfig) -> str:
@@ -65,7 +64,7 @@ def embedder_of(model: Model, config: EmbedConfig) -> str:
     if embedder == "auto":
         return MODEL if model.embeds else TEXT_EMBEDDER
     if _is_model(embedder):
-        parse_probe(_pooling(embedder))
+        parse_probe(_pooling(model, embedder))
     elif embedder.endswith(".npy"):
         if not Path(embedder).expanduser().is_file():
             raise InputError(f"--embedder {embedder}: there is no such file.")
@@ -124,7 +123,7 @@ def save_states(folder: RunFolder, items: Items, vectors: Sequence[Stored]) -> N
 
 def _by_states(folder: RunFolder, model: Model, items: Items, embedder: str, restart: bool) -> bool:
     """Write the vectors; True where that was done before. (So do the two below.)"""
-    pooling = _pooling(embedder)
+    pooling = _pooling(model, embedder)
     measurement = Measurement(DENSE, parse_probe(pooling))
     scored = folder.require(ScoreFacts)
     if folder.begin(EmbedFacts, {"embedder": embedder}, (EncodeFacts, ScoreFacts), restart):

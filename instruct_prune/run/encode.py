@@ -17,7 +17,7 @@ from instruct_prune.errors import InputError
 from instruct_prune.models import MODELS
 from instruct_prune.models.model import Items, Model
 from instruct_prune.progress import Progress, say
-from instruct_prune.registry import is_reference, load_attribute, resolve
+from instruct_prune.registry import class_name, is_reference, load_attribute, own_code, resolve
 from instruct_prune.rows.row import Reject
 from instruct_prune.rows.table import RowTable, reject_line
 from instruct_prune.run.folder import RunFolder
@@ -40,13 +40,20 @@ def make_model(
     Raises:
         InputError: no such kind or model, or an option that it does not have.
     """
+    kind: Any = None
     if config.model is not None and is_reference(config.model):
-        own = load_attribute(config.model, "--model")
-        if isinstance(own, type) and issubclass(own, Model):
-            return own(config, encode, data_format)  # type: ignore[call-arg]
-    kind = resolve(MODELS, model_kind, "kind of model")
+        kind = load_attribute(config.model, "--model")  # a kind, or a factory that the kind of the rows calls
+    if not _is_kind(kind):
+        kind = resolve(MODELS, model_kind, "kind of model", "a subclass of instruct_prune.Model", _is_kind)
+    missing = sorted(kind.__abstractmethods__)
+    if missing:
+        raise InputError(f"the kind of model {kind.__module__}:{kind.__name__} does not define {', '.join(missing)}.")
     model: Model = kind(config, encode, data_format, loaded)
     return model
+
+
+def _is_kind(found: object) -> bool:
+    return isinstance(found, type) and issubclass(found, Model)
 
 
 def model_of(folder: RunFolder) -> Model:
@@ -69,7 +76,7 @@ def encode(
     Raises:
         InputError: the folder holds items of another encoding, or no row can be scored.
     """
-    identity = {"kind": type(model).__name__, **model.encoding}
+    identity = {"kind": type(model).__name__, **model.encoding, **own_code([class_name(model)], "--model")}
     if folder.begin(EncodeFacts, identity, (RowsFacts,), restart=config.restart):
         say("encode: done before, skipped")
         return

@@ -12,7 +12,7 @@ import numpy as np
 
 from instruct_prune.config import ScoreConfig
 from instruct_prune.encode.batching import Plan, plan_batches
-from instruct_prune.errors import IncompleteRunError
+from instruct_prune.errors import IncompleteRunError, InputError
 from instruct_prune.measure.engine import Spent, Work, measure_parts, share
 from instruct_prune.measure.heartbeat import Heartbeat, wait_for_ranks
 from instruct_prune.measure.measurement import Measurement, plan_passes
@@ -48,7 +48,11 @@ def batch_cost(model: Model, config: ScoreConfig, device_type: str) -> int:
 
 
 def plan_work(model: Model, items: Items, measurements: Sequence[Measurement], batch: int, parts: PartStore) -> Work:
-    """Passes over all scorable rows; the plan depends on data and configuration, never on the number of processes."""
+    """Passes over all scorable rows; the plan depends on data and configuration, never on the number of processes.
+
+    Raises:
+        InputError: a view that leaves nothing of any row.
+    """
     passes = plan_passes(measurements)
     rows = np.flatnonzero(items.scorable).astype(np.int64)
     shown: list[Any] = []
@@ -67,6 +71,8 @@ def plan_work(model: Model, items: Items, measurements: Sequence[Measurement], b
             continue
         view = Viewed(items, view_of(a_pass.view), model)
         own = view.rows(rows)
+        if not len(own):
+            raise InputError(f"--subnets: the view {a_pass.view!r} leaves nothing to predict of any row.")
         shown.append(view)
         lengths = view.lengths[own]
         plans.append(plan_batches(own, lengths, batch_tokens=batch, alone=model.alone(lengths)))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from instruct_prune.arrays import Float32
 from instruct_prune.encode.item import Status
@@ -25,7 +26,7 @@ from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.measure import Took
 from instruct_prune.run.records import RowsFacts, ScoreFacts
 from instruct_prune.score.aggregate import rescored
-from instruct_prune.score.health import left_out_of, subnet_health
+from instruct_prune.score.health import Health, left_out_of, subnet_health
 from instruct_prune.score.table import ScoreTable
 
 
@@ -92,16 +93,8 @@ def merge(
     """
     columns, errors = measured.columns(items)
     losses = {spec: column for one, column in columns.items() if isinstance(one.probe, Loss) for spec in [one.spec]}
-    losses = {spec: losses[spec] for spec in sorted(losses, key=_place(ladder))}
-    status = items.status_names.astype("<U16")
-    for i in errors:
-        status[i] = Status.FAILED.value
-    for spec, column in losses.items():
-        planned = items.scorable if spec.is_full else np.zeros(len(items), dtype=bool)
-        known = np.isin(status, (Status.FAILED.value, Status.NONFINITE.value))  # the first reason stands
-        broken = planned & ~np.isfinite(column) & ~known
-        errors |= {int(i): f"loss under {spec.name} is {column[i]}" for i in np.flatnonzero(broken)}
-        status[broken] = Status.NONFINITE.value
+    losses = {spec: losses[spec] for spec in sorted(losses, key=ladder.index)}
+    status = _statuses(items, losses, errors)
     scored = np.isin(status, [s.value for s in Status if s.scored])
     for column in columns.values():
         column[~scored] = np.nan
@@ -120,45 +113,70 @@ def merge(
         backbone=measured.model.name,
         more={one.column: column for one, column in columns.items() if not isinstance(one.probe, Loss)},
     )
-    collapsed = left_out_of(health, ladder)
     save_states(folder, items, measured.vectors())
     more = columns_for(folder, RowTable.open(folder / "rows"), table, name)
     full = tuple(spec for spec in ladder if spec.is_full)
-    table = rescored(table, name, subnets=full, leave_out=collapsed, more=more)
+    table = rescored(table, name, subnets=full, leave_out=left_out_of(health, ladder), more=more)
     list_rejected(folder, items, status, errors)
     folder.write_scores(table)
-    read = folder.facts(RowsFacts).read
+    _finish(folder, measured, table, health, ladder, dtype, ranks)
+    return table
+
+
+def _statuses(items: Items, losses: Mapping[SubnetSpec, Float32], errors: dict[int, str]) -> NDArray[np.str_]:
+    """str [n]: what became of each row; rows whose loss is no number are added to ``errors``."""
+    status = items.status_names.astype("<U16")
+    for i in errors:
+        status[i] = Status.FAILED.value
+    for spec, column in losses.items():
+        planned = items.scorable if spec.is_full else np.zeros(len(items), dtype=bool)
+        known = np.isin(
+            status, (Status.FAILED.value, Status.NONFINITE.value)
+        )  # a row keeps the first reason that was found
+        broken = planned & ~np.isfinite(column) & ~known
+        errors |= {int(i): f"loss under {spec.name} is {column[i]}" for i in np.flatnonzero(broken)}
+        status[broken] = Status.NONFINITE.value
+    return status
+
+
+def _finish(
+    folder: RunFolder,
+    measured: Measured,
+    table: ScoreTable,
+    health: Health,
+    ladder: tuple[SubnetSpec, ...],
+    dtype: str,
+    ranks: Ranks,
+) -> None:
+    """Count the rows and write the record of the stage."""
+    read, scored = folder.facts(RowsFacts).read, int(table.scored.sum())
     rejected = _count_lines(folder / "rejected.jsonl")
-    if read != int(scored.sum()) + rejected:
-        raise AssertionError(f"rows were lost: {read} read, {int(scored.sum())} scored, {rejected} rejected")
+    if read != scored + rejected:
+        raise AssertionError(f"rows were lost: {read} read, {scored} scored, {rejected} rejected")
+    took = measured.took
     folder.finish(
         ScoreFacts(
             model=measured.model.name,
             dtype=dtype,
-            score=name,
+            score=table.score_name,
             ladder=ladder,
-            collapsed=tuple(collapsed),
+            collapsed=tuple(left_out_of(health, ladder)),
             health=health,
             read=read,
-            scored=int(scored.sum()),
+            scored=scored,
             rejected=rejected,
-            tokens=measured.took.cost,
+            tokens=took.cost,
             passes=tuple(a_pass.name for work in measured.works for a_pass in work.passes),
             unit=measured.model.unit,
             processes=ranks.world,
             device=ranks.describe(),
-            switching_seconds=measured.took.spent.switching_seconds,
-            scoring_seconds=measured.took.spent.scoring_seconds,
-            seconds=measured.took.seconds,
-            left_whole=measured.took.spent.left_whole,
+            switching_seconds=took.spent.switching_seconds,
+            scoring_seconds=took.spent.scoring_seconds,
+            seconds=took.seconds,
+            left_whole=took.spent.left_whole,
             notes=tuple(measured.model.remarks),
         )
     )
-    return table
-
-
-def _place(ladder: tuple[SubnetSpec, ...]) -> Callable[[SubnetSpec], int]:
-    return lambda spec: ladder.index(spec)
 
 
 def _count_lines(path: Path) -> int:

@@ -231,6 +231,9 @@ def read_record(kind: type[Facts], entry: Mapping[str, Any]) -> Record[Facts]:
     from pydantic import TypeAdapter
 
     facts = entry.get("facts")
+    unknown = set(facts or {}) - {field.name for field in dataclasses.fields(kind)}
+    if unknown:
+        raise ValueError(f"unknown: {', '.join(sorted(unknown))}")
     return Record(
         config=typing.cast(Mapping[str, Any], entry["config"]),
         inputs=typing.cast(Mapping[str, str], entry["inputs"]),

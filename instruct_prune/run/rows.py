@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from instruct_prune.config import DataConfig
 from instruct_prune.errors import InputError
 from instruct_prune.progress import Progress, say
+from instruct_prune.registry import own_code
 from instruct_prune.rows import Source, open_data
 from instruct_prune.rows.table import RowTable, write_rows
 from instruct_prune.run.folder import RunFolder
@@ -94,7 +95,8 @@ def _content(identity: Sequence[Mapping[str, Any]]) -> list[Any]:
 
 
 def _options(data: DataConfig) -> dict[str, Any]:
-    return {k: v for k, v in dataclasses.asdict(data).items() if k not in ("data", "strict")}
+    options = {k: v for k, v in dataclasses.asdict(data).items() if k not in ("data", "strict")}
+    return options | own_code([data.format or ""], "--format")
 
 
 def _first(folder: RunFolder) -> str:

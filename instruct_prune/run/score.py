@@ -19,6 +19,7 @@ from instruct_prune.measure.stored import find
 from instruct_prune.measure.subnet import DENSE, SubnetSpec
 from instruct_prune.models.model import Items, Model
 from instruct_prune.progress import clock, say
+from instruct_prune.registry import class_name, own_code
 from instruct_prune.rows.table import RowTable
 from instruct_prune.run.embed import by_model, embedder_of
 from instruct_prune.run.embed import embed as embed_rows
@@ -26,7 +27,7 @@ from instruct_prune.run.encode import encode, make_model
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.measure import batch_cost, describe, plan_work, run_work
 from instruct_prune.run.merge import Measured, merge
-from instruct_prune.run.records import EncodeFacts, RowsFacts, ScoreFacts
+from instruct_prune.run.records import EmbedFacts, EncodeFacts, RowsFacts, ScoreFacts
 from instruct_prune.run.rows import InMemory, read_rows
 from instruct_prune.run.select import check_budget
 from instruct_prune.score.table import ScoreTable
@@ -74,11 +75,11 @@ def score(
     if config.restart:
         ranks.on_main(lambda: shutil.rmtree(folder / "parts", ignore_errors=True))
     ranks.on_main(lambda: read_rows(folder, data, config.restart, memory))
-    rows = RowTable.open(folder / "rows").facts
-    model = _first_on_main(ranks, lambda: make_model(config, encoding, rows.model_kind, rows.format, loaded))
+    table = RowTable.open(folder / "rows")
+    kind, data_format = table.facts.model_kind, table.facts.format
+    model = _first_on_main(ranks, lambda: make_model(config, encoding, kind, data_format, loaded))
     if embed is not None:
         ranks.on_main(lambda: embedder_of(model, embed))
-    table = RowTable.open(folder / "rows")
     ranks.on_main(lambda: encode(folder, table, model, config, encoding, data.strict))
     items = model.open_items(folder / "items")
     if select is not None:
@@ -91,25 +92,29 @@ def score(
             say("score: done before, skipped")
         ranks.close()
         return folder.read_scores() if ranks.is_main else None
-    offload = folder / "parts" / "offload" if config.device_map == "auto" else None
-    model.load(dtype, ranks.device, offload)
+    model.load(dtype, ranks.device, folder / "parts" / "offload" if config.device_map == "auto" else None)
     model.shortcuts = ranks.broadcast(model.shortcuts)
     waves = Waves(folder, model, items, wanted, identity)
     if ranks.is_main:
-        say(f"scoring with {model.name} in {dtype}, {ranks.describe()}: {waves.describe()}")
-        for remark in model.remarks:
-            say(f"note: {remark}")
+        _announce(model, items, waves, dtype, ranks, config.dry_run)
     if config.dry_run:
-        if ranks.is_main:
-            _dry_run(model, items, waves, ranks)
         ranks.close()
         return None
     measured = waves.run(folder, config, ranks)
-    if measured is None:
-        return None
+    return None if measured is None else _finish(folder, items, measured, wanted, dtype, ranks, embed is not None)
+
+
+def _finish(
+    folder: RunFolder, items: Items, measured: Measured, wanted: Wanted, dtype: str, ranks: Ranks, embedded: bool
+) -> ScoreTable:
+    """On the main process, when all parts are there: the table, vectors of the model's own, and no parts any more.
+
+    ``embedded`` says that the embed stage follows.
+    """
     scores = merge(folder, items, measured, wanted.ladder, wanted.score, dtype, ranks)
-    if model.embeds and embed is None:  # else the embed stage follows, with the embedder that was asked for
-        embed_rows(folder, EmbedConfig())
+    # Where the embed stage follows, it has the embedder that was asked for; vectors that are there and fresh stay.
+    if measured.model.embeds and not embedded and folder.find(EmbedFacts) is None:
+        embed_rows(folder, EmbedConfig(), restart=True)
     shutil.rmtree(folder / "parts", ignore_errors=True)
     ranks.close()
     return scores
@@ -133,7 +138,8 @@ class Wanted:
                 "knn_lc or magnitude-global:0.9."
             )
         pooling = by_model(model, embed)
-        self.texts = tuple(dict.fromkeys([*named, *config.probes, *([pooling] if pooling else [])]))
+        reference = ["mean"] if model.compares else []
+        self.texts = tuple(dict.fromkeys([*named, *config.probes, *reference, *([pooling] if pooling else [])]))
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -144,6 +150,9 @@ class Wanted:
             "probes": list(self.texts),
             "include_head": self.config.include_head,
             "share_prefix": self.config.share_prefix,
+            **own_code([class_name(self.model)], "--model"),
+            **own_code([name for spec in self.ladder for name in (spec.kind, spec.view)], "--subnets"),
+            **own_code(self.texts, "--probes"),
         }
 
     @cached_property
@@ -161,7 +170,7 @@ class Waves:
     def __init__(self, folder: RunFolder, model: Model, items: Items, wanted: Wanted, identity: dict[str, Any]) -> None:
         self.model, self.items = model, items
         # Shortcuts change no number, but they decide which rows lie in which part.
-        parts = PartStore(folder / "parts" / "score", digest(identity | {"shortcuts": dict(model.shortcuts)}))
+        parts = PartStore(folder / "parts" / "score", digest(identity | {"shortcuts": repr(model.shortcuts)}))
         first, rest = list(wanted.measurements), []
         self.derived: tuple[Measurement, ...] = ()
         if model.compares:
@@ -180,7 +189,7 @@ class Waves:
         """Both waves; what was measured, on the main process."""
         took = run_work(folder, self.model, self.first, config, ranks)
         if self.model.compares:
-            ranks.broadcast(None)  # the first wave is whole when the main process comes here
+            ranks.broadcast(None)  # every process waits until the main one has seen that the first wave is whole
             reference = find(self.first, f"mean_{DENSE.name}")
             self.model.fit(reference.blocks, self.items)
         if self.rest is not None:
@@ -210,9 +219,9 @@ def _check(config: ScoreConfig, ranks: Ranks) -> None:
 def _finished(folder: RunFolder, identity: dict[str, Any], config: ScoreConfig, ranks: Ranks) -> bool:
     """Claim the stage on the main process; True, on every process, when it is done already."""
     done: list[bool] = []
-    work_kept = (folder / "parts" / "score").exists()
 
     def claim() -> None:
+        work_kept = (folder / "parts" / "score").exists()
         begun = not config.dry_run and folder.begin(
             ScoreFacts, identity, (RowsFacts, EncodeFacts), restart=config.restart, work_kept=work_kept
         )
@@ -220,6 +229,14 @@ def _finished(folder: RunFolder, identity: dict[str, Any], config: ScoreConfig, 
 
     ranks.on_main(claim)
     return bool(ranks.broadcast(done[0] if done else None))
+
+
+def _announce(model: Model, items: Items, waves: Waves, dtype: str, ranks: Ranks, dry_run: bool) -> None:
+    say(f"scoring with {model.name} in {dtype}, {ranks.describe()}: {waves.describe()}")
+    for remark in model.remarks:
+        say(f"note: {remark}")
+    if dry_run:
+        _dry_run(model, items, waves, ranks)
 
 
 def _dry_run(model: Model, items: Items, waves: Waves, ranks: Ranks) -> None:

@@ -40,6 +40,8 @@ def check_selection(config: SelectConfig) -> None:
         raise InputError("say how much to keep: --keep 0.3 (a share), --keep 5000 (rows) or --keep-tokens 2000000.")
     method, params = method_of(config)
     method.needs_of(params)
+    if config.score is not None:
+        score_params(config, config.score)
     clusters_wanted(config)
     check_budget(config, None)
 
@@ -62,6 +64,12 @@ def method_of(config: SelectConfig) -> tuple[Method, dict[str, Any]]:
     """The method, and the parameters that are set; ``--split`` is short for ``--param split=``."""
     method = find_method(config.method)
     return method, method.parse([*config.param, *([] if config.split == "auto" else [f"split={config.split}"])])
+
+
+def score_params(config: SelectConfig, name: str) -> dict[str, Any]:
+    """The parameters of a score: those that are set, and the defaults of the others."""
+    found = find_score(name)
+    return found.bind(found.parse(config.score_param, "--score-param"))
 
 
 def clusters_wanted(config: SelectConfig) -> int | str:
@@ -118,7 +126,18 @@ def select(folder: RunFolder, config: SelectConfig) -> Selection:
     rows = RowTable.open(folder / "rows")
     asked = ask(config, rows.facts.strata)
     scored = folder.facts(ScoreFacts)
-    table = score_for(folder, rows, scored, config)
+    measured = folder.read_scores()
+    name = config.score or measured.score_name
+    params = score_params(config, name)
+    rescore = functools.partial(
+        rescored,
+        measured,
+        name,
+        params=params,
+        more=columns_for(folder, rows, measured, name),
+        leave_out=scored.collapsed,
+    )
+    table = _under_score(rescore, scored, config)
     embeddings = _embeddings(folder, asked)
     facts = read_facts(folder, table, asked.config, naming=asked.clustered)
     clusters, names = None, None
@@ -134,15 +153,31 @@ def select(folder: RunFolder, config: SelectConfig) -> Selection:
     )
     draw = functools.partial(_draw, asked=asked, facts=facts, make_pool=make_pool)
     selection = draw(table)
+    told = {f"score {key}": value for key, value in params.items()}
+    selection = dataclasses.replace(selection, params={**selection.params, **told})
     if len(selection) != int(table.scored.sum()):
         raise AssertionError("scored rows were lost in selection")
-    stability = _seed_stability(scored, table, draw)
+    stability = _seed_stability(scored, table, draw, rescore)
+    _write(folder, asked, table, selection, clusters, stability, began)
+    return selection
+
+
+def _write(
+    folder: RunFolder,
+    asked: Asked,
+    table: ScoreTable,
+    selection: Selection,
+    clusters: Clusters | None,
+    stability: dict[str, Float32 | Bool] | None,
+    began: float,
+) -> None:
+    """The tables of a selection and its record; what an earlier selection left goes."""
     inputs = (ScoreFacts, *((EmbedFacts,) if asked.clustered or asked.embeddings else ()))
     options = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(asked.config).items()}
     folder.begin(SelectFacts, options, inputs, restart=True)
     folder.write_selection(selection, stability)
     if clusters is None:
-        (folder / "clusters.parquet").unlink(missing_ok=True)  # of an earlier selection
+        (folder / "clusters.parquet").unlink(missing_ok=True)
     else:
         folder.write_clusters(clusters)
     kept = int(selection.selected.sum())
@@ -162,7 +197,6 @@ def select(folder: RunFolder, config: SelectConfig) -> Selection:
             seconds=round(time.monotonic() - began, 3),
         )
     )
-    return selection
 
 
 def selection_of(folder: RunFolder) -> Selection:
@@ -197,17 +231,13 @@ def _duplicates(config: SelectConfig, pool: Pool, facts: RowFacts, table: ScoreT
     return find_duplicates(pool.row_id, priority, keys=keys, vectors=pool.embeddings, threshold=config.dedup)
 
 
-def score_for(folder: RunFolder, rows: RowTable, scored: ScoreFacts, config: SelectConfig) -> ScoreTable:
-    """The run's table under the score that the selection asks for."""
-    table = folder.read_scores()
+def _under_score(rescore: Callable[..., ScoreTable], scored: ScoreFacts, config: SelectConfig) -> ScoreTable:
+    """The run's table under the score that the selection asks for, over the subnets that it names."""
     ladder = parse_subnets(config.score_subnets) if config.score_subnets else scored.ladder
-    return rescored(
-        table,
-        config.score or table.score_name,
+    return rescore(
         subnets=tuple(spec for spec in ladder if spec.is_full),
         weights=config.score_weights or None,
         leave_out=() if config.include_collapsed else scored.collapsed,
-        more=columns_for(folder, rows, table, config.score or table.score_name),
     )
 
 
@@ -238,7 +268,7 @@ def _clusters(config: SelectConfig, embeddings: Embeddings, facts: RowFacts) -> 
 
 
 def _seed_stability(
-    scored: ScoreFacts, table: ScoreTable, draw: Callable[..., Selection]
+    scored: ScoreFacts, table: ScoreTable, draw: Callable[..., Selection], rescore: Callable[..., ScoreTable]
 ) -> dict[str, Float32 | Bool] | None:
     """With several mask seeds: how far each row's rank moves, and whether its selection would flip."""
     if LADDER not in find_score(table.score_name).needs_of():
@@ -246,7 +276,7 @@ def _seed_stability(
     ladders = by_seed(scored.ladder)
     if len(ladders) < 2:
         return None
-    tables = [rescored(table, table.score_name, subnets=each, leave_out=scored.collapsed) for each in ladders]
+    tables = [rescore(subnets=each) for each in ladders]
     chosen = np.stack([draw(one).selected for one in tables])
     spread = rank_spread(np.stack([one.score[table.scored] for one in tables]))
     unstable: Bool = np.logical_and(chosen.any(axis=0), np.logical_not(chosen.all(axis=0)))

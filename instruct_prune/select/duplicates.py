@@ -158,7 +158,8 @@ def _stars(vectors: Float32, rows: Picks, priority: Int64, threshold: float) -> 
             dropped = open_ & later & kept[order[np.minimum(found, len(rows) - 1)]]
             first[among[dropped]] = found[dropped]
             undecided[among] = open_ & later & ~dropped
-            kept[among[found == NOBODY]] = False  # kept for good, and near to nothing: later rounds need not see it
+            # Rows without a neighbour are kept and can drop no other row, so that later rounds need not look at them.
+            kept[among[found == NOBODY]] = False
         rest = order[undecided[order]]
         first[rest] = _one_by_one(vectors, rows, rank, threshold, rest, np.flatnonzero(kept))
     return order[first]
@@ -211,7 +212,7 @@ def _cells(vectors: Float32, rows: Picks, rng: np.random.Generator) -> Iterator[
         centers = np.asarray(vectors[rows[np.sort(rng.choice(part, fan, replace=False))]])
         label = np.concatenate([(vectors[rows[part[b]]] @ centers.T).argmax(axis=1) for b in blocks(len(part))])
         sizes = np.bincount(label, minlength=fan)
-        if sizes.max() == len(part):  # rows that no cut tells apart
+        if sizes.max() == len(part):  # all rows are nearest to one centre: they cannot be divided
             yield part
             continue
         by_label = part[np.argsort(label, kind="stable")]

@@ -10,6 +10,7 @@ import numpy as np
 
 from instruct_prune.arrays import Int64
 from instruct_prune.errors import InputError
+from instruct_prune.plugin import Value
 from instruct_prune.select.data import Budget, Pool, Selection
 from instruct_prune.select.draw import Draw, forced_rows, rank_rows
 from instruct_prune.select.methods import Method, Rule, find_method
@@ -70,19 +71,23 @@ def select_rows(
     if duplicate_of is not None:
         duplicate_of = np.where(forced, -1, duplicate_of)
     open_rows = np.ones(len(pool), dtype=bool) if duplicate_of is None else duplicate_of < 0
-    ranking = rank_rows(pool)
-    draw = Draw(pool, budget, ranking, open_rows, forced, min_per_stratum, seed)
+    draw = Draw(pool, budget, rank_rows(pool), open_rows, forced, min_per_stratum, seed)
+    return _selected(draw, found, bound, duplicate_of)
+
+
+def _selected(draw: Draw, found: Method, bound: dict[str, Value], duplicate_of: Int64 | None) -> Selection:
+    """Let the method spend the budget, and say for each row why it was kept or dropped."""
+    pool = draw.pool
     notes: dict[str, Any] = {}
     if found.prepare is not None:
         settled, notes = found.prepare(draw, bound)
         bound |= settled
     codes = draw.run(lambda stratum: _answer(found, bound, stratum))
-    codes[~open_rows] = DUPLICATE
+    codes[~draw.open_rows] = DUPLICATE
     selected = codes >= FIRST_KEPT
-    if budget.rows is not None and selected.sum() != budget.rows:
-        raise InputError(
-            f"{found} kept {selected.sum()} rows of a budget of {budget.rows}; a method must spend all of it."
-        )
+    wanted = draw.budget.rows
+    if wanted is not None and selected.sum() != wanted:
+        raise InputError(f"{found} kept {selected.sum()} rows of a budget of {wanted}; a method must spend all of it.")
     return Selection(
         row_id=pool.row_id,
         selected=selected,
@@ -90,9 +95,9 @@ def select_rows(
         reasons=REASONS,
         stratum=pool.strata,
         score=pool.score,
-        rank=ranking.rank,
+        rank=draw.ranking.rank,
         method=found.name,
-        seed=seed,
+        seed=draw.seed,
         params={"method": found.name, **bound, **notes},
         strata_names=pool.strata_names,
         duplicate_of=duplicate_of,

@@ -1,4 +1,4 @@
-"""The loss of rows under a model, with or without an adapter, in float32: by the scorer's own code (METHOD section 1)."""
+"""The loss of rows under a model, with or without an adapter, in float32: by the scorer's own code (docs/method.md, section 1)."""
 
 from __future__ import annotations
 
@@ -78,7 +78,9 @@ def evaluate(model: Any, rows: Sequence[Encoded], batch_tokens: int = 4096) -> T
     at = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
     positions = np.arange(len(items), dtype=np.int64)
     held = CausalLM.holding(base.eval())
-    group, prefixes = held.allowed(*shared_prefixes(np.concatenate([i.ids for i in items]), at, positions, first), lengths)
+    group, prefixes = held.allowed(
+        *shared_prefixes(np.concatenate([i.ids for i in items]), at, positions, first), lengths
+    )
     plan = plan_batches(
         positions, lengths, batch_tokens=batch_tokens, group=group, prefixes=prefixes, alone=held.alone(lengths)
     )

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from instruct_prune.config import load_yaml
+from instruct_prune.config_file import load_yaml
 from instruct_prune.errors import IncompleteRunError, InputError
 from instruct_prune.train.processes import is_main
 

@@ -22,13 +22,13 @@ from pathlib import Path
 
 import numpy as np
 
-from instruct_prune.measure.subnet import SubnetSpec
+from instruct_prune import Budget, DataConfig, Pool, ScoreTable, Selection, SubnetSpec, select_rows
 from instruct_prune.report.html import write_report
-from instruct_prune.rows import open_data
 from instruct_prune.run.folder import RunFolder
-from instruct_prune.score.table import ScoreTable
-from instruct_prune.select import select_rows
-from instruct_prune.select.data import Budget, Clusters, Pool
+from instruct_prune.run.records import EmbedFacts, EncodeFacts, RowsFacts, ScoreFacts, SelectFacts, TokenCounts
+from instruct_prune.run.rows import read_rows, rows_of
+from instruct_prune.score.health import Health, SubnetHealth
+from instruct_prune.select.data import Clusters
 from instruct_prune.storage import row_ids_hash
 
 WIDTH, GROUPS, COPIES, KEEP = 384, 100, 0.05, 0.3
@@ -52,7 +52,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as temporary:
             folder = make_run((options.keep_files or Path(temporary)) / f"run-{n}", n)
             began = time.perf_counter()
-            page = write_report(folder, open_data([str(folder / "rows.jsonl")]))
+            page = write_report(folder, rows_of(folder))
             print_line(n, time.perf_counter() - began, page)
 
 
@@ -112,27 +112,45 @@ def make_run(path: Path, n: int) -> RunFolder:
     """The run folder that scoring, embedding and selecting leave behind."""
     rng = np.random.default_rng(1)
     folder = RunFolder(path)
-    folder.begin("encode", {"inputs": ["0" * 64], "limit": None})
+    folder.create()
     write_rows(folder / "rows.jsonl", n)
-    folder.finish("encode", description="made-up rows", inputs=[{"path": "rows.jsonl"}], seconds=1.0)
+    read_rows(folder, DataConfig((str(folder / "rows.jsonl"),)))
+    folder.begin(EncodeFacts, {}, (RowsFacts,))
+    folder.finish(EncodeFacts("no model", None, {}, encoded=n, scorable=n, notes=(), seconds=1.0))
     table = make_scores(n, rng)
-    folder.begin("score", {"model": {"name": "no model"}})
+    folder.begin(ScoreFacts, {}, (RowsFacts, EncodeFacts))
     folder.write_scores(table)
-    rho = np.atleast_2d(np.corrcoef(table.losses.T))
-    subnets = [
-        {"name": s.name, "mean_loss": float(table.losses[:, j].mean()), "rho_dense": float(rho[0, j]), "same_order": 0.9,
-         "collapsed": False, "identical_to": []}
-        for j, s in enumerate(SUBNETS)
-    ]  # fmt: skip
-    health = {"unigram_loss": 6.5, "subnets": subnets, "rho": rho.tolist()}
-    accounting = {"read": n, "scored": n, "rejected": 0}
-    folder.finish(
-        "score", health=health, warnings=[], accounting=accounting, scoring_seconds=9.0, seconds=10.0, device="none"
-    )
+    folder.finish(score_facts(table))
     clusters = make_embeddings(folder, n, rng)
-    folder.begin("embed", {"embedder": "none"})
-    folder.finish("embed", seconds=1.0)
+    folder.begin(EmbedFacts, {}, (EncodeFacts,))
+    folder.finish(EmbedFacts("none", WIDTH, seconds=1.0))
     folder.write_clusters(clusters)
+    selection = make_selection(table, clusters, rng)
+    folder.begin(SelectFacts, {"keep": KEEP, "keep_tokens": None, "seed": 0, "score": None}, (ScoreFacts, EmbedFacts))
+    folder.write_selection(selection)
+    folder.finish(select_facts(table, selection))
+    return folder
+
+
+def score_facts(table: ScoreTable) -> ScoreFacts:
+    n = len(table)
+    rho = np.atleast_2d(np.corrcoef(table.losses.T))
+    subnets = tuple(
+        SubnetHealth(s.name, float(table.losses[:, j].mean()), float(rho[0, j]), 0.9, collapsed=False, identical_to=())
+        for j, s in enumerate(SUBNETS)
+    )
+    health = Health(subnets, tuple(tuple(row) for row in rho.tolist()), unigram_loss=6.5)
+    tokens = int(table.n_prompt.sum() + table.n_response.sum()) * len(SUBNETS)
+    return ScoreFacts(
+        model="no model", dtype="float32", score="dlc", ladder=SUBNETS, collapsed=(), health=health, read=n, scored=n,
+        rejected=0, tokens=tokens, passes=tuple(s.name for s in SUBNETS), unit="tokens", processes=1, device="none",
+        switching_seconds=0.1, scoring_seconds=9.0, seconds=10.0, left_whole={},
+    )  # fmt: skip
+
+
+def make_selection(table: ScoreTable, clusters: Clusters, rng: np.random.Generator) -> Selection:
+    """FlexRand over the clusters, with some rows near-duplicates of others."""
+    n = len(table)
     names = tuple(f"cluster {i}" for i in range(GROUPS))
     pool = Pool(table.row_id, table.score, table.n_response, clusters.labels, names)
     twins = np.full(n, -1, dtype=np.int64)
@@ -140,11 +158,20 @@ def make_run(path: Path, n: int) -> RunFolder:
     leaders = rng.integers(0, n, len(copies))
     free = ~np.isin(leaders, copies)  # who stands for another has none standing for it
     twins[copies[free]] = leaders[free]
-    selection = select_rows(pool, Budget(rows=round(KEEP * n)), duplicate_of=twins)
-    folder.write_selection(selection)
-    folder.begin("select", {"keep": KEEP, "keep_tokens": None, "seed": 0, "score": None})
-    folder.finish("select", selected_hash=row_ids_hash(selection.kept), seconds=0.1)
-    return folder
+    return select_rows(pool, Budget(rows=round(KEEP * n)), duplicate_of=twins)
+
+
+def select_facts(table: ScoreTable, selection: Selection) -> SelectFacts:
+    kept = selection.selected
+    response, whole = table.n_response.astype(np.int64), table.n_response.astype(np.int64) + table.n_prompt
+    assert selection.duplicate_of is not None
+    return SelectFacts(
+        scored=len(table), kept=int(kept.sum()), dropped=int((~kept).sum()), score=table.score_name,
+        tokens=TokenCounts(int(response.sum()), int(response[kept].sum()), int(whole.sum()), int(whole[kept].sum())),
+        duplicates=int((selection.duplicate_of >= 0).sum()), unstable=None,
+        selected_hash=row_ids_hash(selection.kept), params=dict(selection.params), clustered=True, strata=GROUPS,
+        seconds=0.1,
+    )  # fmt: skip
 
 
 def make_scores(n: int, rng: np.random.Generator) -> ScoreTable:

@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scoring_loops import harness, harness_auto, hf_loop, paper_loop
+from scoring_model import Bench, matrix_rate, operations, precision, synchronise
 
 DTYPES = ("float32", "bfloat16")
 
@@ -50,82 +52,16 @@ def arguments() -> argparse.Namespace:
 # ---- the methods: (options, rows) -> losses [n], tokens computed ----
 
 
-def paper_loop(options: argparse.Namespace, bench: Bench) -> tuple[np.ndarray, int]:
-    """One row per forward pass, all logits, a Python loop over tokens with log_softmax and .item()."""
-    import torch
-
-    losses = []
-    with torch.no_grad():
-        for row in bench.rows:
-            ids = torch.as_tensor(row.ids.astype(np.int64), device=bench.device)[None]
-            logits = bench.model(input_ids=ids).logits[0]
-            total, count = 0.0, 0
-            for t in range(1, len(row.ids)):
-                if row.response_mask[t]:
-                    total -= torch.log_softmax(logits[t - 1].float(), dim=-1)[int(row.ids[t])].item()
-                    count += 1
-            losses.append(total / count)
-    return np.asarray(losses), sum(len(row.ids) for row in bench.rows)
-
-
-def hf_loop(options: argparse.Namespace, bench: Bench) -> tuple[np.ndarray, int]:
-    """Batch 8, padded in input order, all logits, one vectorised loss."""
-    import torch
-    import torch.nn.functional as F
-
-    losses: list[float] = []
-    computed = 0
-    with torch.no_grad():
-        for start in range(0, len(bench.rows), 8):
-            rows = bench.rows[start : start + 8]
-            width = max(len(row.ids) for row in rows)
-            ids = torch.zeros(len(rows), width, dtype=torch.int64)
-            attention, target = torch.zeros_like(ids), torch.full_like(ids, -100)
-            for i, row in enumerate(rows):
-                n = len(row.ids)
-                ids[i, :n] = torch.as_tensor(row.ids.astype(np.int64))
-                attention[i, :n] = 1
-                target[i, :n] = ids[i, :n].masked_fill(~torch.as_tensor(row.response_mask), -100)
-            ids, attention, target = ids.to(bench.device), attention.to(bench.device), target.to(bench.device)
-            logits = bench.model(input_ids=ids, attention_mask=attention).logits[:, :-1].float()
-            nll = F.cross_entropy(logits.transpose(1, 2), target[:, 1:], ignore_index=-100, reduction="none")
-            losses += (nll.sum(1) / (target[:, 1:] != -100).sum(1)).tolist()
-            computed += ids.numel()
-    return np.asarray(losses), computed
-
-
-def harness(options: argparse.Namespace, bench: Bench, batch: int | str = 8) -> tuple[np.ndarray, int]:
-    """lm-evaluation-harness, HF backend, loglikelihood of the same (context, continuation) pairs."""
-    from lm_eval.api.instance import Instance
-    from lm_eval.models.huggingface import HFLM
-
-    if bench.harness is None:
-        bench.harness = HFLM(
-            pretrained=bench.model, tokenizer=bench.tokenizer, batch_size=batch, device=str(bench.device)
-        )
-    pairs = json.loads((Path(options.store) / "pairs.json").read_text())
-    requests = [Instance("loglikelihood", {}, tuple(pair), i) for i, pair in enumerate(pairs)]
-    found = bench.harness.loglikelihood(requests, disable_tqdm=True)
-    counts = [int(row.response_mask.sum()) for row in bench.rows]
-    return np.asarray([-total / n for (total, _), n in zip(found, counts, strict=True)]), sum(
-        len(r.ids) for r in bench.rows
-    )
-
-
-def harness_auto(options: argparse.Namespace, bench: Bench) -> tuple[np.ndarray, int]:
-    """The same with automatic batch size."""
-    return harness(options, bench, "auto")
-
-
 def ours(options: argparse.Namespace, bench: Bench) -> tuple[np.ndarray, int]:
-    """The scorer of this project, plan included."""
+    """The engine of this project, plan included."""
+    from instruct_prune.measure.engine import run_batch
+
     losses = np.zeros(len(bench.rows), dtype=np.float32)
     plan = bench.plan(options)
-    bench.backbone.start_pass(bench.dense, plan)
+    bench.scorer.start_pass(plan, bench.dense.depths, bench.dense.pooled)
     for chunk in plan.chunks:
         for batch in chunk:
-            items = [bench.rows[int(i)] for i in batch.rows]
-            losses[batch.rows] = bench.backbone.losses(bench.backbone.collate(items, batch.prefix))[:, 0].float().cpu()
+            losses[batch.rows] = run_batch(bench.scorer, bench.dense, bench.rows, batch)[:, 0].cpu()
     return losses, plan.n_tokens + plan.n_padding
 
 
@@ -142,65 +78,6 @@ METHODS: dict[str, Callable[[argparse.Namespace, Any], tuple[np.ndarray, int]]] 
     "ours": ours,
     "ours-bf16": ours_bf16,
 }
-
-
-def precision(options: argparse.Namespace, method: str) -> str:
-    return "bfloat16" if method == "ours-bf16" else options.dtype
-
-
-class Bench:
-    """The model and the rows of one process."""
-
-    def __init__(self, options: argparse.Namespace) -> None:
-        import torch
-
-        from instruct_prune.encode.store import TokenStore
-        from instruct_prune.measure.subnet import SubnetSpec
-        from instruct_prune.models.causal_lm import CausalLM
-        from instruct_prune.models.names import find_model, load_tokenizer
-
-        self.device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.model = load_model(options, self.device)
-        self.tokenizer = load_tokenizer(find_model(options.model))
-        self.backbone = CausalLM(self.model)
-        self.backbone.fit([])
-        self.store = TokenStore.open(Path(options.store))
-        self.rows = [self.store[i] for i in range(len(self.store))]
-        self.dense = (SubnetSpec("dense"),)
-        self.harness: Any = None
-
-    def plan(self, options: argparse.Namespace) -> Any:
-        from instruct_prune.encode.batching import plan_batches, shared_prefixes
-
-        rows = np.arange(len(self.store))
-        group, prefixes = shared_prefixes(self.store.ids, self.store.offset, rows, self.store.first_target)
-        tokens = options.batch_tokens or (4096 if self.device.type == "cpu" else 32768)
-        return plan_batches(rows, self.store.lengths, batch_tokens=tokens, group=group, prefixes=prefixes)
-
-
-def load_model(options: argparse.Namespace, device: Any) -> Any:
-    import torch
-
-    from instruct_prune.models.names import find_model, load_causal_lm
-
-    if options.shape is None:
-        return load_causal_lm(find_model(options.model), precision(options, options.one)).to(device)
-    from transformers import AutoModelForCausalLM, LlamaConfig
-
-    torch.manual_seed(0)
-    with torch.device(device):
-        config = LlamaConfig(**json.loads(options.shape))
-        model = AutoModelForCausalLM.from_config(
-            config, dtype=getattr(torch, precision(options, options.one)), attn_implementation="sdpa"
-        )
-    return model.eval().requires_grad_(False)
-
-
-def synchronise(device: Any) -> None:
-    import torch
-
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def measure(options: argparse.Namespace) -> None:
@@ -229,69 +106,30 @@ def measure(options: argparse.Namespace) -> None:
         "losses": losses.tolist(),
         "rate": matrix_rate(bench),
     }
-    facts |= {"switching": getattr(bench, "switching", None), "operations": operations(bench, computed)}
+    facts |= {"switching": bench.switching, "operations": operations(bench, computed)}
     print(json.dumps(facts))
 
 
 def ladder(options: argparse.Namespace, bench: Bench) -> tuple[np.ndarray, int]:
     """All subnets, with masks and restoring."""
-    from instruct_prune.measure.passes import parse_subnets, plan_passes
+    from instruct_prune.measure.ladder import parse_subnets
+    from instruct_prune.measure.measurement import measurements_of, plan_passes
     from instruct_prune.measure.subnets import SubnetSwitch
 
-    passes = plan_passes(parse_subnets([options.subnets]))
+    passes = plan_passes(measurements_of(parse_subnets([options.subnets]), []))
     plan = bench.plan(options)
     losses, switching = np.zeros(0), 0.0
     with SubnetSwitch(bench.model) as switch:
         for a_pass in passes:
             began = time.perf_counter()
-            switch.to(a_pass)
+            switch.to(a_pass.weights)
             synchronise(bench.device)
             switching += time.perf_counter() - began
             losses, _ = ours(options, bench)
         began = time.perf_counter()
     synchronise(bench.device)
-    bench.switching = switching + time.perf_counter() - began  # type: ignore[attr-defined]
+    bench.switching = switching + time.perf_counter() - began
     return losses, len(passes) * (plan.n_tokens + plan.n_padding)
-
-
-def linear_shapes(bench: Bench) -> list[tuple[int, int]]:
-    import torch
-
-    head = bench.model.get_output_embeddings()
-    return [
-        (m.out_features, m.in_features)
-        for m in bench.model.modules()
-        if isinstance(m, torch.nn.Linear) and m is not head
-    ]
-
-
-def operations(bench: Bench, tokens: int) -> float:
-    """Multiply-adds counted twice: linear layers of every token, the head of response tokens (attention is left out)."""
-    head = bench.model.get_output_embeddings().weight
-    responses = sum(int(row.response_mask.sum()) for row in bench.rows)
-    return float(2 * tokens * sum(a * b for a, b in linear_shapes(bench)) + 2 * responses * head.numel())
-
-
-def matrix_rate(bench: Bench, tokens: int = 2048) -> float:
-    """Operations a second of plain matrix products at the model's own shapes, best of several."""
-    import torch
-    import torch.nn.functional as F
-
-    shapes = linear_shapes(bench)[: 7 * 4]
-    dtype = bench.model.dtype
-    weights = [torch.randn(a, b, device=bench.device).to(dtype) for a, b in shapes]
-    inputs = {b: torch.randn(tokens, b, device=bench.device).to(dtype) for _, b in shapes}
-    best = 0.0
-    with torch.no_grad():
-        for _ in range(4):
-            synchronise(bench.device)
-            began = time.perf_counter()
-            for weight in weights:
-                F.linear(inputs[weight.shape[1]], weight)
-            synchronise(bench.device)
-            done = 2.0 * tokens * sum(a * b for a, b in shapes)
-            best = max(best, done / (time.perf_counter() - began))
-    return best
 
 
 # ---- the table ----

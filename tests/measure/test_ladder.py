@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from instruct_prune.errors import InputError
 from instruct_prune.measure.ladder import parse_subnets, score_name_of
 from instruct_prune.measure.measurement import Measurement, measurements_of, plan_passes
-from instruct_prune.measure.probes import Loss, State, parse_probe
+from instruct_prune.measure.probes import Loss, Probe, State, parse_probe
 from instruct_prune.measure.subnet import ALONE, DENSE, DENSE_ALONE, SubnetSpec
 
 
@@ -107,7 +107,39 @@ def test_families_of_the_users_own_have_values_and_seeds() -> None:
     assert parse_subnets(["noisy:gauss:0.5@noisy:half"]) == (SubnetSpec("noisy:gauss", 0.5, view="noisy:half"),)
 
 
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["one:gauss:0.1", "two:gauss:0.1"],
+        ["dense@one:half", "dense@two:half"],
+        ["dense", "dense@my_views:dense"],
+        ["alone", "dense@my_views:alone"],
+        ["dropout:0.0201,0.0202"],
+        ["noisy:gauss:0.0001,0.0002"],
+    ],
+)
+def test_two_subnets_of_one_name_are_refused(texts: list[str]) -> None:
+    """Their parts would lie in one folder, and one of them would be taken for the other."""
+    with pytest.raises(InputError, match="both be called"):
+        parse_subnets(texts)
+
+
 # ---- probes ----
+
+
+class Mine(Probe):
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, model: object, batch: object, states: object) -> object:  # type: ignore[override]
+        raise AssertionError("never run")
+
+
+@pytest.mark.parametrize(("name", "others"), [("loss", []), ("mean", [State("mean")])])
+def test_two_probes_of_one_name_are_refused(name: str, others: list[Probe]) -> None:
+    with pytest.raises(InputError, match=f"two different probes are called '{name}'"):
+        measurements_of([DENSE], [*others, Mine(name)])
+    assert len(measurements_of([DENSE], [*others, Mine("other")])) == 2 + len(others)
 
 
 def test_probes_by_name() -> None:

@@ -32,7 +32,8 @@ def plain_vector(model: Any, row: Tokens, probe: State) -> np.ndarray:
     assert states.shape == (n, model.config.hidden_size)
     if probe.how == "last":
         return states[-1]
-    weights = np.ones(n) if probe.how == "mean" else np.arange(1, n + 1)
+    weights = np.ones(n) if probe.how == "mean" else np.arange(1.0, n + 1)
+    weights[0] *= probe.depth in (None, model.config.num_hidden_layers)  # after inner blocks the first is left out
     return sum(w * state for w, state in zip(weights, states, strict=True)) / weights.sum()
 
 

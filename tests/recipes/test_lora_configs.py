@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from instruct_prune.config import load_yaml
+from instruct_prune.config_file import load_yaml
 from instruct_prune.train import IGNORED, TrainRow, attach_lora, collate
 
 RECIPES = Path(__file__).parents[2] / "recipes"

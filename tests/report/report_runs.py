@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from instruct_prune.measure.subnet import SubnetSpec
-from instruct_prune.rows.row import Message, Reject, Row
+from instruct_prune.rows.row import ImageRef, Message, Part, Reject, Row
 from instruct_prune.rows.table import RowFacts
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.records import EmbedFacts, EncodeFacts, RowsFacts, ScoreFacts, SelectFacts, TokenCounts
@@ -44,6 +44,13 @@ def sample(row_id: int, question: str, answer: str, **columns: Any) -> Row:
     messages = (Message("user", question), Message("assistant", answer, trained=True))
     raw = {"instruction": question, "output": answer, **columns}
     return Row(row_id, messages, columns.pop("file", "rows.jsonl"), row_id + 1, raw, columns)
+
+
+def with_picture(row: Row, data: bytes) -> Row:
+    """The row, its first turn showing a picture beside the text."""
+    first = row.messages[0]
+    parts = (Part("text", first.text), Part("image", ImageRef(f"{row.row_id}.png", data)))
+    return dataclasses.replace(row, messages=(dataclasses.replace(first, content=parts), *row.messages[1:]))
 
 
 def varied_samples(n: int, seed: int = 0) -> list[Row]:

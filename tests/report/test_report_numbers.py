@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pandas
 import pytest
-from report_runs import LADDER, MIXED, forget, make_run, sample, varied_samples, write_row_facts
+from PIL import Image
+from report_runs import LADDER, MIXED, forget, make_run, sample, varied_samples, with_picture, write_row_facts
 
 from instruct_prune.errors import InputError
 from instruct_prune.measure.subnet import SubnetSpec
@@ -24,6 +26,7 @@ from instruct_prune.report.rows import cut, image_address, read_rows, visible
 from instruct_prune.report.scripts import NAMES, scripts_of
 from instruct_prune.report.shift import bin_of, edges_of, histogram
 from instruct_prune.report.tables import read_tables
+from instruct_prune.rows.pixels import thumbnail_of
 from instruct_prune.rows.row import Message, Reject, Row
 from instruct_prune.run.records import ScoreFacts
 from instruct_prune.select.data import Pool, Selection
@@ -320,15 +323,26 @@ def test_pictures_are_pictures() -> None:
     assert image_address(png).startswith("data:image/png;base64,iVBOR")
     assert image_address(b"<svg onload=alert(1)>") == ""
     assert image_address(None) == ""
-    facts = read_rows([sample(0, "q", "a")], np.array([0]), np.array([0]), 100, lambda row: png)
-    assert facts.texts[0].image == image_address(png)
+    shown = [red_square(), b"no picture", b"<svg onload=alert(1)>"]
+    rows = [with_picture(sample(i, "q", "a"), data) for i, data in enumerate(shown)]
+    rows.append(sample(3, "q", "a"))
+    facts = read_rows(rows, np.arange(4), np.arange(4), 100)
+    assert facts.texts[0].image == image_address(thumbnail_of(red_square()))
+    assert facts.texts[0].image.startswith("data:image/jpeg;base64,")
+    assert [facts.texts[i].image for i in (1, 2, 3)] == ["", "", ""]
+
+
+def red_square() -> bytes:
+    content = io.BytesIO()
+    Image.new("RGB", (20, 20), "red").save(content, "PNG")
+    return content.getvalue()
 
 
 def test_pictures_without_room_are_not_those_of_the_last_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    png = b"\x89PNG\r\n\x1a\n123"
-    monkeypatch.setattr("instruct_prune.report.rows.IMAGE_BYTES", 50 * len(image_address(png)))
-    rows, ids = [sample(i, "q", "a") for i in range(200)], np.arange(200)
-    facts = read_rows(rows, ids, ids, 100, lambda row: png, foremost=[198, 199])
+    size = len(image_address(thumbnail_of(red_square())))
+    monkeypatch.setattr("instruct_prune.report.rows.IMAGE_BYTES", 50 * size)
+    rows, ids = [with_picture(sample(i, "q", "a"), red_square()) for i in range(200)], np.arange(200)
+    facts = read_rows(rows, ids, ids, 100, foremost=[198, 199])
     shown = [at for at, text in facts.texts.items() if text.image]
     assert len(shown) == 50
     assert {198, 199} <= set(shown)

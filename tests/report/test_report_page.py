@@ -169,7 +169,7 @@ def test_compare_needs_a_selection(tmp_path: Path) -> None:
     first, second = make_run(tmp_path / "a", rows, keep=None), make_run(tmp_path / "b", rows)
     with pytest.raises(InputError, match="no selection"):
         write_report(first, rows, others=[second])
-    with pytest.raises(InputError, match=r"selection\.parquet"):
+    with pytest.raises(InputError, match=r"the select stage has not run\. Run `instruct-prune select"):
         write_report(second, rows, others=[first])
 
 

@@ -19,6 +19,7 @@ import pytest
 from instruct_prune.cli import main
 from instruct_prune.report.summary import print_health
 from instruct_prune.run.folder import RunFolder
+from instruct_prune.run.records import EmbedFacts
 
 ROOT = Path(__file__).parents[2]
 IMAGES = ROOT / "data_samples" / "images"
@@ -288,3 +289,39 @@ def test_two_processes_give_the_scores_of_one_and_a_killed_run_is_completed(wher
     assert codes == [-9, -9, 0]
     for name in ("scores.parquet", "embeddings.npy"):
         assert (out / name).read_bytes() == (one / name).read_bytes()
+
+
+def test_a_table_of_pictures_is_pruned_in_its_own_format(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    files = [p for p in sorted(IMAGES.rglob("*.*")) if p.parent.name in ("circle", "square")][:16]
+    rows = [{"image": {"bytes": p.read_bytes(), "path": p.name}, "label": p.parent.name} for p in files]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "set.parquet")
+    out = tmp_path / "run"
+    base = ["run", "--data", str(tmp_path / "set.parquet"), "--model", "tiny_cnn:make", *LADDER, "--keep", "6"]
+    assert main([*base, "--out", str(out)]) == 0
+    selection = pq.read_table(out / "selection.parquet").to_pandas()
+    kept = selection.row_id[selection.selected].tolist()
+    assert len(kept) == 6
+    assert pq.read_table(out / "pruned.parquet").to_pylist() == [rows[i] for i in kept]
+
+
+def test_vectors_of_the_users_own_stay_when_pictures_are_scored_anew(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    np.save(tmp_path / "v.npy", np.random.default_rng(0).normal(size=(57, 5)).astype(np.float32))
+    assert main(words(out, "--keep", "5", "--embedder", str(tmp_path / "v.npy"))) == 0
+    assert np.load(out / "embeddings.npy").shape == (57, 5)
+    assert main([*words(out, command="score"), "--subnets", "dense", "--restart"]) == 0
+    assert np.load(out / "embeddings.npy").shape == (57, 5)
+    assert main(["embed", "--out", str(out), "--embedder", "model", "--restart"]) == 0
+    assert np.load(out / "embeddings.npy").shape == (57, 16)
+    before = np.load(out / "embeddings.npy")
+    assert main([*words(out, command="score"), "--restart"]) == 0
+    np.testing.assert_array_equal(np.load(out / "embeddings.npy"), before)
+    assert RunFolder(out).find(EmbedFacts) is not None
+
+
+def test_vectors_of_an_earlier_stage(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert main(words(out, "--keep", "5", "--embedder", "model:mean@1")) == 0
+    assert np.load(out / "embeddings.npy").shape == (57, 8)

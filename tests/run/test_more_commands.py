@@ -14,6 +14,7 @@ from sample_rows import alpaca_rows, write_jsonl
 
 from instruct_prune.cli import main
 from instruct_prune.run.folder import RunFolder
+from instruct_prune.run.records import SelectFacts
 
 N = 60
 
@@ -132,7 +133,7 @@ def test_a_method_and_a_score_of_the_users_own(
     assert selection.kept.tolist() == selection.row_id[-3:].tolist()
     assert (selection.score < 0).all()
     assert selection.params == {"method": "own_rules:last", "split": 0.25}
-    assert RunFolder(run).stage("select")["score"] == "own_rules:negative"
+    assert RunFolder(run).facts(SelectFacts).score == "own_rules:negative"
 
 
 def test_compare_and_correlate(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -205,3 +206,47 @@ def test_embeddings_resume_and_precomputed_vectors(
     np.save(tmp_path / "short.npy", vectors[:7])
     assert main(["embed", "--out", str(run), "--embedder", str(tmp_path / "short.npy"), "--restart"]) == 2
     assert "7 vectors" in capsys.readouterr().err
+
+
+def states_of(run: Path, model_folder: Path, pool: str) -> np.ndarray:
+    """Unit vectors about the mean row: states after one block, one row a forward pass of transformers."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from instruct_prune.encode.store import TokenStore
+
+    items, model = TokenStore.open(run / "items"), AutoModelForCausalLM.from_pretrained(model_folder).eval()
+    found = []
+    for i in range(len(items)):
+        ids = torch.as_tensor(items[i].ids.astype(np.int64))[None]
+        with torch.no_grad():
+            states = model(ids, output_hidden_states=True).hidden_states[1][0].double().numpy()
+        found.append(states[-1] if pool == "last" else states[1:].mean(axis=0))
+    moved = np.asarray(found) - np.mean(found, axis=0)
+    return moved / np.linalg.norm(moved, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("pool", ["mean", "last"])
+def test_vectors_of_the_scoring_model_itself(run: Path, tiny_model_folder: Path, pool: str) -> None:
+    """One more pass where scoring did not read them; never another model."""
+    assert main(["embed", "--out", str(run), "--embedder", f"model:{pool}@1", "--restart"]) == 0
+    vectors = np.load(run / "embeddings.npy")
+    np.testing.assert_allclose(vectors, states_of(run, tiny_model_folder, pool), atol=1e-4)
+    assert not (run / "parts").exists() or not any((run / "parts").rglob("*.parquet"))
+    selected(run, "--keep", "0.5", "--clusters", "3")
+
+
+def test_vectors_of_the_scoring_model_are_read_in_the_pass_that_scores(
+    tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from instruct_prune.models.causal_lm import CausalLM
+
+    data = write_jsonl(tmp_path / "d.jsonl", alpaca_rows(20))
+    words = ["--data", str(data), "--model", str(tiny_model_folder), "--dtype", "float32", "--keep", "0.5"]
+    loads = []
+    load = CausalLM.load
+    monkeypatch.setattr(CausalLM, "load", lambda self, *a, **k: (loads.append(1), load(self, *a, **k))[1])
+    out = tmp_path / "run"
+    assert main(["run", *words, "--embedder", "model:mean@1", "--clusters", "3", "--out", str(out)]) == 0
+    assert len(loads) == 1
+    np.testing.assert_allclose(np.load(out / "embeddings.npy"), states_of(out, tiny_model_folder, "mean"), atol=1e-4)

@@ -1,4 +1,4 @@
-"""FlexRand has the pool shares of METHOD.md, section 4."""
+"""FlexRand has the pool shares of docs/method.md, section 4."""
 
 import numpy as np
 import pytest

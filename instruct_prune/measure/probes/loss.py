@@ -1,4 +1,4 @@
-"""The loss of each row (METHOD section 1)."""
+"""The loss of each row (docs/method.md, section 1)."""
 
 from __future__ import annotations
 

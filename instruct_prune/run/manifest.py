@@ -1,0 +1,216 @@
+"""What a run folder says about its stages: one record each, in ``manifest.json``."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import platform
+import sys
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from instruct_prune.errors import InputError
+from instruct_prune.run.records import LAYOUT, STAGES, Facts, Record, read_record
+from instruct_prune.storage import write_json
+
+MANIFEST = "manifest.json"
+PACKAGES = (
+    "instruct-prune",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "accelerate",
+    "sentence-transformers",
+    "scikit-learn",
+    "numpy",
+    "pyarrow",
+)
+
+
+def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """Lines "key: old -> new" for every leaf in which two nested mappings differ."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        lines: list[str] = []
+        for key in sorted({*old, *new}):
+            lines += differences(old.get(key), new.get(key), f"{prefix}{key}.")
+        return lines
+    if json.dumps(old, default=str) == json.dumps(new, default=str):
+        return []
+    return [f"  {prefix.rstrip('.')}: {_short(old)} -> {_short(new)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=True, default=str)
+    return text if len(text) <= 160 else text[:157] + "..."
+
+
+class Manifest:
+    """The records of the stages in a run's folder.
+
+    Args:
+        path: the folder; it need not exist.
+
+    Raises:
+        InputError: the folder holds other files, so it is not a run's, or it was made by a version with another layout.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if self.path.is_file():
+            raise InputError(f"--out {self.path} is a file. Name a folder.")
+        if self.path.is_dir() and not (self.path / MANIFEST).exists() and any(self.path.iterdir()):
+            raise InputError(
+                f"--out {self.path} exists, is not empty and is not a run of instruct-prune (it has no {MANIFEST}). "
+                "Nothing was written. Name a new or empty folder."
+            )
+        if self.exists and self.manifest.get("layout") != LAYOUT:
+            raise InputError(
+                f"{self.path} was made by another version of instruct-prune, whose run folders this one does not read. Its "
+                "tables (scores.parquet, pruned.jsonl) are as they were; to select or export anew, score into a new --out."
+            )
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    @property
+    def exists(self) -> bool:
+        return (self.path / MANIFEST).exists()
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        path = self.path / MANIFEST
+        if not path.exists():
+            return {}
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"{path} is not valid JSON ({error}). Restore it, or use another --out.") from error
+        if not isinstance(value, dict):
+            raise InputError(f"{path} is not a manifest of instruct-prune. Use another --out.")
+        return value
+
+    def create(self) -> None:
+        """Make the folder a run's, so that an interrupted first command can be run again."""
+        if not self.exists:
+            self._save({})
+
+    # ---- records ----
+
+    def record(self, kind: type[Facts]) -> Record[Facts] | None:
+        """A stage's record, finished or not, fresh or stale; None where it never began."""
+        entry = self.manifest.get("stages", {}).get(kind.stage)
+        if entry is None:
+            return None
+        try:
+            return read_record(kind, entry)
+        except (KeyError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"{self.path / MANIFEST}: the record of the {kind.stage} stage cannot be read ({reason}). Restore the file, "
+                "or score into another --out."
+            ) from None
+
+    def find(self, kind: type[Facts]) -> Record[Facts] | None:
+        """A stage's record where it is finished and fresh, else None."""
+        record = self.record(kind)
+        return record if record is not None and record.facts is not None and self.stale(record) is None else None
+
+    def stale(self, record: Record[Any]) -> str | None:
+        """The name of the stage that was made anew since this record was written, or None where it is fresh."""
+        for name, fingerprint in record.inputs.items():
+            kind = next(kind for kind in STAGES if kind.stage == name)
+            under = self.record(kind)  # type: ignore[type-var]
+            if under is None or under.facts is None or under.fingerprint != fingerprint:
+                return name
+            deeper = self.stale(under)
+            if deeper is not None:
+                return deeper
+        return None
+
+    def require(self, kind: type[Facts]) -> Record[Facts]:
+        """A stage's record, finished and fresh.
+
+        Raises:
+            InputError: it has not run, is unfinished or is stale; the message names the command to run.
+        """
+        record = self.record(kind)
+        command = f"instruct-prune {kind.command} --out {self.path}"
+        if record is None or record.facts is None:
+            state = "has not run" if record is None else "is not finished"
+            raise InputError(f"{self.path}: the {kind.stage} stage {state}. Run `{command}` first.")
+        changed = self.stale(record)
+        if changed is not None:
+            raise InputError(
+                f"{self.path}: the {kind.stage} stage is stale: the {changed} stage has changed since it was made, so its "
+                f"results are not used. Run `{command}` again."
+            )
+        return record
+
+    def facts(self, kind: type[Facts]) -> Facts:
+        """The facts of a stage that is finished and fresh, as `require`."""
+        facts = self.require(kind).facts
+        assert facts is not None
+        return facts
+
+    def begin(
+        self,
+        kind: type[Facts],
+        config: Mapping[str, Any],
+        inputs: tuple[type[Any], ...] = (),
+        restart: bool = False,
+        work_kept: bool = False,
+    ) -> bool:
+        """Claim a stage for options; True when it is already finished under the same ones, from the same inputs.
+
+        Args:
+            kind: of the stage.
+            config: the options that decide the result.
+            inputs: the stages that it is made from, all of them finished.
+            restart: discard what is there.
+            work_kept: an unfinished stage has left parts that are worth keeping; without them it is simply begun anew.
+
+        Raises:
+            InputError: the folder holds this stage under other options; the message lists what differs.
+        """
+        known = self.record(kind)
+        wanted = Record[Facts](
+            json.loads(json.dumps(config, default=str)), {each.stage: self.require(each).fingerprint for each in inputs}
+        )
+        if known is not None and not restart:
+            if known.fingerprint == wanted.fingerprint:
+                return known.facts is not None
+            lines = differences(known.config, wanted.config)
+            if lines and (known.facts is not None or work_kept):
+                raise InputError(
+                    f"{self.path} holds the {kind.stage} stage of another run, and nothing of it was overwritten. What differs "
+                    f"(there -> asked for):\n"
+                    + "\n".join(lines)
+                    + "\nUse another --out, the same options, or --restart to "
+                    "discard it."
+                )
+        self._write(kind, wanted)
+        return False
+
+    def finish(self, facts: Any) -> None:
+        """Mark a stage complete: written last, when all its files are in place."""
+        record = self.record(type(facts))
+        assert record is not None, "a stage begins before it is finished"
+        self._write(type(facts), Record(record.config, record.inputs, facts))
+
+    def _write(self, kind: type[Any], record: Record[Any]) -> None:
+        self._save({**self.manifest.get("stages", {}), kind.stage: record.to_json()})
+
+    def _save(self, stages: Mapping[str, Any]) -> None:
+        manifest = {"layout": LAYOUT, "stages": stages, "argv": sys.argv, "versions": versions()}
+        write_json(self.path / MANIFEST, manifest)
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that take part in the numbers."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found

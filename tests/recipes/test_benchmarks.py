@@ -1,0 +1,140 @@
+"""The benchmarks run: each --help, and on tiny models those that need one. What they time is not looked at."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sample_rows import alpaca_rows, write_jsonl
+
+FOLDER = Path(__file__).parents[2] / "recipes" / "benchmarks"
+SCRIPTS = sorted(path for path in FOLDER.glob("*.py") if "__main__" in path.read_text(encoding="utf-8"))
+
+
+def run(name: str, *words: str) -> str:
+    """What a benchmark prints."""
+    done = subprocess.run([sys.executable, str(FOLDER / f"{name}.py"), *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_jsonl(tmp_path / "rows.jsonl", alpaca_rows(20))
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a benchmark in this process: for those that start no process of their own."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+
+    def call(name: str, *words: str) -> str:
+        monkeypatch.setattr(sys, "argv", [name, *words])
+        import_module(name).main()
+        return capsys.readouterr().out
+
+    return call
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_help(path: Path) -> None:
+    assert "usage:" in run(path.stem, "--help")
+
+
+def test_there_are_scripts() -> None:
+    assert {path.stem for path in SCRIPTS} >= {
+        "duplicates",
+        "clusters",
+        "measurements",
+        "scoring",
+        "selection",
+        "report",
+    }
+
+
+@pytest.mark.slow
+def test_scoring(data: Path, tiny_model_folder: Path) -> None:
+    words = ["--data", str(data), "--rows", "12", "--repeats", "1", "--model", str(tiny_model_folder)]
+    found = run("scoring", *words, "--methods", "paper", "ours", "--subnets", "magnitude:1.0,0.8")
+    lines = {line.split()[0]: line.split() for line in found.splitlines() if line.split()}
+    heads = found[found.index("method") :].splitlines()[0]
+    assert "max diff" in heads
+    # method, s a pass, rows/s, tokens/s, ours is, computed, peak MB, max diff, rho, of rate
+    assert float(lines["ours"][7]) < 1e-4  # the same losses as the paper's loop ...
+    assert float(lines["ours"][8]) == 1.0  # ... in the same order
+    assert "12 rows" in found
+    assert "all subnets of magnitude:1.0,0.8" in found
+
+
+@pytest.mark.slow
+def test_measurements(data: Path, tiny_model_folder: Path) -> None:
+    words = ["--data", str(data), "--rows", "8", "--repeats", "1", "--model", str(tiny_model_folder)]
+    found = run("measurements", *words, "--dtype", "float32")
+    assert found.startswith("8 rows,")
+    lines = [line for line in found.splitlines() if line.startswith("loss")]
+    assert [line[:40].strip() for line in lines] == ["loss", "loss + mean", "loss + mean, weighted, last"]
+    assert float(lines[0].split()[-3]) == 1.0
+    assert all(float(line.split()[-1]) < 1e-5 for line in lines)  # what else is read changes no loss
+
+
+def test_duplicates(
+    here: Callable[..., str], data: Path, tiny_model_folder: Path, tiny_embedder_folder: Path, tmp_path: Path
+) -> None:
+    model = ["--model", str(tiny_model_folder), "--keep-files", str(tmp_path / "kept")]
+    embedders = ["--embedder", str(tiny_embedder_folder), "model", "model:last@1", "--raw"]
+    words = ["--data", str(data), "--planted", "6", "--thresholds", "0.9", *model, *embedders]
+    found = here("duplicates", *words)
+    assert "20 rows and 6 planted near-duplicates; 14 rows are neither" in found
+    for name in (str(tiny_embedder_folder), "model", "model raw", "model:last@1", "model:last@1 raw"):
+        assert f"\n{name}: order " in found
+    keys = next(line for line in found.splitlines() if line.startswith("keys")).split()
+    assert keys[1:] == ["66.7%", "100.0%", "100.0%", "0.0%", "0.00%"]
+    assert here("duplicates", *words) == found  # from the parts that were kept
+
+
+def test_clusters(here: Callable[..., str], tmp_path: Path, tiny_model_folder: Path) -> None:
+    rows = [{**row, "kind": "ab"[i % 2]} for i, row in enumerate(alpaca_rows(24))]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    words = ["--data", str(path), "--column", "kind", "--rows", "20", "--clusters", "3", "--seeds", "2"]
+    found = here("clusters", *words, "--model", str(tiny_model_folder), "--embedder", "model")
+    assert "20 rows, 0 left out, 2 labels, 3 clusters, 2 seeds" in found
+    purity = float(next(line for line in found.splitlines() if line.startswith("model ")).split()[1])
+    assert 0.5 <= purity <= 1
+
+
+def test_agreement_with_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    agreement = import_module("clusters").agreement
+    vectors = np.repeat(np.eye(2, dtype=np.float32), 10, axis=0)
+    same, other = np.repeat(["a", "b"], 10), np.tile(["a", "b"], 10)
+    assert agreement(vectors, same, 2, 0) == (1.0, pytest.approx(1.0), pytest.approx(1.0))
+    purity, nmi, _ = agreement(vectors, other, 2, 0)
+    assert (purity, nmi) == (0.5, pytest.approx(0.0))
+
+
+def test_order_and_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    duplicates = import_module("duplicates")
+    pairs, others = np.float32([0.9, 0.5]), np.float32([0.1, 0.5, 0.6, 0.95])
+    assert duplicates.order(pairs, others) == (3 + 1.5) / 8
+    assert duplicates.threshold_for(others, 0.5) == pytest.approx(0.6)
+    assert duplicates.threshold_for(others, 0.001) == pytest.approx(0.95)  # at least one row
+
+
+def test_made_up_runs_have_all_that_a_report_shows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from instruct_prune.report.html import write_report
+    from instruct_prune.run.records import EmbedFacts, ScoreFacts, SelectFacts
+    from instruct_prune.run.rows import rows_of
+
+    monkeypatch.syspath_prepend(str(FOLDER))
+    folder = import_module("report").make_run(tmp_path / "run", 400)
+    facts = folder.facts(SelectFacts)
+    assert (facts.scored, facts.kept, facts.dropped) == (400, 120, 280)
+    assert folder.facts(ScoreFacts).health.subnets[0].name == "dense"
+    assert folder.facts(EmbedFacts).width == 384
+    assert write_report(folder, rows_of(folder)).stat().st_size > 100_000
