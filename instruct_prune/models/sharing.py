@@ -25,8 +25,8 @@ from instruct_prune.errors import InputError
 from instruct_prune.models.names import context_of
 
 PREFIX_LENGTHS = (24, 17)  # tokens of the two beginnings that are tried
-OWN_LENGTHS = ((72, 5), (11,))  # and of what the rows that begin with each go on with, where the context allows
-EXACT, ROUNDED = 5e-4, 0.25  # nats a token by which losses may differ in float32, and in 16-bit types (of one token)
+OWN_LENGTHS = ((44, 5), (11,))  # and of what the rows that begin with each go on with, where the context allows
+EXACT, ROUNDED = 1e-4, 0.25  # nats a token by which losses may differ in float32, and in 16-bit types (of one token)
 FAULTS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, NotImplementedError, AssertionError)
 
 

@@ -95,8 +95,7 @@ def score(
     model.load(dtype, ranks.device, folder / "parts" / "offload" if config.device_map == "auto" else None)
     model.shortcuts = ranks.broadcast(model.shortcuts)
     waves = Waves(folder, model, items, wanted, identity)
-    if ranks.is_main:
-        _announce(model, items, waves, dtype, ranks, config.dry_run)
+    ranks.on_main(lambda: _announce(model, items, waves, dtype, ranks, config.dry_run))
     if config.dry_run:
         ranks.close()
         return None

@@ -67,6 +67,18 @@ MLA: dict[str, Any] = {
     "head_dim": 4,
 }
 """Where keys and values come from a latent (kv_lora_rank)."""
+NOT_HERE = {
+    "blt": "works on bytes in patches that a second model finds; takes no tokens of a tokenizer",
+    "cohere_compass_text": "AutoModelForCausalLM cannot make its rotary embedding from a configuration of its own",
+    "dbrx": "its configuration fails in transformers 5.24 (DbrxAttentionConfig has no rope_theta)",
+    "dots3_note": "its configuration names layers beyond those of a small model; dots3_note_text is the text part",
+    "gemma3n": "needs timm; gemma3n_text is the text part",
+    "gemma4_assistant": "drafts for another model, whose states it needs",
+    "gemma4_unified_assistant": "drafts for another model, whose states it needs",
+    "musicgen": "takes sound codes, not text",
+    "musicgen_melody": "takes sound codes, not text",
+}
+"""Architectures of the auto mapping that are not built, with the reason."""
 LINEAR = ["linear_attention", "full_attention"]
 OVERRIDES: dict[str, dict[str, Any]] = {
     "axk2": {"head_dim": 12},
@@ -154,9 +166,12 @@ def _small(config_class: Any, overrides: dict[str, Any]) -> Any:
     options |= {renamed.get(k, k): v for k, v in WHERE_KNOWN.items() if renamed.get(k, k) in known}
     if "kv_lora_rank" in known:
         options |= {k: v for k, v in MLA.items() if k in known}
-    for name, sub in getattr(config_class, "sub_configs", {}).items():
-        if hasattr(sub, "model_type"):
-            options[name] = _small(sub, OVERRIDES.get(sub.model_type, {}) | overrides.get(name, {}))
+    subs = getattr(config_class, "sub_configs", {})
+    whole = config_class() if any(not hasattr(sub, "model_type") for sub in subs.values()) else None
+    for name, sub in subs.items():
+        kind = sub if hasattr(sub, "model_type") else type(getattr(whole, name))
+        if hasattr(kind, "model_type"):
+            options[name] = _small(kind, OVERRIDES.get(kind.model_type, {}) | overrides.get(name, {}))
     options |= {k: v for k, v in overrides.items() if k not in getattr(config_class, "sub_configs", {})}
     return config_class(**{k: v for k, v in options.items() if v is not None})
 
