@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from instruct_prune.arrays import Bool, Int32, Int64
 from instruct_prune.config import EncodeConfig, ScoreConfig
@@ -24,7 +24,15 @@ from instruct_prune.encode.batching import Plan
 from instruct_prune.encode.item import Tokens
 from instruct_prune.errors import InputError
 from instruct_prune.models import names
-from instruct_prune.models.decoder import UpToHead, decoder_of, exit_path, logit_adjustment, long_above, output_head
+from instruct_prune.models.decoder import (
+    Exits,
+    UpToHead,
+    decoder_of,
+    find_exits,
+    logit_adjustment,
+    long_above,
+    output_head,
+)
 from instruct_prune.models.head import Head
 from instruct_prune.models.linear import OneDnnLinear
 from instruct_prune.models.model import Items, States
@@ -121,7 +129,7 @@ class CausalLM(TextModel):
 
     def _run_by(self, decoder: Any) -> None:
         self.decoder = decoder
-        self._exit: nn.Sequential | None = None
+        self._exits: Exits | None = None
         self._parameters = inspect.signature(decoder.forward).parameters
         # transformers 5.23 renamed past_key_values, and warns of the old name.
         self._cache_argument = next((name for name in CACHES if name in self._parameters), None)
@@ -195,9 +203,9 @@ class CausalLM(TextModel):
         wrong = [d for d in depths if not 1 <= d <= n_blocks]
         if wrong:
             raise InputError(f"depth {wrong[0]} was asked for, but the model has {n_blocks} blocks (1 to {n_blocks}).")
-        if depths and self._exit is None:
+        if depths and self._exits is None:
             with torch.inference_mode():
-                self._exit = exit_path(self.decoder, n_blocks, self.device)
+                self._exits = find_exits(self.decoder, n_blocks, self.device)
 
     def collate(self, items: Sequence[Tokens], prefix: int) -> TextBatch:
         skip = len(self._prefixes[prefix]) if prefix >= 0 else 0
@@ -228,10 +236,9 @@ class CausalLM(TextModel):
         """float32 [m]: -log p of every target, row after row."""
         hidden = states[depth][batch.rows, batch.positions]
         with self._fast():
-            # transformers has already applied the final norm to the state after the last block, and to no other.
             if depth is not None and depth != self.depths()[-1]:
-                assert self._exit is not None
-                hidden = self._exit(hidden)
+                assert self._exits is not None
+                hidden = self._exits.way(hidden)
             return self.head.losses(hidden, batch.targets)
 
     def pool(self, batch: TextBatch, states: States, depth: int | None, how: str) -> Tensor:
@@ -251,10 +258,11 @@ class CausalLM(TextModel):
         known = {name: value for name, value in inputs.items() if name in self._parameters}
         output = self.decoder(**known, **({"output_hidden_states": True} if self._depths else {}))
         every = output.hidden_states if self._depths else ()
-        states: dict[int | None, Tensor] = {
-            None: output.last_hidden_state,
-            **{depth: every[depth] for depth in self._depths},
-        }
+        states: dict[int | None, Tensor] = {None: output.last_hidden_state}
+        for depth in self._depths:
+            assert self._exits is not None
+            # After the last block is where the model ends: its final norm is in that state, and in no other.
+            states[depth] = every[self._exits.state[depth]] if depth in self._exits.state else output.last_hidden_state
         return states, getattr(output, self._cache_argument, None) if self._cache_argument is not None else None
 
     def _prefix(self, index: int) -> Prefix:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -62,10 +63,21 @@ class UpToHead:
         yield from self.model.named_modules()
 
 
-def exit_path(decoder: nn.Module | UpToHead, n_blocks: int, device: torch.device) -> nn.Sequential:
-    """What the decoder does after its last block (its final norm, a projection): the way out after an earlier block.
+@dataclass(frozen=True)
+class Exits:
+    """How a loss is read after an inner block.
 
-    It is found by running one short row: the modules through which the last block's output becomes the last state.
+    Attributes:
+        way: what the decoder does after its last block: its final norm, a projection.
+        state: for each depth, where its state lies in the ``hidden_states`` of transformers; models differ in that.
+    """
+
+    way: nn.Sequential
+    state: Mapping[int, int]
+
+
+def find_exits(decoder: nn.Module | UpToHead, n_blocks: int, device: torch.device) -> Exits:
+    """Run one short row: which states the blocks leave, and the modules through which the last one's becomes the last state.
 
     Args:
         decoder: the model without its head.
@@ -94,20 +106,29 @@ def exit_path(decoder: nn.Module | UpToHead, n_blocks: int, device: torch.device
             hook.remove()
     kind = type(decoder).__name__
     states = output.hidden_states
-    if states is None or len(states) != n_blocks + 1 or any(s.shape != states[-1].shape for s in states):
+    last, way = output.last_hidden_state, list[nn.Module]()
+    if states is None or any(state.shape != states[-1].shape for state in states):
         raise InputError(
             f"{kind} does not give one state after each of its {n_blocks} blocks, so no depth can be read."
         )
-    last, way = output.last_hidden_state, list[nn.Module]()
     while found := [c for c in calls if not _in_stack(c[0], c[1]) and _same(c[3], last) and not _same(c[2], last)]:
         way.insert(0, found[-1][1])
         last = found[-1][2]
-    blocks = [output for name, _, _, output in calls if name.rpartition(".")[2].isdigit()]
-    if not all(any(_same(state, block) for block in blocks) for state in [*states[1:-1], last]):
-        raise InputError(
-            f"{kind} changes its states between its blocks, so a loss cannot be read after an earlier one."
+    left = [[c[3] for c in calls if c[0].rpartition(".")[2] == str(depth - 1)] for depth in range(1, n_blocks + 1)]
+    where = {
+        depth: next(
+            (
+                i
+                for i in (depth, depth - 1)
+                if i < len(states) and any(_same(states[i], one) for one in left[depth - 1])
+            ),
+            None,
         )
-    return nn.Sequential(*way)
+        for depth in range(1, n_blocks)
+    }
+    if None in where.values() or not any(_same(last, one) for one in left[-1]):
+        raise InputError(f"{kind} changes its states between its blocks, so no state after an earlier one can be read.")
+    return Exits(nn.Sequential(*way), {depth: i for depth, i in where.items() if i is not None})
 
 
 def _in_stack(name: str, module: nn.Module) -> bool:

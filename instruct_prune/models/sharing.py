@@ -22,10 +22,15 @@ from instruct_prune.arrays import Int32
 from instruct_prune.encode.batching import Plan
 from instruct_prune.encode.item import Tokens
 from instruct_prune.errors import InputError
+from instruct_prune.models.decoder import long_above
 from instruct_prune.models.names import context_of
 
 PREFIX_LENGTHS = (24, 17)  # tokens of the two beginnings that are tried
-OWN_LENGTHS = ((44, 5), (11,))  # and of what the rows that begin with each go on with, where the context allows
+OWN_LENGTHS = (
+    (44, 5),
+    (11,),
+)  # and of what the rows that begin with each go on with, where the model allows so long a row
+LONGEST = max(PREFIX_LENGTHS) + 44
 EXACT, ROUNDED = 1e-4, 0.25  # nats a token by which losses may differ in float32, and in 16-bit types (of one token)
 FAULTS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, NotImplementedError, AssertionError)
 
@@ -172,7 +177,7 @@ def _rows(module: Any) -> tuple[tuple[Int32, ...], list[Tokens]]:
     config = module.config.get_text_config()
     vocabulary = min(config.vocab_size, len(module.get_input_embeddings().weight))
     end = getattr(config, "eos_token_id", None)
-    most = context_of(module.config)
+    most = min(context_of(module.config), long_above(module.config) or LONGEST)
     rng = np.random.default_rng(0)
 
     def some(length: int) -> Int32:
@@ -183,10 +188,10 @@ def _rows(module: Any) -> tuple[tuple[Int32, ...], list[Tokens]]:
 
     beginnings, rows = [], []
     for length, own in zip(PREFIX_LENGTHS, OWN_LENGTHS, strict=True):
-        beginnings.append(some(length))
+        beginnings.append(some(min(length, most // 2)))
         for more in own:
-            ids = np.concatenate([beginnings[-1], some(max(3, min(more, most - length)))])
-            rows.append(Tokens(ids, np.arange(len(ids)) > length))
+            ids = np.concatenate([beginnings[-1], some(min(more, most - len(beginnings[-1])))])
+            rows.append(Tokens(ids, np.arange(len(ids)) > len(beginnings[-1])))
     return tuple(beginnings), rows
 
 

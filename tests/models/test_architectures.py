@@ -144,6 +144,8 @@ def _short(reason: str) -> str:
     """The kind of a reason, without the figures that differ from machine to machine."""
     if "tokens that come after" in reason:
         return "not causal"
+    if "after the output head" in reason:
+        return "its output head is not known"
     if "losses change" in reason:
         return "a continued cache gives other losses"
     return "its cache cannot be continued by several rows" if reason else "keeps no cache"

@@ -130,7 +130,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "reformer": {"axial_pos_embds_dim": (16, 16), "axial_pos_shape": (16, 16), "attn_layers": ["local", "lsh"]},
     "xlnet": {"max_position_embeddings": None},
     "xmod": {"languages": ("en_XX",), "default_language": "en_XX"},
-    "xlstm": {"num_heads": 4, "head_dim": None, "num_attention_heads": None},
+    "xlstm": {"autocast_kernel_dtype": "float32", "num_heads": 4, "head_dim": None, "num_attention_heads": None},
     "modernbert-decoder": {"local_attention": 8},
     "zamba2": {"layers_block_type": ["mamba", "hybrid"], "n_mamba_heads": 8, "adapter_rank": 8},
     "nemotron_h": {
