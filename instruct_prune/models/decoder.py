@@ -160,9 +160,9 @@ def long_above(config: Any) -> int | None:
 
 
 def logit_adjustment(config: Any) -> Callable[[Tensor], Tensor]:
-    """What the model does to logits after the head: Gemma's soft-capping, Cohere's and Granite's scaling."""
+    """What the model does to logits after the head: Gemma's and xLSTM's soft-capping, Cohere's and Granite's scaling."""
     text = config.get_text_config()
-    cap = getattr(text, "final_logit_softcapping", None)
+    cap = getattr(text, "final_logit_softcapping", None) or getattr(text, "output_logit_soft_cap", None)
     times = getattr(text, "logit_scale", None)
     divided = getattr(text, "logits_scaling", None)
 

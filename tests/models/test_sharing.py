@@ -354,3 +354,21 @@ def test_a_context_that_is_not_stated_is_what_was_asked_for(tiny_tokenizer: Any)
     assert asked.writing().max_length == 5000
     assert CausalLM(ScoreConfig(), EncodeConfig(), "alpaca", (Held(), tiny_tokenizer)).writing().max_length == 2048
     assert context_of(RobertaConfig(max_position_embeddings=514, pad_token_id=1)) == 512
+
+
+@pytest.mark.parametrize(
+    ("subnets", "told"), [(("dense", "dropout:0.1"), "no attention"), (("dense", "depth:3"), "2 blocks")]
+)
+def test_subnets_that_the_model_does_not_have_are_told_before_any_is_measured(
+    tmp_path: Path, tiny_tokenizer: Any, subnets: tuple[str, ...], told: str
+) -> None:
+    from transformers import MambaConfig, MambaForCausalLM
+
+    sizes = {"hidden_size": 32, "state_size": 8, "num_hidden_layers": 2, "initializer_range": 0.3}
+    model = MambaForCausalLM(MambaConfig(vocab_size=len(tiny_tokenizer), **sizes)).eval()
+    data = write_jsonl(tmp_path / "rows.jsonl", alpaca_rows(12))
+    with pytest.raises(InputError, match=told):
+        Run(tmp_path / "run").score(
+            DataConfig((str(data),)), ScoreConfig(subnets=subnets), model=(model, tiny_tokenizer)
+        )
+    assert not list((tmp_path / "run").rglob("0*.parquet"))
