@@ -237,4 +237,4 @@ def test_two_columns_of_one_name_are_refused(
     (folder / "other_view.py").write_text(FILES["my_view.py"])
     words = ["score", "--data", "rows.jsonl", "--model", str(tiny_model_folder), "--out", "RUN"]
     assert main([*words, "--subnets", "dense@my_view:short_prompt", "dense@other_view:short_prompt"]) == 2
-    assert "would both be the column 'loss_short_prompt'" in capfd.readouterr().err
+    assert "their losses could not be told apart" in capfd.readouterr().err

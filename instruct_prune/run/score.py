@@ -21,7 +21,7 @@ from instruct_prune.models.model import Items, Model
 from instruct_prune.progress import clock, say
 from instruct_prune.registry import class_name, own_code
 from instruct_prune.rows.table import RowTable
-from instruct_prune.run.embed import by_model, embedder_of
+from instruct_prune.run.embed import by_model
 from instruct_prune.run.embed import embed as embed_rows
 from instruct_prune.run.encode import encode, make_model
 from instruct_prune.run.folder import RunFolder
@@ -78,13 +78,11 @@ def score(
     table = RowTable.open(folder / "rows")
     kind, data_format = table.facts.model_kind, table.facts.format
     model = _first_on_main(ranks, lambda: make_model(config, encoding, kind, data_format, loaded))
-    if embed is not None:
-        ranks.on_main(lambda: embedder_of(model, embed))
+    wanted = _first_on_main(ranks, lambda: Wanted(model, config, embed))  # what is wrong with it is told before encoding
     ranks.on_main(lambda: encode(folder, table, model, config, encoding, data.strict))
     items = model.open_items(folder / "items")
     if select is not None:
         ranks.on_main(lambda: check_budget(select, int(items.scorable.sum())))
-    wanted = Wanted(model, config, embed)
     dtype = model.dtype(config.dtype, ranks.device)
     identity = wanted.identity | {"dtype": dtype, "batch": batch_cost(model, config, ranks.device.type)}
     if _finished(folder, identity, config, ranks):
