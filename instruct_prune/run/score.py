@@ -78,7 +78,9 @@ def score(
     table = RowTable.open(folder / "rows")
     kind, data_format = table.facts.model_kind, table.facts.format
     model = _first_on_main(ranks, lambda: make_model(config, encoding, kind, data_format, loaded))
-    wanted = _first_on_main(ranks, lambda: Wanted(model, config, embed))  # what is wrong with it is told before encoding
+    wanted = _first_on_main(
+        ranks, lambda: Wanted(model, config, embed)
+    )  # what is wrong with it is told before encoding
     ranks.on_main(lambda: encode(folder, table, model, config, encoding, data.strict))
     items = model.open_items(folder / "items")
     if select is not None:
