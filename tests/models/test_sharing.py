@@ -243,7 +243,7 @@ def scored(tmp_path: Path, model: Any, tokenizer: Any, **options: Any) -> Run:
     encode = EncodeConfig(**options)
     run.score(
         DataConfig((str(data),)),
-        ScoreConfig(subnets=("dense",), batch_tokens=128),
+        ScoreConfig(subnets=("dense",), batch_tokens=400),
         encode=encode,
         model=(model, tokenizer),
     )
@@ -285,7 +285,7 @@ def test_parts_of_another_plan_are_not_taken(
 
 
 class _stopped_at_once:
-    """In place of a signal handler: stops after a few parts."""
+    """In place of a signal handler: stops after three parts."""
 
     def __enter__(self) -> Any:
         return _AfterSome()
@@ -300,7 +300,7 @@ class _AfterSome:
 
     def __bool__(self) -> bool:
         self.asked += 1
-        return self.asked > 2
+        return self.asked > 3
 
     def __getitem__(self, i: int) -> int:
         return 15
