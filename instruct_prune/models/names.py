@@ -312,18 +312,30 @@ def pick_dtype(wanted: str, device_type: str) -> str:
     return "float32"
 
 
-def context_length(source: ModelSource) -> int:
-    """Tokens that fit in the model's context; 2048 where its configuration does not say."""
+def load_config(source: ModelSource) -> Any:
+    """The model's configuration."""
     from transformers import AutoConfig
 
-    return context_of(_load(AutoConfig, source))
+    return _load(AutoConfig, source)
 
 
-def context_of(config: Any) -> int:
-    """The same, of a configuration of transformers."""
+def context_length(source: ModelSource) -> int:
+    """Tokens that fit in the model's context; 2048 where its configuration does not say."""
+    return context_of(load_config(source))
+
+
+def context_of(config: Any, unstated: int = 2048) -> int:
+    """The same, of a configuration of transformers; ``unstated`` where it does not say."""
     text = config.get_text_config()
-    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "context_length"):
         value = getattr(text, name, None)
         if isinstance(value, int) and value > 0:
-            return value
-    return 2048
+            return value - _positions_lost(text) if name == "max_position_embeddings" else value
+    return unstated
+
+
+def _positions_lost(config: Any) -> int:
+    """RoBERTa and what is made of it count positions from the one after the padding token's id."""
+    counted = ("roberta", "camembert", "data2vec-text", "xmod")
+    model_type = str(getattr(config, "model_type", ""))
+    return int(config.pad_token_id or 0) + 1 if any(name in model_type for name in counted) else 0

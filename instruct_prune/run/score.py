@@ -94,12 +94,10 @@ def score(
         ranks.close()
         return folder.read_scores() if ranks.is_main else None
     model.load(dtype, ranks.device, folder / "parts" / "offload" if config.device_map == "auto" else None)
+    model.shortcuts = ranks.broadcast(model.shortcuts)
     waves = Waves(folder, model, items, wanted, identity)
-    if ranks.is_main:
-        say(f"scoring with {model.name} in {dtype}, {ranks.describe()}: {waves.describe()}")
+    ranks.on_main(lambda: _announce(model, items, waves, dtype, ranks, config.dry_run))
     if config.dry_run:
-        if ranks.is_main:
-            _dry_run(model, items, waves, ranks)
         ranks.close()
         return None
     measured = waves.run(folder, config, ranks)
@@ -177,7 +175,8 @@ class Waves:
 
     def __init__(self, folder: RunFolder, model: Model, items: Items, wanted: Wanted, identity: dict[str, Any]) -> None:
         self.model, self.items = model, items
-        parts = PartStore(folder / "parts" / "score", digest(identity))
+        # Shortcuts change no number, but they decide which rows lie in which part.
+        parts = PartStore(folder / "parts" / "score", digest(identity | {"shortcuts": repr(model.shortcuts)}))
         first, rest = list(wanted.measurements), []
         self.derived: tuple[Measurement, ...] = ()
         if model.compares:
@@ -245,6 +244,14 @@ def _finished(folder: RunFolder, wanted: Wanted, identity: dict[str, Any], confi
 
     ranks.on_main(claim)
     return bool(ranks.broadcast(done[0] if done else None))
+
+
+def _announce(model: Model, items: Items, waves: Waves, dtype: str, ranks: Ranks, dry_run: bool) -> None:
+    say(f"scoring with {model.name} in {dtype}, {ranks.describe()}: {waves.describe()}")
+    for remark in model.remarks:
+        say(f"note: {remark}")
+    if dry_run:
+        _dry_run(model, items, waves, ranks)
 
 
 def _dry_run(model: Model, items: Items, waves: Waves, ranks: Ranks) -> None:
