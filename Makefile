@@ -2,6 +2,7 @@
 # make demo-lora   goes on from the pruned file to a LoRA adapter of the small model (under 5 minutes)
 # make test   all tests
 # make check  ruff and mypy
+# make docs   the pages as a site, in site/; a link that leads nowhere is an error
 
 VENV := .venv
 PYTHON ?= python3
@@ -10,7 +11,7 @@ BASE := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 
-.PHONY: demo demo-lora test check format clean
+.PHONY: demo demo-lora test check docs format clean
 
 $(BASE): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -30,10 +31,7 @@ $(DEV): $(BASE)
 
 demo: $(BASE)
 	rm -rf demo_run
-	@# 120 rows and two subnets, so that it ends within minutes on two cores; leave both options out for the whole of it.
-	$(BIN)/instruct-prune run --data data_samples/alpaca.jsonl --limit 120 --subnets magnitude:1.0,0.8 \
-		--keep 0.3 --dedup 0.9 --out demo_run
-	$(BIN)/python recipes/demo_report.py demo_run data_samples/alpaca_key.json
+	$(BIN)/instruct-prune demo --out demo_run
 
 demo-lora: $(BASE)
 	test -f demo_run/pruned.jsonl || $(MAKE) demo
@@ -48,9 +46,12 @@ check: $(DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(DEV)
+	$(BIN)/mkdocs build --strict --quiet
+
 format: $(DEV)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) demo_run demo_adapter
+	rm -rf $(VENV) demo_run demo_adapter site

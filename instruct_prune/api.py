@@ -121,6 +121,13 @@ class Run:
 
         return stage(self.folder, export or ExportConfig())
 
+    def samples(self) -> Iterator[Row]:
+        """The rows of the data that could be read, in input order."""
+        from instruct_prune.run.rows import rows_of
+
+        self._exists()
+        return iter(rows_of(self.folder))
+
     @property
     def scores(self) -> ScoreTable:
         """The table of a scored run."""

@@ -6,9 +6,22 @@ Field names are unique over all stages, so that a YAML file is flat and its keys
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
+
+from tyro.conf import arg
 
 from instruct_prune.errors import InputError
+
+Stage = Literal["read", "encode", "score", "embed"]
+"""A stage that can be made anew on its own; select, export and report are made anew whenever they are asked for."""
+
+# What --help shows for options that may be left out.
+Number = Annotated[int | None, arg(metavar="INT")]
+Real = Annotated[float | None, arg(metavar="FLOAT")]
+Text = Annotated[str | None, arg(metavar="STR")]
+Restart = Annotated[Stage | None, arg(metavar="{read,encode,score,embed}")]
+RestartEmbed = Annotated[Literal["embed"] | None, arg(metavar="embed")]
+Keep = Annotated[int | float | None, arg(metavar="SHARE|PERCENT%|ROWS")]
 
 
 @dataclass(frozen=True)
@@ -17,15 +30,15 @@ class DataConfig:
 
     data: tuple[str, ...] = ()
     """Dataset files, globs, folders, Hub ids, or - for standard input."""
-    limit: int | None = None
+    limit: Number = None
     """Read only the first N rows."""
-    format: str | None = None
+    format: Text = None
     """Format of the rows; detected from the first 100 rows when not given."""
     columns: tuple[str, ...] = ()
     """Column mapping, as in: instruction=q output=a"""
-    data_split: str | None = None
+    data_split: Text = None
     """Split of a Hub or datasets source."""
-    data_subset: str | None = None
+    data_subset: Text = None
     """Configuration name of a Hub source."""
     strict: bool = False
     """Stop at the first row that cannot be read, instead of listing it in rejected.jsonl."""
@@ -51,7 +64,7 @@ class EncodeConfig:
 
     template: str = "auto"
     """alpaca, chat, plain, a Jinja file, or auto: alpaca for single-turn rows, chat for conversations."""
-    max_length: int | None = None
+    max_length: Number = None
     """Longest row in tokens; the model's context when not given."""
     turns: Literal["all", "last"] = "all"
     """Score every assistant turn, or the last one."""
@@ -63,9 +76,9 @@ class EncodeConfig:
 class ScoreConfig:
     """Which subnets of which model."""
 
-    model: str | None = None
+    model: Text = None
     """Hub id, local folder, GGUF file, or your own as module:function; an embedded default for the kind of rows."""
-    model_revision: str | None = None
+    model_revision: Text = None
     """Branch, tag or commit of a Hub model."""
     subnets: tuple[str, ...] = ("dlc",)
     """Presets (dlc, dlc-released, lc-dropout, perplexity, ifd) or lists: magnitude:1.0,0.8 dropout:0.02,0.05 depth:10,20 dense@alone"""
@@ -77,9 +90,9 @@ class ScoreConfig:
     """Also mask the output head, as the released code does (a tied head is the embedding too)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """auto: bfloat16 where the hardware multiplies it natively, else float32."""
-    batch_tokens: int | None = None
+    batch_tokens: Number = None
     """Padded tokens in a forward pass; 4096 on a CPU, 32768 on a GPU when not given."""
-    image_size: int | None = None
+    image_size: Number = None
     """Pixels a side that the embedded image backbone sees; fitted to the pictures (96 to 224) when not given."""
     device_map: Literal["none", "auto"] = "none"
     """auto: spread one model over all devices (one process only)."""
@@ -87,8 +100,12 @@ class ScoreConfig:
     """Compute the tokens that many rows begin with (a template's preamble) once for each subnet."""
     dry_run: bool = False
     """Read, encode and plan; time a few batches; score nothing."""
-    restart: bool = False
-    """Discard what the run folder holds of this stage and begin anew."""
+    restart: Restart = None
+    """Discard this stage (read, encode, score or embed) and what was made from it, and make it anew; earlier ones stay."""
+
+    def __post_init__(self) -> None:
+        if self.restart not in (None, *get_args(Stage)):
+            raise InputError(f"restart is {self.restart!r}; name the stage: read, encode, score or embed.")
 
 
 @dataclass(frozen=True)
@@ -116,16 +133,16 @@ class TargetConfig:
 class SelectConfig:
     """How much to keep, and by which rule."""
 
-    keep: int | float | None = None
-    """0.3 is a share of the scored rows, 5000 a number of rows."""
-    keep_tokens: int | None = None
+    keep: Keep = None
+    """0.3 (or 30%) is a share of the scored rows, 5000 a number of rows."""
+    keep_tokens: Number = None
     """Keep this many response tokens (never more)."""
     method: str | None = None
     """Selection rule: easy_diverse, easiest, hardest, random, a baseline, or your own as module:function; flexrand when not given,
     or targeted where there is a target."""
     param: tuple[str, ...] = ()
     """Parameters of the method, as in: split=0.25 or threshold=0.95"""
-    score: str | None = None
+    score: Text = None
     """dlc, lc, loss, perplexity, ifd, knn_lc, or your own as module:function; what was scored for when not given."""
     score_param: tuple[str, ...] = ()
     """Parameters of the score, as in: power=2"""
@@ -137,15 +154,15 @@ class SelectConfig:
     """Average over collapsed subnets too."""
     clusters: str = "auto"
     """Number of clusters, auto, or none (one stratum)."""
-    stratify: str | None = None
+    stratify: Text = None
     """Take the strata from a column of the data instead of clusters."""
     split: str = "auto"
     """FlexRand's split between easy and hard pool: a number in (0, 1), auto, or mmd."""
     min_per_stratum: int = 0
     """Keep at least this many rows of every stratum."""
-    must_keep: str | None = None
+    must_keep: Text = None
     """A file of row ids (one a line), or a predicate such as source=identity."""
-    dedup: float | None = None
+    dedup: Real = None
     """Drop near-duplicates above this cosine similarity (exact ones always count), keeping one of each group."""
     dedup_keep: Literal["hardest", "longest", "first"] = "hardest"
     """Which of a group of duplicates stays."""
@@ -158,12 +175,13 @@ class ExportConfig:
     """What to write besides pruned.jsonl."""
 
     to: tuple[str, ...] = ()
-    """Further formats: alpaca, messages, llamafactory, axolotl, trl, parquet, disk, hub."""
-    hub_repo: str | None = None
+    """Further formats: tokens (what was scored, for any trainer), trl, llamafactory, axolotl, swift, alpaca, messages, parquet, disk,
+    hub; links and copies for labelled pictures."""
+    hub_repo: Text = None
     """Where --to hub pushes to: owner/name."""
     hub_public: bool = False
     """Make a new Hub repository public."""
-    license: str | None = None
+    license: Text = None
     """Licence of the data, for the dataset card; taken from the source on the Hub, else left blank."""
 
 
@@ -205,8 +223,8 @@ class EmbedCommand:
 
     embed: EmbedConfig = field(default_factory=EmbedConfig)
     run: Out = field(default_factory=Out)
-    restart: bool = False
-    """Discard the embeddings of another embedder."""
+    restart: RestartEmbed = None
+    """Discard the embeddings that are there, and a selection made with them; nothing is scored again."""
 
 
 @dataclass(frozen=True)
@@ -239,9 +257,9 @@ class InspectCommand:
 
     data: DataConfig = field(default_factory=DataConfig)
     encode: EncodeConfig = field(default_factory=EncodeConfig)
-    model: str | None = None
+    model: Text = None
     """Whose tokenizer and chat template: Hub id, local folder, GGUF file, or the embedded default."""
-    model_revision: str | None = None
+    model_revision: Text = None
     """Branch, tag or commit of a Hub model."""
 
 

@@ -1,13 +1,14 @@
-"""Options in a YAML file: read into the dataclasses of `config`, with every key and type checked."""
+"""Options in a YAML file: read into the dataclasses of `config`, with every key and type checked by pydantic."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from instruct_prune.errors import InputError
 from instruct_prune.registry import suggestion
@@ -27,12 +28,43 @@ def flatten(config: Any) -> dict[str, Any]:
     return flat
 
 
+def percent(text: str) -> str | float:
+    """0.3 for "30%"; any other text as it is."""
+    try:
+        return float(text.removesuffix("%")) / 100 if text.endswith("%") else text
+    except ValueError:
+        return text
+
+
 def load_yaml(path: str, kind: type[Config]) -> Config:
     """Read a configuration file.
 
     Raises:
-        InputError: the file is missing or not a mapping, a key is unknown ("did you mean"), a value has another type.
+        InputError: the file is missing or not a mapping; or keys are unknown ("did you mean") or values have another type,
+            all of which are told together.
     """
+    from pydantic import TypeAdapter, ValidationError
+
+    values = _mapping(path)
+    hints = dict(_options(kind))
+    problems = [f"unknown option {key!r}.{suggestion(key, hints)}" for key in values if key not in hints]
+    if problems:
+        problems[-1] += f" Known: {', '.join(hints)}."
+    made: Config | None = None
+    try:
+        # By way of JSON, in which pydantic's strict rules take a list for a tuple.
+        text = json.dumps(_nested(kind, values), default=str)
+        made = TypeAdapter(kind).validate_json(text, strict=True)
+    except ValidationError as error:
+        groups = {name for name, hint in typing.get_type_hints(kind).items() if dataclasses.is_dataclass(hint)}
+        wrong = {str(one["loc"][one["loc"][0] in groups]): one for one in error.errors()}
+        problems += [_told(key, values[key], hints[key], one) for key, one in wrong.items()]
+    if made is None or problems:
+        raise InputError(f"--config {path}: " + "\n".join(problems))
+    return made
+
+
+def _mapping(path: str) -> dict[str, Any]:
     import yaml
 
     file = Path(path)
@@ -42,52 +74,48 @@ def load_yaml(path: str, kind: type[Config]) -> Config:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"--config {path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if values is None:
-        values = {}
-    if not isinstance(values, Mapping):
+    if not isinstance(values or {}, Mapping):
         raise InputError(
             f"--config {path}: expected a mapping of options at the top level, found {type(values).__name__}."
         )
-    values = {str(key).replace("-", "_"): value for key, value in values.items()}
-    known = flatten(kind())
-    for key in values:
-        if key not in known:
-            raise InputError(
-                f"--config {path}: unknown option {key!r}.{suggestion(key, known)} Known: {', '.join(known)}."
-            )
-    return _build(kind, values, path)
+    return {str(key).replace("-", "_"): value for key, value in (values or {}).items()}
 
 
-def _build(kind: type[Config], values: Mapping[str, Any], path: str) -> Config:
-    hints = typing.get_type_hints(kind)
-    arguments: dict[str, Any] = {}
-    for f in dataclasses.fields(kind):  # type: ignore[arg-type]
-        hint = hints[f.name]
+def _options(kind: type[Any]) -> Iterator[tuple[str, Any]]:
+    """Name and type of every option of a (nested) configuration."""
+    for name, hint in typing.get_type_hints(kind).items():
         if dataclasses.is_dataclass(hint):
-            arguments[f.name] = _build(typing.cast(type[Any], hint), values, path)
-        elif f.name in values:
-            arguments[f.name] = _convert(values[f.name], hint, f.name, path)
-    return kind(**arguments)
+            yield from _options(typing.cast(type[Any], hint))
+        else:
+            yield name, hint
 
 
-def _convert(value: Any, hint: Any, key: str, path: str) -> Any:
-    origin, options = typing.get_origin(hint), typing.get_args(hint)
-    if origin is tuple:
-        items = value if isinstance(value, list) else [value]
-        return tuple(_convert(item, options[0], key, path) for item in items)
-    if origin is Literal:
-        if value not in options:
-            raise InputError(f"--config {path}: {key} is {value!r}; it must be one of {', '.join(map(str, options))}.")
-        return value
-    allowed = options if origin in (typing.Union, types.UnionType) else (hint,)
-    if value is None and type(None) in allowed:
-        return None
-    for want in allowed:
-        if want is float and type(value) in (int, float) and int not in allowed:
-            return float(value)
-        if type(value) is want:
-            return value
-    if str in allowed and type(value) in (int, float):
-        return str(value)  # clusters: 8 and split: 0.25 are words on the command line
-    names = " or ".join("nothing" if want is type(None) else want.__name__ for want in allowed)
-    raise InputError(f"--config {path}: {key} is {value!r}, expected {names}.")
+def _nested(kind: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat values sorted into the dataclasses that have them."""
+    found: dict[str, Any] = {}
+    for name, hint in typing.get_type_hints(kind).items():
+        if dataclasses.is_dataclass(hint):
+            found[name] = _nested(typing.cast(type[Any], hint), values)
+        elif name in values:
+            found[name] = _as_typed(values[name], hint)
+    return found
+
+
+def _as_typed(value: Any, hint: Any) -> Any:
+    """A value as it would be typed on the command line: one entry for a list of one, 8 for the text "8", 30% for 0.3."""
+    args = typing.get_args(hint)
+    if typing.get_origin(hint) is tuple:
+        return [_as_typed(each, args[0]) for each in (value if isinstance(value, list) else [value])]
+    if isinstance(value, str):
+        return percent(value) if float in args else value
+    return str(value) if type(value) in (int, float) and str in (hint, *args) else value
+
+
+def _told(key: str, value: Any, hint: Any, error: Any) -> str:
+    if error["type"] == "literal_error":
+        expected = error["ctx"]["expected"].replace("'", "")
+        return f"{key} is {value!r}; it must be one of {expected}."
+    entries = typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else hint
+    allowed = typing.get_args(entries) if isinstance(entries, types.UnionType) else (entries,)
+    names = ("nothing" if one is types.NoneType else getattr(one, "__name__", str(one)) for one in allowed)
+    return f"{key} is {value!r}, expected {' or '.join(names)}."

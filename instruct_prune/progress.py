@@ -10,9 +10,19 @@ from typing import Any, TextIO
 LOG_EVERY_SECONDS = 15.0
 
 
+_quiet = False
+
+
+def be_quiet(quiet: bool) -> None:
+    """Whether neither `say` nor `Progress` writes anything from now on."""
+    global _quiet
+    _quiet = quiet
+
+
 def say(text: str) -> None:
     """One line on standard error: what is being done, or a warning."""
-    print(text, file=sys.stderr, flush=True)
+    if not _quiet:
+        print(text, file=sys.stderr, flush=True)
 
 
 class Progress:
@@ -29,7 +39,7 @@ class Progress:
     def __init__(
         self, what: str, total: int | None, unit: str, enabled: bool = True, stream: TextIO | None = None
     ) -> None:
-        self.what, self.total, self.unit, self.enabled = what, total, unit, enabled
+        self.what, self.total, self.unit, self.enabled = what, total, unit, enabled and not _quiet
         self.stream = stream or sys.stderr
         self.done = 0
         self.rows = 0

@@ -228,7 +228,7 @@ def test_code_that_changed_is_not_taken_for_done(play: Play, folder: Path) -> No
     (folder / "my_view.py").write_text(FILES["my_view.py"].replace("KEPT = 4", "KEPT = 2"))
     with pytest.raises(AssertionError, match="code of my_view"):
         play("A view")
-    play("A view", "--restart")
+    play("A view", "--restart", "score")
 
 
 def test_two_columns_of_one_name_are_refused(

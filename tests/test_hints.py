@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 
 import instruct_prune
-from instruct_prune import config
-from instruct_prune.cli import COMMANDS
 from instruct_prune.config_file import flatten
+from instruct_prune.menu import COMMANDS
+from instruct_prune.registry import load_attribute
 
 ROOT = Path(instruct_prune.__file__).parent
 FILES = {path.relative_to(ROOT).as_posix(): path for path in sorted(ROOT.rglob("*.py"))}
 
 OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 COMMAND = re.compile(r"instruct-prune ([a-z]+)([^`\n]*)")
-ALWAYS = {"--config", "--print-config", "--help", "--version"}
+ALWAYS = {"--config", "--print-config", "--help", "--version", "--quiet", "--json"}
 OF_OTHER_TOOLS = {
     "--no-deps": "pip",
     "--multi_gpu": "accelerate launch",
@@ -30,10 +30,11 @@ OF_OTHER_TOOLS = {
 
 def options(name: str) -> set[str]:
     """Of a class of options, in the notation of the command line."""
-    return ALWAYS | {"--" + key.replace("_", "-") for key in flatten(getattr(config, name)())}
+    kind = load_attribute(f"instruct_prune.{name}", "options")
+    return ALWAYS | {"--" + key.replace("_", "-") for key in flatten(kind())}
 
 
-OF_COMMAND = {command: options(kind) for command, (kind, _) in COMMANDS.items()}
+OF_COMMAND = {name: options(command.options) for name, command in COMMANDS.items()}
 SCORING = OF_COMMAND["score"] | OF_COMMAND["inspect"]
 OF_ROOM = {
     # What a room speaks of: --split is FlexRand's, so a message about data means --data-split.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from instruct_prune.arrays import Int32, Int64
+from instruct_prune.arrays import Bool, Int32, Int64
 
 KEY_TOKENS = 16  # rows whose first KEY_TOKENS ids agree may share a prefix
 MIN_SHARED = 8  # a prefix shorter than this, or shared by fewer rows, is not worth a cache
@@ -62,6 +62,7 @@ def plan_batches(
     batch_tokens: int,
     group: Int32 | None = None,
     prefixes: tuple[Int32, ...] = (),
+    alone: Bool | None = None,
 ) -> Plan:
     """Sort by length, fill batches up to ``batch_tokens`` padded tokens (at least one row), cut into chunks.
 
@@ -73,19 +74,21 @@ def plan_batches(
         batch_tokens: padded tokens per batch, shared prefix not counted.
         group: int32 [m], index into ``prefixes`` or -1.
         prefixes: shared token ids.
+        alone: bool [m], rows that share their forward pass with no other.
     """
     group = np.full(len(rows), -1, dtype=np.int32) if group is None else group
+    alone = np.zeros(len(rows), dtype=np.bool_) if alone is None else alone
     shared = np.asarray([len(p) for p in prefixes] + [0], dtype=np.int32)  # -1 takes the last entry
     own = lengths - shared[group]
     batches: list[Batch] = []
-    for g in np.unique(group):
-        members = np.flatnonzero(group == g)
+    for g, single in sorted(set(zip(group.tolist(), alone.tolist(), strict=True))):
+        members = np.flatnonzero((group == g) & (alone == single))
         order = members[np.lexsort((rows[members], -own[members]))]
         sums = np.concatenate([[0], np.cumsum(own[order], dtype=np.int64)])
         start = 0
         while start < len(order):
             width = max(1, int(own[order[start]]))
-            count = _batch_size(sums, start, width, batch_tokens)
+            count = 1 if single else _batch_size(sums, start, width, batch_tokens)
             batches.append(Batch(rows[order[start : start + count]], int(g), width))
             start += count
     # Longest first, whatever the group: memory runs out on the first batch and not at hour six.

@@ -33,6 +33,8 @@ class Writing:
         render: a row's text in pieces, (text, is it response).
         bos: what is put before every text, as text; "" where the tokenizer adds nothing or the template writes it.
         eos: the tokenizer's end token as text, "" where it has none.
+        added: what the tokenizer puts before every text by itself, as text, whatever the template writes.
+        joins: whether a text in pieces has the tokens of the whole; not so where every text begins with a blank ("▁").
     """
 
     template: str
@@ -41,6 +43,8 @@ class Writing:
     render: Callable[[Row], list[tuple[str, bool]]]
     bos: str = ""
     eos: str = ""
+    added: str = ""
+    joins: bool = True
 
 
 class Encoder:
@@ -92,6 +96,7 @@ class Encoder:
         self._counts: Counter[tuple[str, str]] = Counter()
         self.template_name: str = self._template.name
         self._leading = leading_specials(tokenizer)
+        self._added_text = self._backend.decode(self._leading, skip_special_tokens=False) if self._leading else ""
         if not self._template.writes_specials:
             self._ids_before = self._leading
             if tokenizer.eos_token_id is not None:
@@ -134,7 +139,17 @@ class Encoder:
     @property
     def writing(self) -> Writing:
         """How rows are written, for those who write them for trainers."""
-        return Writing(self.template_name, self._max_length, self._turns, self.render, self.bos, self._eos)
+        pieces = self._backend.encode_batch(["a\n", "b", "a\nb"], add_special_tokens=False)
+        return Writing(
+            template=self.template_name,
+            max_length=self._max_length,
+            turns=self._turns,
+            render=self.render,
+            bos=self.bos,
+            eos=self._eos,
+            added=self._added_text,
+            joins=pieces[0].ids + pieces[1].ids == pieces[2].ids,
+        )
 
     def encode(self, batch: Sequence[Row]) -> list[Encoded]:
         """Tokenize rows in one call; a row that cannot be encoded gets a status and a reason, never an exception."""

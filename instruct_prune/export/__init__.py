@@ -10,11 +10,13 @@ from instruct_prune.registry import resolve
 Exporter = Callable[[ExportJob], Exported]
 
 EXPORTS: dict[str, str] = {
+    "tokens": "instruct_prune.export.tokens:tokens",
     "alpaca": "instruct_prune.export.trainers:alpaca",
     "messages": "instruct_prune.export.trainers:messages",
-    "llamafactory": "instruct_prune.export.trainers:llamafactory",
-    "axolotl": "instruct_prune.export.trainers:axolotl",
-    "trl": "instruct_prune.export.trainers:trl",
+    "llamafactory": "instruct_prune.export.llamafactory:llamafactory",
+    "axolotl": "instruct_prune.export.axolotl:axolotl",
+    "trl": "instruct_prune.export.trl:trl",
+    "swift": "instruct_prune.export.swift:swift",
     "parquet": "instruct_prune.export.tables:parquet",
     "disk": "instruct_prune.export.tables:disk",
     "hub": "instruct_prune.export.hub:hub",

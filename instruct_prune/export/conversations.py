@@ -86,13 +86,6 @@ def messages_row(sample: Row, trained: set[int], *, weights: bool = False, tools
     return row
 
 
-def prompt_completion_row(sample: Row, *, tools: bool = False) -> dict[str, Any]:
-    """TRL's conversational prompt and completion: the last turn is what is learnt, under any chat template."""
-    row = messages_row(sample, set(), tools=tools)
-    turns = row.pop("messages")
-    return {"prompt": turns[:-1], "completion": turns[-1:], **row}
-
-
 SHAREGPT_TAGS = {"user": "human", "assistant": "gpt", "tool": "observation"}
 
 

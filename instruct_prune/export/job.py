@@ -5,13 +5,21 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from instruct_prune.arrays import Int64, positions_of
+from instruct_prune.encode.item import Tokens
+from instruct_prune.encode.store import TokenStore
 from instruct_prune.encode.tokenize import Writing
 from instruct_prune.errors import InputError
+from instruct_prune.rows.formats.completions import PREFERENCE, answered
+from instruct_prune.rows.formats.format import Fields
+from instruct_prune.rows.reader import RowError, as_mapping
 from instruct_prune.rows.row import Row
 from instruct_prune.storage import atomic
 
@@ -28,6 +36,7 @@ class Survey:
         rows: how many.
         text: rows of plain text, without turns.
         pictures: rows that show a picture.
+        pairs: rows with a chosen and a rejected answer.
         systems, tools, calls: rows with a system message, with tool definitions, with tool calls or tool results.
         many_turns: rows in which the assistant speaks more than once.
         earlier_trained: rows that train an assistant turn before the last one.
@@ -38,6 +47,7 @@ class Survey:
     rows: int = 0
     text: int = 0
     pictures: int = 0
+    pairs: int = 0
     systems: int = 0
     tools: int = 0
     calls: int = 0
@@ -48,9 +58,7 @@ class Survey:
 
     @classmethod
     def of(cls, job: ExportJob) -> Survey:
-        counts = dict.fromkeys(
-            ("rows", "text", "pictures", "systems", "tools", "calls", "many_turns", "earlier_trained", "untrained"), 0
-        )
+        counts = {each.name: 0 for each in fields(cls) if each.name != "last_only"}
         last_only = True
         for sample in job.samples:
             answers = [i for i, m in enumerate(sample.messages) if m.role == "assistant"]
@@ -58,6 +66,7 @@ class Survey:
             counts["rows"] += 1
             counts["text"] += any(m.role == "text" for m in sample.messages)
             counts["pictures"] += any(m.images for m in sample.messages)
+            counts["pairs"] += job.is_pair(sample)
             counts["systems"] += any(m.role == "system" for m in sample.messages)
             counts["tools"] += bool(sample.tools)
             counts["calls"] += any(m.tool_calls or m.role == "tool" for m in sample.messages)
@@ -69,6 +78,30 @@ class Survey:
 
 
 @dataclass(frozen=True)
+class KeptTokens:
+    """What the model was given of the kept rows, in input order; iterate as often as needed.
+
+    Attributes:
+        store: the tokens of all rows.
+        row_id: int64 [m], the kept rows.
+    """
+
+    store: TokenStore
+    row_id: Int64
+
+    def __iter__(self) -> Iterator[tuple[int, Tokens]]:
+        at = positions_of(self.row_id, self.store.row_id, str(self.store.folder))
+        for row_id, i in zip(self.row_id.tolist(), at.tolist(), strict=True):
+            yield row_id, self.store[i]
+
+    @property
+    def n_truncated(self) -> int:
+        """Rows that were longer than the scorer's ``max_length``."""
+        at = positions_of(self.row_id, self.store.row_id, str(self.store.folder))
+        return int(np.sum(self.store.status_names[at] == "truncated"))
+
+
+@dataclass(frozen=True)
 class ExportJob:
     """The kept rows and all that trainers' files say about them.
 
@@ -76,9 +109,12 @@ class ExportJob:
         samples: the kept rows in input order; must be iterable many times (`KeptSamples`).
         folder: where the files go.
         name: of the data set, in trainers' files.
-        model: the base model to name in trainers' files.
+        model: the base model to name in trainers' files, as a trainer can load it from any folder.
         writing: how rows are written as text for the model; None for rows that are no text.
+        tokens: what the model was given of them; None for rows that are no text.
         model_kind: the kind of model that the rows are for.
+        format: of the rows (``Source.format``).
+        columns: field name of the format -> column of the file, as given to ``open_data``.
         kind: how the input rows were stored (``Source.kind``).
         split, subset: of a Hub or saved dataset, as given to ``open_data``.
         license: of the source data, or None where it is not known; never guessed.
@@ -92,7 +128,10 @@ class ExportJob:
     name: str
     model: str
     writing: Writing | None
+    tokens: KeptTokens | None = None
     model_kind: str = "causal_lm"
+    format: str = ""
+    columns: Mapping[str, str] = field(default_factory=dict)
     kind: str = "jsonl"
     split: str | None = None
     subset: str | None = None
@@ -117,13 +156,63 @@ class ExportJob:
         return self.writing
 
     @property
+    def chat(self) -> bool:
+        """Whether a chat template writes the rows: the tokenizer's own, or a Jinja file written like one."""
+        return self.text.template not in ("alpaca", "plain")
+
+    @property
     def slug(self) -> str:
         """The name as a file name."""
         return re.sub(r"[^A-Za-z0-9._-]+", "-", self.name).strip("-.") or "pruned"
 
     @functools.cached_property
+    def cut(self) -> str:
+        """Why a trainer that reads text trains something else on some rows: they are cut; "" where none is."""
+        n = self.tokens.n_truncated if self.tokens is not None else 0
+        return f"{n} rows are cut to {self.text.max_length} tokens, and trainers cut them elsewhere" if n else ""
+
+    @property
+    def parted(self) -> str:
+        """The same of a trainer that tokenizes a row in pieces; "" where that gives the tokens of the whole."""
+        return self.cut or ("" if self.text.joins else "the tokenizer begins every piece of text with a blank")
+
+    @functools.cached_property
     def survey(self) -> Survey:
         return Survey.of(self)
+
+    def is_pair(self, sample: Row) -> bool:
+        """Whether the row has a chosen and a rejected answer."""
+        said = any(each.startswith(PREFERENCE.name) for each in self.format.split("+"))
+        return said and PREFERENCE.fits(self._fields(sample))
+
+    def rejected(self, sample: Row) -> Row:
+        """A pair with its rejected answer in place of the chosen one.
+
+        Raises:
+            CannotExpressError: it has none, or none that can be read.
+        """
+        if not self.is_pair(sample):
+            raise CannotExpressError("the row has no rejected answer")
+        try:
+            return replace(sample, messages=tuple(answered(self._fields(sample), "rejected")))
+        except RowError as error:
+            raise CannotExpressError(f"its rejected answer cannot be read: {error.reason}") from None
+
+    def refuse_pairs(self, to: str) -> None:
+        """For formats that have no place for a rejected answer.
+
+        Raises:
+            InputError: a row has one.
+        """
+        if self.survey.pairs:
+            raise InputError(
+                f"--to {to}: {self.survey.pairs} of the {self.survey.rows} kept rows are pairs of a chosen and a rejected "
+                "answer, and this format has no place for the rejected one. Use --to trl, llamafactory or axolotl (DPO), or "
+                "pruned.jsonl, which has the rows as they came."
+            )
+
+    def _fields(self, sample: Row) -> Fields:
+        return PREFERENCE.fields(as_mapping(sample.raw), self.columns, Path(), sample.line)
 
     def trained(self, sample: Row) -> set[int]:
         """Positions of the messages that are trained on."""
@@ -151,13 +240,21 @@ class Exported:
     notes: tuple[str, ...] = ()
 
 
+Convert = Callable[[Row], Mapping[str, Any]]
+
+
 def write_json_rows(
-    job: ExportJob, to: str, target: Path, convert: Callable[[Row], Mapping[str, Any]]
-) -> tuple[int, int, Path | None]:
+    job: ExportJob, to: str, target: Path, convert: Convert, more: tuple[Path, ...] = (), notes: tuple[str, ...] = ()
+) -> Exported:
     """Write one JSON object a line; rows that raise CannotExpressError go to a list beside the file.
 
-    Returns:
-        rows written, rows left out, the list of those (None where there are none).
+    Args:
+        job: the rows.
+        to: the export's name.
+        target: the file.
+        convert: makes the object of a row.
+        more: other files that belong to the export.
+        notes: what people should know.
 
     Raises:
         InputError: no row can be expressed.
@@ -183,7 +280,7 @@ def write_json_rows(
             raise InputError(f"--to {to}: none of the {len(reasons)} kept rows can be written so.{where}")
     if not reasons:
         listed.unlink(missing_ok=True)
-        return written, 0, None
+        return Exported(to, (target, *more), written, notes=notes)
     with atomic(listed, "w") as file:
         file.writelines(json.dumps(entry) + "\n" for entry in reasons)
-    return written, len(reasons), listed
+    return Exported(to, (target, *more), written, len(reasons), listed, notes)

@@ -10,7 +10,14 @@ from instruct_prune.errors import InputError
 from instruct_prune.measure.subnet import ALONE, DENSE, FULL, SubnetSpec
 from instruct_prune.registry import suggestion
 
-FAMILIES = ("dense", "magnitude", "magnitude-global", "random", "dropout", "depth")
+FAMILIES = {
+    "dense": "all weights",
+    "magnitude": "the largest weights of each layer, as magnitude:1.0,0.8 (shares that are kept)",
+    "magnitude-global": "the largest weights of the whole model, as magnitude-global:0.9",
+    "random": "a seeded choice of weights, as random:0.8",
+    "dropout": "a fixed, seeded set of hidden units left out, as dropout:0.1,0.2 (shares that are left out)",
+    "depth": "the first blocks only, as depth:6,12",
+}
 OWN = re.compile(r"([A-Za-z_][\w.]*:[A-Za-z_]\w*)(?::(.*))?")
 """A user's own family, ``module:function`` or ``module:function:0.1,0.2``."""
 

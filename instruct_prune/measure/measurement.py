@@ -101,4 +101,4 @@ def plan_passes(measurements: Sequence[Measurement]) -> tuple[Pass, ...]:
 
 
 def _place(kind: str) -> tuple[int]:
-    return (FAMILIES.index(kind) if kind in FAMILIES else len(FAMILIES),)
+    return (list(FAMILIES).index(kind) if kind in FAMILIES else len(FAMILIES),)

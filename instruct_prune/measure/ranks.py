@@ -1,4 +1,4 @@
-"""The processes of one run: Accelerate says which this is, and starts what has to be started."""
+"""The processes of one run: Accelerate says which this is and which device it has. Nothing else is taken from it."""
 
 from __future__ import annotations
 
@@ -10,54 +10,60 @@ from typing import Any
 import torch
 
 from instruct_prune.errors import InputError
+from instruct_prune.progress import say
 
 PATIENCE = timedelta(days=7)  # the others wait while the main process encodes; a death is noticed by its connection
 
+ASKED = {
+    "ACCELERATE_MIXED_PRECISION": "mixed precision {}",
+    "ACCELERATE_DYNAMO_BACKEND": "compiling with {}",
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism configuration",
+}
+"""What a user's configuration file may ask for, as `accelerate launch` hands it on, in words."""
+OF_TRAINING = (*ASKED, "ACCELERATE_DYNAMO_", "ACCELERATE_DEEPSPEED_", "FSDP_", "MEGATRON_LM_", "PARALLELISM_CONFIG_")
+"""Beginnings of the variables that are about training. transformers reads some of them too: with FSDP's
+CPU_RAM_EFFICIENT_LOADING only the first process would load any weights."""
+
 
 class Ranks:
-    """A thin view of ``accelerate.Accelerator``: one GPU, many GPUs, many nodes, CPU.
+    """A thin view of ``accelerate.PartialState``: one GPU, many GPUs, many nodes, CPU.
+
+    A user's configuration may ask for mixed precision, compiling, FSDP, DeepSpeed or Megatron-LM. These are ways to train;
+    scoring holds a whole model in each process, in the type that ``--dtype`` names, and says once that it leaves them out.
+
+    Args:
+        alone: this process by itself, whatever was launched: the main one, when there is nothing for the others to do.
+
+    Attributes:
+        rank, world: number of this process, and how many there are.
+        device: where this one computes.
 
     Raises:
-        InputError: the launcher asks for a strategy that inference has no use for (FSDP, DeepSpeed, Megatron).
+        InputError: more processes were launched than Accelerate joins into one run.
     """
 
-    def __init__(self) -> None:
-        from accelerate import Accelerator, DistributedType, InitProcessGroupKwargs
-
-        # Without a GPU, Accelerate reads torchrun's environment only when told that it is to use the CPU: otherwise
-        # every process would take itself for the main one.
-        self.accelerator = Accelerator(
-            cpu=not torch.accelerator.is_available(), kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)]
-        )
-        launched = int(os.environ.get("WORLD_SIZE", "1"))
-        if launched != self.world:
-            raise InputError(
-                f"{launched} processes were launched, but Accelerate joined {self.world} of them into one run. Launch with "
-                "`accelerate launch --multi_gpu` or `torchrun`."
+    def __init__(self, alone: bool = False) -> None:
+        left_out = leave_training_out()
+        on_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1")
+        on_cpu = on_cpu or not torch.accelerator.is_available()
+        if alone:
+            self.rank, self.world = 0, 1
+            accelerator = None if on_cpu else torch.accelerator.current_accelerator()
+            self.device = torch.device("cpu") if accelerator is None else torch.device(accelerator.type, 0)
+        else:
+            self.rank, self.world, self.device = _join(on_cpu)
+        if left_out and self.is_main:
+            say(
+                f"note: the Accelerate configuration asks for {', '.join(left_out)}; scoring takes the processes and their "
+                "devices from it, and nothing else (--dtype says the precision)"
             )
-        kind = self.accelerator.distributed_type
-        if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
-            raise InputError(
-                f"the accelerate configuration asks for {kind.value}, which shards training state that scoring does not have. "
-                "Launch with plain data parallelism (accelerate launch --multi_gpu, or torchrun); for a model larger than one "
-                "GPU, start one process with --device-map auto."
-            )
-
-    @property
-    def rank(self) -> int:
-        return int(self.accelerator.process_index)
-
-    @property
-    def world(self) -> int:
-        return int(self.accelerator.num_processes)
 
     @property
     def is_main(self) -> bool:
-        return bool(self.accelerator.is_main_process)
-
-    @property
-    def device(self) -> torch.device:
-        return self.accelerator.device  # type: ignore[no-any-return]
+        return self.rank == 0
 
     def broadcast(self, value: Any) -> Any:
         """The main process's value, on every process."""
@@ -87,9 +93,35 @@ class Ranks:
             return f"{processes} on {torch.cuda.get_device_name(self.device)}"
         return f"{processes} on {self.device.type}, {torch.get_num_threads()} threads each"
 
-    def prepare(self, model: torch.nn.Module) -> torch.nn.Module:
-        """Put the model on this process's device; no gradient machinery around it."""
-        return self.accelerator.prepare_model(model, evaluation_mode=True)  # type: ignore[no-any-return]
-
     def close(self) -> None:
-        self.accelerator.end_training()
+        """Leave the group of processes; each goes on, or ends, by itself."""
+        if self.world > 1:
+            torch.distributed.destroy_process_group()
+
+
+def _join(on_cpu: bool) -> tuple[int, int, torch.device]:
+    """Rank, number of processes and device, as Accelerate finds them in what the launcher says."""
+    from accelerate import PartialState
+
+    # Without a GPU, Accelerate reads torchrun's environment only when told that it is to use the CPU: otherwise every
+    # process would take itself for the main one.
+    state = PartialState(cpu=on_cpu, timeout=PATIENCE)
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != state.num_processes:
+        raise InputError(
+            f"{launched} processes were launched, but Accelerate joined {state.num_processes} of them into one run. Launch with "
+            "`accelerate launch --multi_gpu` or `torchrun`."
+        )
+    return state.process_index, state.num_processes, state.device
+
+
+def leave_training_out() -> list[str]:
+    """Take what is about training out of the environment; what it asked for, in words."""
+    found = [
+        words.format(os.environ[name])
+        for name, words in ASKED.items()
+        if os.environ.get(name, "no").lower() not in ("", "no", "false", "0")
+    ]
+    for name in [name for name in os.environ if name.startswith(OF_TRAINING)]:
+        del os.environ[name]
+    return found

@@ -14,42 +14,47 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from transformers import DynamicCache
+from torch import Tensor
 
+from instruct_prune.arrays import Bool, Int32, Int64
 from instruct_prune.config import EncodeConfig, ScoreConfig
 from instruct_prune.encode.batching import Plan
 from instruct_prune.encode.item import Tokens
 from instruct_prune.errors import InputError
 from instruct_prune.models import names
-from instruct_prune.models.decoder import decoder_of, final_norm, logit_adjustment, output_head
+from instruct_prune.models.decoder import (
+    Exits,
+    UpToHead,
+    decoder_of,
+    find_exits,
+    logit_adjustment,
+    long_above,
+    output_head,
+)
+from instruct_prune.models.head import Head
 from instruct_prune.models.linear import OneDnnLinear
-from instruct_prune.models.model import States
+from instruct_prune.models.model import Items, States
+from instruct_prune.models.sharing import Shortcuts, Trial, repeated
 from instruct_prune.models.text_batch import TextBatch, pooled_states
 from instruct_prune.models.text_model import TextModel
 
-HEAD_POSITIONS = {
-    "cpu": 256,
-    "other": 4096,
-}  # logits over the whole vocabulary are made for so many positions at a time
-BLOCK_POSITIONS, BLOCK_WORDS = 1024, 2048  # logits of one block: 8 MB of float32, which a CPU keeps in its cache
-CHECK_TOLERANCE = 1e-3  # relative difference of logits that is allowed in float32; in 16-bit types 16 times as much
+CACHES = ("cache", "past_key_values", "cache_params", "state")  # names that models give to what they keep of a row
 
 
 @dataclass(frozen=True)
 class Prefix:
-    """What a shared beginning leaves under the present weights: keys and values by layer, states [p, h] by depth."""
+    """What a shared beginning leaves under the present weights: the model's cache of one row, states [p, h] by depth."""
 
-    cache: list[tuple[Tensor, Tensor]]
+    cache: Any
     states: dict[int | None, Tensor]
 
 
 class CausalLM(TextModel):
     """A causal language model of transformers."""
 
-    default = "smollm2-135m-instruct"
+    default = names.DEFAULTS["causal_lm"]
     unit = "tokens"
     pooling = "weighted"
     batch = {"cpu": 4096, "other": 32768}  # noqa: RUF012
@@ -62,6 +67,9 @@ class CausalLM(TextModel):
         self._shared: dict[int, Prefix] = {}
         self._depths: tuple[int, ...] = ()
         self._pooled = False
+        self._remarks: list[str] = []
+        self._cache_argument: str | None = None
+        self.shortcuts = Shortcuts()
 
     @classmethod
     def holding(cls, module: Any) -> CausalLM:
@@ -76,8 +84,15 @@ class CausalLM(TextModel):
 
     def dtype(self, wanted: str, device: torch.device) -> str:
         if self._loaded is not None:
-            return str(self._loaded[0].dtype).removeprefix("torch.")
-        return names.pick_dtype(wanted, device.type)
+            found = str(self._loaded[0].dtype).removeprefix("torch.")
+        else:
+            found = names.pick_dtype(wanted, device.type)
+        if found == "float16" and device.type == "cpu":
+            raise InputError(
+                "float16 on a CPU: its sums overflow and it is slower than float32. Take --dtype float32 or bfloat16"
+                + (", or convert the model first (model.float())." if self._loaded is not None else ".")
+            )
+        return found
 
     def load(self, dtype: str, device: torch.device, offload: Path | None = None) -> None:
         if self._loaded is not None:
@@ -96,14 +111,75 @@ class CausalLM(TextModel):
             InputError: it has no output head, or does something unknown to its logits.
         """
         self.module: Any = module
-        self.head = output_head(module)
-        self.decoder = decoder_of(module)
-        self._adjust = logit_adjustment(module.config)
-        # transformers 5.23 renamed the argument, and warns of the old name.
-        parameters = inspect.signature(self.decoder.forward).parameters
-        self._cache_argument = "cache" if "cache" in parameters else "past_key_values"
+        self.head = Head(output_head(module), logit_adjustment(module.config))
+        self._long_above = long_above(module.config)
         with torch.inference_mode():
-            self._check_head()
+            trial = Trial(module)
+            wrong = []
+            for decoder in (decoder_of(module), UpToHead(module, self.head.module)):
+                self._run_by(decoder)
+                wrong.append(trial.alone(self))
+                if not wrong[-1]:
+                    self.shortcuts = trial.shortcuts(self, self._share_prefix and self._cache_argument is not None)
+                    return
+        raise InputError(
+            f"{type(module).__name__} changes its logits after the output head in a way that is not known here (neither "
+            f"soft-capping nor scaling of the configuration): {wrong[-1]}. Its losses would be wrong. Please report it."
+        )
+
+    def _run_by(self, decoder: Any) -> None:
+        self.decoder = decoder
+        self._exits: Exits | None = None
+        self._parameters = inspect.signature(decoder.forward).parameters
+        # transformers 5.23 renamed past_key_values, and warns of the old name.
+        self._cache_argument = next((name for name in CACHES if name in self._parameters), None)
+
+    # ---- what rows may share ----
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        return tuple(self._remarks)
+
+    def shared_prefixes(self, items: Items, rows: Int64) -> tuple[Int32 | None, tuple[Int32, ...]]:
+        group, prefixes = super().shared_prefixes(items, rows)
+        if group is None:
+            return None, ()
+        return self.allowed(group, prefixes, items.lengths[rows])
+
+    def allowed(
+        self, group: Int32, prefixes: tuple[Int32, ...], lengths: Int32
+    ) -> tuple[Int32 | None, tuple[Int32, ...]]:
+        """The shared beginnings of rows of these lengths, without those that this model cannot share."""
+        if prefixes and not self.shortcuts.prefixes:
+            shared = np.asarray([len(prefix) for prefix in prefixes])
+            saved = int(((np.bincount(group[group >= 0], minlength=len(prefixes)) - 1) * shared).sum())
+            total = int(lengths.sum())
+            self._remark(
+                f"what many rows begin with is computed with each of them, about {saved / (total - saved):.0%} more tokens: the "
+                f"cache of {type(self.module).__name__} cannot be shared ({self.shortcuts.reason})"
+            )
+            return None, ()
+        if self._long_above is not None:
+            group = np.where(lengths > self._long_above, np.int32(-1), group)
+        return group, prefixes
+
+    def alone(self, lengths: Int32) -> Bool | None:
+        if not self.shortcuts.batches:
+            self._remark(
+                f"rows run one by one, since a batch of {type(self.module).__name__} is not exact ({self.shortcuts.reason})"
+            )
+            return np.ones(len(lengths), dtype=np.bool_)
+        if self._long_above is None or not (long := lengths > self._long_above).any():
+            return None
+        self._remark(
+            f"{int(long.sum()):,} rows of more than {self._long_above:,} tokens run one by one: this model turns positions by "
+            "other factors (longrope) where a row is longer"
+        )
+        return long
+
+    def _remark(self, text: str) -> None:
+        if text not in self._remarks:
+            self._remarks.append(text)
 
     @property
     def device(self) -> torch.device:
@@ -127,21 +203,27 @@ class CausalLM(TextModel):
         wrong = [d for d in depths if not 1 <= d <= n_blocks]
         if wrong:
             raise InputError(f"depth {wrong[0]} was asked for, but the model has {n_blocks} blocks (1 to {n_blocks}).")
+        if depths and self._exits is None:
+            with torch.inference_mode():
+                self._exits = find_exits(self.decoder, n_blocks, self.device)
 
     def collate(self, items: Sequence[Tokens], prefix: int) -> TextBatch:
         skip = len(self._prefixes[prefix]) if prefix >= 0 else 0
-        return TextBatch.of(items, prefix, skip, self._pooled, self.device)
+        whole = self._pooled or self._long_above is not None  # where a row's length decides, it stays as it is
+        return TextBatch.of(items, prefix, skip, whole, self.device)
 
     def forward(self, batch: TextBatch) -> States:
         inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
-        if batch.prefix >= 0:
-            length = len(self._prefixes[batch.prefix])
-            width = batch.input_ids.shape[1]
-            positions = torch.arange(length, length + width, device=batch.input_ids.device)
-            cache = self._cache_for(batch.prefix, len(batch.input_ids))
-            inputs |= {self._cache_argument: cache, "use_cache": True, "position_ids": positions[None]}
         with self._fast():
-            return self._states(inputs)
+            if batch.prefix >= 0:
+                assert self._cache_argument is not None
+                cache = repeated(self._prefix(batch.prefix).cache, len(batch.input_ids))
+                inputs |= {self._cache_argument: cache, "use_cache": True}
+                if self.shortcuts.positions:
+                    first = len(self._prefixes[batch.prefix])
+                    last = first + batch.input_ids.shape[1]
+                    inputs["position_ids"] = torch.arange(first, last, device=batch.input_ids.device)[None]
+            return self._output(inputs)[0]
 
     def losses(self, batch: TextBatch, states: States, depth: int | None) -> Tensor:
         nll = self.token_losses(batch, states, depth)
@@ -154,10 +236,10 @@ class CausalLM(TextModel):
         """float32 [m]: -log p of every target, row after row."""
         hidden = states[depth][batch.rows, batch.positions]
         with self._fast():
-            # transformers has already applied the final norm to the state after the last block, and to no other.
             if depth is not None and depth != self.depths()[-1]:
-                hidden = final_norm(self.decoder)(hidden)
-            return self._token_losses(hidden, batch.targets)
+                assert self._exits is not None
+                hidden = self._exits.way(hidden)
+            return self.head.losses(hidden, batch.targets)
 
     def pool(self, batch: TextBatch, states: States, depth: int | None, how: str) -> Tensor:
         own = states[depth].float()
@@ -171,76 +253,22 @@ class CausalLM(TextModel):
     def _fast(self) -> AbstractContextManager[Any]:
         return OneDnnLinear() if self.device.type == "cpu" and self.module.dtype == torch.float32 else nullcontext()
 
-    def _states(self, inputs: Mapping[str, Any]) -> dict[int | None, Tensor]:
-        """Hidden states [b, t, h] after the model, and after each depth that the pass reads."""
-        output = self.decoder(**inputs, **({"output_hidden_states": True} if self._depths else {}))
+    def _output(self, inputs: Mapping[str, Any]) -> tuple[dict[int | None, Tensor], Any]:
+        """Hidden states [b, t, h] after the model and after each depth that the pass reads, and the cache that is left."""
+        known = {name: value for name, value in inputs.items() if name in self._parameters}
+        output = self.decoder(**known, **({"output_hidden_states": True} if self._depths else {}))
         every = output.hidden_states if self._depths else ()
-        return {None: output.last_hidden_state, **{depth: every[depth] for depth in self._depths}}
+        states: dict[int | None, Tensor] = {None: output.last_hidden_state}
+        for depth in self._depths:
+            assert self._exits is not None
+            # After the last block is where the model ends: its final norm is in that state, and in no other.
+            states[depth] = every[self._exits.state[depth]] if depth in self._exits.state else output.last_hidden_state
+        return states, getattr(output, self._cache_argument, None) if self._cache_argument is not None else None
 
     def _prefix(self, index: int) -> Prefix:
         """What a shared prefix leaves, computed once for each subnet."""
         if index not in self._shared:
-            cache = DynamicCache()
             ids = self._prefixes[index][None].to(self.device)
-            states = self._states({"input_ids": ids, self._cache_argument: cache, "use_cache": True})
-            layers = [(layer.keys, layer.values) for layer in cache.layers]
-            self._shared[index] = Prefix(layers, {d: s[0] for d, s in states.items()} if self._pooled else {})
+            states, cache = self._output({"input_ids": ids, "use_cache": True})
+            self._shared[index] = Prefix(cache, {d: s[0] for d, s in states.items()} if self._pooled else {})
         return self._shared[index]
-
-    def _cache_for(self, index: int, n_rows: int) -> DynamicCache:
-        """Keys and values of a shared prefix under the present weights, repeated for each row."""
-        cache = DynamicCache()
-        with self._fast():
-            for i, (keys, values) in enumerate(self._prefix(index).cache):
-                cache.update(keys.expand(n_rows, -1, -1, -1), values.expand(n_rows, -1, -1, -1), i)
-        return cache
-
-    def _token_losses(self, states: Tensor, targets: Tensor) -> Tensor:
-        """float32 [m]: -log p(target). Logits exist for a few positions at a time, never for all."""
-        if states.device.type == "cpu" and self._plain_head:
-            return self._token_losses_by_block(states, targets)
-        step = HEAD_POSITIONS.get(states.device.type, HEAD_POSITIONS["other"])
-        nll = torch.empty(len(states), dtype=torch.float32, device=states.device)
-        for start in range(0, len(states), step):
-            piece = slice(start, start + step)
-            logits = self._adjust(self.head(states[piece])).float()
-            nll[piece] = F.cross_entropy(logits, targets[piece].to(logits.device), reduction="none").to(nll.device)
-        return nll
-
-    def _token_losses_by_block(self, states: Tensor, targets: Tensor) -> Tensor:
-        """The same, the vocabulary in blocks: a log-sum-exp of each block's, so that logits never leave the cache."""
-        weight: Tensor = self.head.weight  # type: ignore[assignment]
-        nll = torch.empty(len(states), dtype=torch.float32)
-        for start in range(0, len(states), BLOCK_POSITIONS):
-            piece = slice(start, start + BLOCK_POSITIONS)
-            x, y = states[piece], targets[piece]
-            own = torch.empty(len(x), dtype=torch.float32)
-            sums = []
-            for first in range(0, len(weight), BLOCK_WORDS):
-                block = slice(first, first + BLOCK_WORDS)
-                bias = None if self.head.bias is None else self.head.bias[block]  # type: ignore[index]
-                logits = self._adjust(F.linear(x, weight[block], bias)).float()
-                sums.append(logits.logsumexp(dim=1))
-                here = ((y >= first) & (y < first + BLOCK_WORDS)).nonzero()[:, 0]
-                own[here] = logits[here, y[here] - first]
-            nll[piece] = torch.stack(sums).logsumexp(dim=0) - own
-        return nll
-
-    @property
-    def _plain_head(self) -> bool:
-        """Whether the head is its weight and nothing else: not quantised, not offloaded, no adapter on it."""
-        return type(self.head) is nn.Linear and not hasattr(self.head, "_hf_hook")
-
-    def _check_head(self) -> None:
-        """Compare with the model's own forward once, so that an unknown scaling of logits cannot go unnoticed."""
-        ids = torch.arange(8, device=self.device)[None] % self.module.config.get_text_config().vocab_size
-        own = self.module(input_ids=ids, use_cache=False).logits[0, -1].float()
-        state = self.decoder(input_ids=ids, use_cache=False).last_hidden_state[0, -1:]
-        ours = self._adjust(self.head(state))[0].float().to(own.device)
-        scale = float(own.abs().max()) + 1e-6
-        coarse = 16 if self.module.dtype != torch.float32 else 1
-        if float((own - ours).abs().max()) > coarse * CHECK_TOLERANCE * scale:
-            raise InputError(
-                f"{type(self.module).__name__} changes its logits after the output head in a way that is not known here "
-                "(neither soft-capping nor scaling of the configuration), so its losses would be wrong. Please report it."
-            )

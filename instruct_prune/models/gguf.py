@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
 from instruct_prune.errors import InputError
@@ -21,14 +22,16 @@ def cache_folder() -> Path:
 
 
 def converted_gguf(path: Path) -> Path:
-    """The safetensors folder of a GGUF file, made on first use and cached under the file's hash.
+    """The safetensors folder of a GGUF file, made on first use and cached under the file's hash and transformers' major
+    version, since each writes configurations and tokenizers that the other may not read.
 
     transformers reads GGUF in tens of seconds each time and flags the model as quantised, so that it can neither be
     saved nor masked nor trained; converted once, it is a plain float32 model.
     """
     with open(path, "rb") as file:
         key = hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    target = cache_folder() / "models" / f"{path.stem}-{key}"
+    major = version("transformers").partition(".")[0]
+    target = cache_folder() / "models" / f"{path.stem}-{key}-transformers{major}"
     if (target / "config.json").exists():
         return target
     print(f"converting {path.name} to safetensors, once (about half a minute): {target}", file=sys.stderr)

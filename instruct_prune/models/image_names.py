@@ -15,7 +15,7 @@ from instruct_prune.models import names as models
 from instruct_prune.models.image_features import ImageModel, Transform
 from instruct_prune.registry import load_attribute
 
-DEFAULT = "efficientnet-lite0"
+DEFAULT = models.DEFAULTS["image_encoder"]
 SIZES = (96, 128, 160, 192, 224)
 """Sides that the embedded backbone sees: its padding is that of 224 pixels and holds for multiples of 32."""
 ENLARGED = 3

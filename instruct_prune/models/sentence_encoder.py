@@ -29,7 +29,9 @@ class TextEncoder:
 
     def __init__(self, location: str, name: str, device: str | None = None, batch_size: int = 64) -> None:
         from sentence_transformers import SentenceTransformer
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()
         try:
             self.model: Any = SentenceTransformer(location, device=device, trust_remote_code=False)
         except (OSError, ValueError) as error:

@@ -18,6 +18,7 @@ from instruct_prune.encode.store import TokenStore, write_store
 from instruct_prune.encode.tokenize import Encoder, Writing
 from instruct_prune.errors import InputError
 from instruct_prune.models import names
+from instruct_prune.models.identity import weights_hash
 from instruct_prune.models.model import Advance, Items, Model
 from instruct_prune.registry import is_reference, load_attribute
 from instruct_prune.rows.row import Row
@@ -48,7 +49,15 @@ class TextModel(Model):
             loaded = from_factory(self.name)
         self._loaded = loaded
         self._share_prefix = config.share_prefix
+        self._own_notes: list[str] = []
         self.source = None if loaded is not None else names.find_model(self.name, config.model_revision)
+
+    @cached_property
+    def _configuration(self) -> Any:
+        if self._loaded is not None:
+            return self._loaded[0].config
+        assert self.source is not None
+        return names.load_config(self.source)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -68,9 +77,11 @@ class TextModel(Model):
         wanted = self._encode.max_length
         if wanted is not None and wanted < 2:
             raise InputError(f"--max-length {wanted}: a row needs at least two tokens, one of them to be predicted.")
-        context = (
-            names.context_of(self._loaded[0].config) if self._loaded is not None else names.context_length(self.source)  # type: ignore[arg-type]
-        )
+        context = names.context_of(self._configuration, wanted or 2048)
+        if wanted is not None and wanted > context:
+            self._own_notes.append(
+                f"--max-length {wanted:,}: the model has {context:,} positions, so that is the limit"
+            )
         return Encoder(
             self.tokenizer,
             self._encode.template,
@@ -90,17 +101,34 @@ class TextModel(Model):
 
     @property
     def notes(self) -> Sequence[str]:
-        return self.encoder.notes
+        return (*self._own_notes, *self.encoder.notes)
 
     def write_items(self, folder: Path, rows: Iterable[Row], advance: Advance, strict: bool) -> None:
         write_store(folder, self._encoded(rows, advance))
 
     def _encoded(self, rows: Iterable[Row], advance: Advance) -> Iterator[tuple[Encoded, str, int]]:
+        known: int | None = getattr(self._configuration.get_text_config(), "vocab_size", None)
         waiting = iter(rows)
         while batch := list(islice(waiting, ENCODE_BATCH)):
             for row, encoded in zip(batch, self.encoder.encode(batch), strict=True):
+                if known is not None and (encoded.input_ids >= known).any():
+                    raise InputError(self._beyond(int(encoded.input_ids.max()), known, row))
                 yield encoded, row.source, row.line
             advance(len(batch))
+        if known is not None and len(self.tokenizer) > known:
+            self._own_notes.append(f"{self._sizes(known)}: none of the others occurs in these rows")
+
+    def _sizes(self, known: int) -> str:
+        return f"the tokenizer has {len(self.tokenizer):,} tokens, the model embeddings for {known:,}"
+
+    def _beyond(self, token: int, known: int, row: Row) -> str:
+        """What to say of a token id that the model has no embedding for."""
+        said = self.tokenizer.convert_ids_to_tokens(token)
+        return (
+            f"{row.source}, line {row.line}: token {said!r} has the id {token}, but {self._sizes(known)} only. Tokens were added "
+            "and the model was not resized (model.resize_token_embeddings), or the tokenizer is another model's. Take the "
+            "tokenizer that belongs to the model."
+        )
 
     def open_items(self, folder: Path) -> TokenStore:
         return TokenStore.open(folder)
@@ -119,7 +147,7 @@ class TextModel(Model):
         if self.source is not None:
             return self.source.identity()
         assert self._loaded is not None
-        return {"name": self.name, "content": names.weights_hash(self._loaded[0])}
+        return {"name": self.name, "content": weights_hash(self._loaded[0])}
 
 
 def from_factory(name: str) -> tuple[Any, Any]:

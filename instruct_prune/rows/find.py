@@ -71,10 +71,17 @@ def _readers(item: str, split: str | None, subset: str | None) -> Iterator[Reade
             raise InputError(f"no file matches {item!r}. Check the folder and the pattern.")
         for name in found:
             yield reader_of(DataFile(Path(name), name))
-    elif _HUB_ID.fullmatch(item) and _kind_by_name(item) not in KINDS and not path.parent.is_dir():
+    elif is_hub_id(item):
         yield open_hub(item, split, subset)
     else:
         raise InputError(_missing(path, item))
+
+
+def is_hub_id(item: str) -> bool:
+    """Whether a name is that of a dataset on the Hub: owner/name, and no path."""
+    path = Path(item).expanduser()
+    there = path.exists() or path.parent.is_dir()
+    return _HUB_ID.fullmatch(item) is not None and _kind_by_name(item) not in KINDS and not there
 
 
 def _of_folder(path: Path, item: str, split: str | None) -> Reader:

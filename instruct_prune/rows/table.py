@@ -56,11 +56,11 @@ class RowTable:
             raise InputError(f"{folder / 'rows.json'} does not exist: the rows were not read to the end.") from None
         except ValueError as error:
             raise InputError(
-                f"{folder / 'rows.json'} is damaged ({error}). Read the data anew with --restart."
+                f"{folder / 'rows.json'} is damaged ({error}). Read the data anew with --restart read."
             ) from None
         if found.get("version") != VERSION:
             raise InputError(
-                f"{folder} was written by another version of this program. Read the data anew with --restart."
+                f"{folder} was written by another version of this program. Read the data anew with --restart read."
             )
         lists = {name: tuple(found[name]) for name in ("files", "identity")}
         stamps = {name: tuple(stamp) for name, stamp in found["stamps"].items()}
@@ -162,7 +162,7 @@ class RowTable:
                 for i in range(reader.num_record_batches):
                     yield reader.get_batch(i)
         except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{path} cannot be read ({error}). Read the data anew with --restart.") from None
+            raise InputError(f"{path} cannot be read ({error}). Read the data anew with --restart read.") from None
 
     def _taken(self, row_ids: Int64, columns: list[str] | None) -> Iterator[tuple[pa.RecordBatch, Int64]]:
         """Batches with the wanted rows only, and their row ids."""

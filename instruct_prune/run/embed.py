@@ -24,15 +24,13 @@ from instruct_prune.models import names
 from instruct_prune.models.model import Items, Model
 from instruct_prune.progress import Progress, say
 from instruct_prune.rows.table import RowTable
+from instruct_prune.run.check import MODEL, TEXT_EMBEDDER
 from instruct_prune.run.encode import make_model
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.measure import batch_cost, plan_work, run_work
 from instruct_prune.run.records import EmbedFacts, EncodeFacts, ScoreFacts
 from instruct_prune.run.rows import rows_of
 from instruct_prune.storage import digest, replaced, sha256_of, write_array
-
-MODEL = "model"
-TEXT_EMBEDDER = "all-minilm-l6-v2"
 
 
 def by_model(model: Model, config: EmbedConfig | None) -> str | None:
@@ -136,15 +134,14 @@ def _by_states(folder: RunFolder, model: Model, items: Items, embedder: str, res
 
 
 def _measure(folder: RunFolder, model: Model, items: Items, measurement: Measurement, scored: dict[str, Any]) -> None:
-    """One more dense pass, for states that scoring did not read."""
-    ranks = Ranks()
+    """One more dense pass, for states that scoring did not read; by the main process, which embeds, alone."""
+    ranks = Ranks(alone=True)
     config = ScoreConfig(model=model.name)
     model.load(scored["dtype"], ranks.device)
     parts = PartStore(folder / "parts" / "embed", digest([scored, measurement.column]))
     work = plan_work(model, items, [measurement], batch_cost(model, config, ranks.device.type), parts)
     run_work(folder, model, work, config, ranks)
-    if ranks.is_main:
-        save_states(folder.path, items, [find(work, measurement.column)])
+    save_states(folder.path, items, [find(work, measurement.column)])
 
 
 def unit_rows(source: Path, target: Path, centred: bool) -> None:
@@ -210,8 +207,6 @@ def _by_encoder(folder: RunFolder, items: Items, config: EmbedConfig, embedder: 
     from instruct_prune.models.sentence_encoder import TextEncoder, embed_rows
 
     found = names.find_model(embedder, option="--embedder")
-    if restart:
-        shutil.rmtree(folder / "parts" / "embed", ignore_errors=True)
     if folder.begin(EmbedFacts, {"embedder": embedder, "identity": found.identity()}, (EncodeFacts,), restart):
         return True
     row_id: Int64 = items.row_id[items.scorable]

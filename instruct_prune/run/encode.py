@@ -77,7 +77,7 @@ def encode(
         InputError: the folder holds items of another encoding, or no row can be scored.
     """
     identity = {"kind": type(model).__name__, **model.encoding, **own_code([class_name(model)], "--model")}
-    if folder.begin(EncodeFacts, identity, (RowsFacts,), restart=config.restart):
+    if folder.begin(EncodeFacts, identity, (RowsFacts,), restart=config.restart == "encode"):
         say("encode: done before, skipped")
         return
     began = time.monotonic()

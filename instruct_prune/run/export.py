@@ -7,13 +7,16 @@ from pathlib import Path
 
 from instruct_prune.arrays import Int64
 from instruct_prune.config import ExportConfig
-from instruct_prune.errors import InputError
-from instruct_prune.export import Exported, ExportJob, export_selection, exporters_of
+from instruct_prune.encode.store import TokenStore
+from instruct_prune.export import Exported, ExportJob, export_selection
 from instruct_prune.export.hub import inherited_license
+from instruct_prune.export.job import KeptTokens
 from instruct_prune.export.own_format import write_own_format
 from instruct_prune.export.rows import write_pruned
+from instruct_prune.models.names import name_for_trainers
 from instruct_prune.rows.row import Row
 from instruct_prune.rows.table import RowTable
+from instruct_prune.run.check import check_export
 from instruct_prune.run.encode import model_of
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.records import ExportFacts, ScoreFacts, SelectFacts
@@ -21,17 +24,6 @@ from instruct_prune.run.rows import rows_of
 from instruct_prune.run.select import selection_of
 from instruct_prune.select.data import Selection
 from instruct_prune.storage import sha256_of
-
-
-def check_export(config: ExportConfig) -> None:
-    """What can be known to be wrong before an hour is spent.
-
-    Raises:
-        InputError: an unknown format, or a push without a repository.
-    """
-    exporters_of(config.to)
-    if "hub" in config.to and not config.hub_repo:
-        raise InputError("--to hub needs --hub-repo owner/name: where the dataset is pushed to.")
 
 
 def export(folder: RunFolder, config: ExportConfig) -> Path:
@@ -45,7 +37,7 @@ def export(folder: RunFolder, config: ExportConfig) -> Path:
     selection = selection_of(folder)
     table = rows_of(folder)
     options = {"to": list(config.to), "selected": chosen.selected_hash}
-    folder.begin(ExportFacts, options, (SelectFacts,), restart=True)
+    folder.begin(ExportFacts, options, (SelectFacts,), replace=True)
     target = folder / "pruned.jsonl"
     written = write_pruned(table.raw(selection.kept), target)
     if written != chosen.kept:
@@ -75,13 +67,17 @@ class Kept:
 def _job(folder: RunFolder, config: ExportConfig, selection: Selection, kept: Kept) -> ExportJob:
     source, chosen, scored = kept.table.facts, folder.facts(SelectFacts), folder.facts(ScoreFacts)
     model = model_of(folder)
+    items = model.open_items(folder / "items")
     return ExportJob(
         samples=kept,
         folder=folder.path,
         name=f"{Path(source.files[0]).stem}-pruned",
-        model=scored.model,
+        model=name_for_trainers(scored.model),
         writing=model.writing(),
+        tokens=KeptTokens(items, selection.kept) if isinstance(items, TokenStore) else None,
         model_kind=source.model_kind,
+        format=source.format,
+        columns=source.opened_with.get("columns") or {},
         kind=source.kind,
         split=source.opened_with.get("split"),
         subset=source.opened_with.get("subset"),

@@ -49,7 +49,7 @@ class RunFolder(Manifest):
             meta = json.loads((arrow.schema.metadata or {})[b"instruct_prune"])
         except (pa.ArrowException, OSError, KeyError, ValueError) as error:
             raise InputError(
-                f"{path} cannot be read as a score table ({error}). Score again with --restart."
+                f"{path} cannot be read as a score table ({error}). Score again with --restart score."
             ) from error
         columns = {name: arrow.column(name).to_numpy() for name in arrow.column_names}
         subnets = tuple(SubnetSpec(*spec) for spec in meta["subnets"])

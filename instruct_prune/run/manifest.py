@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import platform
+import shutil
 import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from instruct_prune.errors import InputError
-from instruct_prune.run.records import LAYOUT, STAGES, Facts, Record, read_record
+from instruct_prune.run.records import LAYOUT, RESTARTS, STAGES, Facts, Record, read_record
 from instruct_prune.storage import write_json
 
 MANIFEST = "manifest.json"
@@ -160,6 +161,7 @@ class Manifest:
         config: Mapping[str, Any],
         inputs: tuple[type[Any], ...] = (),
         restart: bool = False,
+        replace: bool = False,
         work_kept: bool = False,
     ) -> bool:
         """Claim a stage for options; True when it is already finished under the same ones, from the same inputs.
@@ -168,7 +170,9 @@ class Manifest:
             kind: of the stage.
             config: the options that decide the result.
             inputs: the stages that it is made from, all of them finished.
-            restart: discard what is there.
+            restart: discard the stage and all that was made from it; but an unfinished one of the same options is gone on
+                with, so that the same command, run again after an interruption, keeps what was done.
+            replace: take the place of what is there, for stages that cost nothing to make again.
             work_kept: an unfinished stage has left parts that are worth keeping; without them it is simply begun anew.
 
         Raises:
@@ -178,20 +182,45 @@ class Manifest:
         wanted = Record[Facts](
             json.loads(json.dumps(config, default=str)), {each.stage: self.require(each).fingerprint for each in inputs}
         )
-        if known is not None and not restart:
-            if known.fingerprint == wanted.fingerprint:
+        if known is not None and not replace:
+            same = known.fingerprint == wanted.fingerprint
+            if restart and not (same and known.facts is None):
+                self._discard(kind)
+            elif same:
                 return known.facts is not None
-            lines = differences(known.config, wanted.config)
-            if lines and (known.facts is not None or work_kept):
-                raise InputError(
-                    f"{self.path} holds the {kind.stage} stage of another run, and nothing of it was overwritten. What differs "
-                    f"(there -> asked for):\n"
-                    + "\n".join(lines)
-                    + "\nUse another --out, the same options, or --restart to "
-                    "discard it."
-                )
+            else:
+                lines = differences(known.config, wanted.config)
+                if lines and (known.facts is not None or work_kept):
+                    raise InputError(
+                        f"{self.path} holds the {kind.stage} stage of another run, and nothing of it was overwritten. What "
+                        "differs (there -> asked for):\n" + "\n".join(lines) + "\n" + self._ways_out(kind)
+                    )
         self._write(kind, wanted)
         return False
+
+    def _discard(self, kind: type[Any]) -> None:
+        """Forget a stage and the costly ones that were made from it; its tables are overwritten when it is made anew.
+
+        A selection and an export stay as they are, and are stale where the new results are others.
+        """
+        gone = [name for name in self._made_from(kind) if name in RESTARTS]
+        self._save({name: entry for name, entry in self.manifest.get("stages", {}).items() if name not in gone})
+        for name in gone:
+            shutil.rmtree(self / "parts" / name, ignore_errors=True)
+
+    def _made_from(self, kind: type[Any]) -> list[str]:
+        """Names of the stages that stand or fall with this one, itself first."""
+        found = [kind.stage]
+        for each in STAGES:
+            entry = self.manifest.get("stages", {}).get(each.stage, {})
+            if each is not kind and set(entry.get("inputs", ())) & set(found):
+                found.append(each.stage)
+        return found
+
+    def _ways_out(self, kind: type[Any]) -> str:
+        keep = "Use the same options or another --out, and nothing is lost"
+        gone = ", ".join(self._made_from(kind))
+        return f"{keep}; or --restart {RESTARTS[kind.stage]}, which discards what the folder holds of: {gone}."
 
     def finish(self, facts: Any) -> None:
         """Mark a stage complete: written last, when all its files are in place."""

@@ -19,6 +19,7 @@ from instruct_prune.measure.measurement import Measurement, plan_passes
 from instruct_prune.measure.parts import PartStore
 from instruct_prune.measure.ranks import Ranks
 from instruct_prune.measure.subnet import FULL
+from instruct_prune.measure.subnets import block_outputs
 from instruct_prune.measure.views import Viewed, view_of
 from instruct_prune.models.model import Items, Model
 from instruct_prune.progress import Progress, say
@@ -54,7 +55,7 @@ def plan_work(model: Model, items: Items, measurements: Sequence[Measurement], b
     """Passes over all scorable rows; the plan depends on data and configuration, never on the number of processes.
 
     Raises:
-        InputError: a view that leaves nothing of any row.
+        InputError: a view that leaves nothing of any row; a depth or a dropout subnet that the model does not have.
     """
     passes = plan_passes(measurements)
     rows = np.flatnonzero(items.scorable).astype(np.int64)
@@ -70,7 +71,10 @@ def plan_work(model: Model, items: Items, measurements: Sequence[Measurement], b
         if a_pass.view == FULL:
             if full is None:
                 group, prefixes = model.shared_prefixes(items, rows)
-                full = plan_batches(rows, items.lengths[rows], batch_tokens=batch, group=group, prefixes=prefixes)
+                lengths = items.lengths[rows]
+                full = plan_batches(
+                    rows, lengths, batch_tokens=batch, group=group, prefixes=prefixes, alone=model.alone(lengths)
+                )
             shown.append(items)
             plans.append(full)
             continue
@@ -79,7 +83,12 @@ def plan_work(model: Model, items: Items, measurements: Sequence[Measurement], b
         if not len(own):
             raise InputError(f"--subnets: the view {a_pass.view!r} leaves nothing to predict of any row.")
         shown.append(view)
-        plans.append(plan_batches(own, view.lengths[own], batch_tokens=batch))
+        lengths = view.lengths[own]
+        plans.append(plan_batches(own, lengths, batch_tokens=batch, alone=model.alone(lengths)))
+    for a_pass, plan in zip(passes, plans, strict=True):
+        model.start_pass(plan, a_pass.depths, a_pass.pooled)
+        if a_pass.weights.kind == "dropout":
+            block_outputs(model.module)
     return Work(passes, tuple(shown), tuple(plans), parts)
 
 

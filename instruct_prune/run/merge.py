@@ -174,6 +174,7 @@ def _finish(
             scoring_seconds=took.spent.scoring_seconds,
             seconds=took.seconds,
             left_whole=took.spent.left_whole,
+            notes=tuple(measured.model.remarks),
         )
     )
 

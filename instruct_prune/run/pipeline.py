@@ -11,32 +11,38 @@ from pathlib import Path
 
 from instruct_prune.config import RunConfig
 from instruct_prune.report.html import write_report
+from instruct_prune.rows import Source
 from instruct_prune.run.embed import embed
-from instruct_prune.run.export import check_export, export
+from instruct_prune.run.export import export
 from instruct_prune.run.folder import RunFolder, open_run
 from instruct_prune.run.rows import rows_of
 from instruct_prune.run.score import score
-from instruct_prune.run.select import check_selection, select
-from instruct_prune.run.target import PROBES, target, tasks_of
+from instruct_prune.run.select import select
+from instruct_prune.run.target import PROBES, target
 from instruct_prune.select.data import Selection
 
 
-def run(config: RunConfig) -> Selection | None:
-    """Dataset file in, pruned dataset file out. None on processes other than the main one, and for a dry run."""
+def run(config: RunConfig, source: Source | None = None) -> Selection | None:
+    """Dataset file in, pruned dataset file out. None on processes other than the main one, and for a dry run.
+
+    Args:
+        config: all options.
+        source: the data, where they are open already.
+
+    Raises:
+        InputError: `check_run` finds most of it before anything is imported or read.
+    """
+    folder = open_run(config.run.out)
     aims = bool(config.target.target)
     scoring, choice = config.score, config.select
     if aims:
-        tasks_of(config.target)
-        probe = PROBES.get(config.target.by)  # read in the run that scores
-        scoring = replace(scoring, probes=tuple(dict.fromkeys([*scoring.probes, *([probe] if probe else [])])))
+        probes = [*scoring.probes, *PROBES.get(config.target.by, ())]  # read in the run that scores
+        scoring = replace(scoring, probes=tuple(dict.fromkeys(probes)))
         choice = replace(choice, method=choice.method or "targeted")
-    check_selection(choice)
-    check_export(config.export)
-    folder = open_run(config.run.out)
-    table = score(folder, config.data, config.encode, scoring, choice, config.embed)
+    table = score(folder, config.data, config.encode, scoring, choice, config.embed, source=source)
     if table is None:
         return None
-    embed(folder, config.embed)
+    embed(folder, config.embed, restart=config.score.restart == "embed")
     if aims:
         target(folder, config.target)
     selection = select(folder, choice)

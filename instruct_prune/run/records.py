@@ -235,6 +235,8 @@ class ExportFacts:
 Facts = TypeVar("Facts", RowsFacts, EncodeFacts, ScoreFacts, EmbedFacts, TargetFacts, SelectFacts, ExportFacts)
 STAGES = (RowsFacts, EncodeFacts, ScoreFacts, EmbedFacts, TargetFacts, SelectFacts, ExportFacts)
 """In the order in which a run makes them."""
+RESTARTS = {"rows": "read", "encode": "encode", "score": "score", "embed": "embed"}
+"""{stage: its name in ``--restart``}; the later ones are made anew whenever they are asked for."""
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def read_facts(folder: RunFolder, table: ScoreTable, config: SelectConfig, namin
         InputError: no such column, a predicate or file of --must-keep that makes no sense, data that changed.
     """
     facts = RowFacts()
-    column, value = _predicate(config.must_keep)
+    column, value = predicate_of(config.must_keep)
     if config.must_keep and column is None:
         facts.must_keep = _listed(config.must_keep)
     if not (config.stratify or column or naming or config.dedup is not None):
@@ -92,7 +92,7 @@ def _field(sample: Row, name: str) -> Any:
     return as_mapping(sample.raw).get(name)
 
 
-def _predicate(text: str | None) -> tuple[str | None, str]:
+def predicate_of(text: str | None) -> tuple[str | None, str]:
     """("source", "identity") of source=identity; (None, "") of a file's name or nothing."""
     if text is None or Path(text).expanduser().is_file():
         return None, ""

@@ -43,7 +43,11 @@ def open_source(data: DataConfig, memory: InMemory | datasets.Dataset | None = N
 
 
 def read_rows(
-    folder: RunFolder, data: DataConfig, restart: bool = False, memory: InMemory | datasets.Dataset | None = None
+    folder: RunFolder,
+    data: DataConfig,
+    restart: bool = False,
+    memory: InMemory | datasets.Dataset | None = None,
+    source: Source | None = None,
 ) -> RowTable:
     """The stored table of the data's rows; read now, or found where the same data were read before.
 
@@ -58,13 +62,13 @@ def read_rows(
         # Files whose size and time are as they were are not opened again.
         inputs = known.config["inputs"] if same_names and not table.facts.changed() else None
         if inputs is None:
-            inputs = _content(open_source(data, memory).identity())
+            inputs = _content((source or open_source(data, memory)).identity())
         folder.begin(RowsFacts, {"inputs": inputs, **_options(data)})
         say(f"data: {table.facts.description} (read before)")
         return table
     folder.create()
     began = time.monotonic()
-    source = open_source(data, memory)
+    source = source or open_source(data, memory)
     say(f"data: {source.description}")
     with Progress("reading", None, "rows") as progress:
         table = write_rows(folder / "rows", source, lambda n: progress.advance(n, n))
@@ -116,4 +120,9 @@ def _lasting(folder: RunFolder, data: DataConfig) -> DataConfig:
             with atomic(target) as file:
                 shutil.copyfileobj(sys.stdin.buffer, file)
         return dataclasses.replace(data, data=tuple(str(target.resolve()) if d == "-" else d for d in data.data))
+    return absolute(data)
+
+
+def absolute(data: DataConfig) -> DataConfig:
+    """The same data, paths made absolute."""
     return dataclasses.replace(data, data=tuple(os.path.abspath(d) if os.path.exists(d) else d for d in data.data))

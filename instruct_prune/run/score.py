@@ -20,6 +20,7 @@ from instruct_prune.measure.subnet import DENSE, SubnetSpec
 from instruct_prune.models.model import Items, Model
 from instruct_prune.progress import clock, say
 from instruct_prune.registry import class_name, own_code
+from instruct_prune.rows import Source
 from instruct_prune.rows.table import RowTable
 from instruct_prune.run.embed import by_model
 from instruct_prune.run.embed import embed as embed_rows
@@ -50,6 +51,7 @@ def score(
     embed: EmbedConfig | None = None,
     memory: InMemory | datasets.Dataset | None = None,
     loaded: Any = None,
+    source: Source | None = None,
 ) -> ScoreTable | None:
     """Score every row under every subnet, on as many processes as were launched.
 
@@ -62,6 +64,7 @@ def score(
         embed: the embedding that will follow, so that vectors of the model itself are read in the same pass.
         memory: rows made in Python, in place of files.
         loaded: a model made in Python: (model, tokenizer), or (module, transform) for pictures.
+        source: the data, where they are open already.
 
     Returns:
         The table, on the main process; None on the others and for a dry run.
@@ -72,9 +75,7 @@ def score(
     """
     ranks = Ranks()
     _check(config, ranks)
-    if config.restart:
-        ranks.on_main(lambda: shutil.rmtree(folder / "parts", ignore_errors=True))
-    ranks.on_main(lambda: read_rows(folder, data, config.restart, memory))
+    ranks.on_main(lambda: read_rows(folder, data, config.restart == "read", memory, source))
     table = RowTable.open(folder / "rows")
     kind, data_format = table.facts.model_kind, table.facts.format
     model = _first_on_main(ranks, lambda: make_model(config, encoding, kind, data_format, loaded))
@@ -87,18 +88,16 @@ def score(
         ranks.on_main(lambda: check_budget(select, int(items.scorable.sum())))
     dtype = model.dtype(config.dtype, ranks.device)
     identity = wanted.identity | {"dtype": dtype, "batch": batch_cost(model, config, ranks.device.type)}
-    if _finished(folder, identity, config, ranks):
+    if _finished(folder, wanted, identity, config, ranks):
         if ranks.is_main:
             say("score: done before, skipped")
         ranks.close()
         return folder.read_scores() if ranks.is_main else None
     model.load(dtype, ranks.device, folder / "parts" / "offload" if config.device_map == "auto" else None)
+    model.shortcuts = ranks.broadcast(model.shortcuts)
     waves = Waves(folder, model, items, wanted, identity)
-    if ranks.is_main:
-        say(f"scoring with {model.name} in {dtype}, {ranks.describe()}: {waves.describe()}")
+    ranks.on_main(lambda: _announce(model, items, waves, dtype, ranks, config.dry_run))
     if config.dry_run:
-        if ranks.is_main:
-            _dry_run(model, items, waves, ranks)
         ranks.close()
         return None
     measured = waves.run(folder, config, ranks)
@@ -106,15 +105,20 @@ def score(
 
 
 def _finish(
-    folder: RunFolder, items: Items, measured: Measured, wanted: Wanted, dtype: str, ranks: Ranks, embedded: bool
+    folder: RunFolder,
+    items: Items,
+    measured: Measured,
+    wanted: Wanted,
+    dtype: str,
+    ranks: Ranks,
+    embeds_later: bool,
 ) -> ScoreTable:
     """On the main process, when all parts are there: the table, vectors of the model's own, and no parts any more.
 
-    ``embedded`` says that the embed stage follows.
+    With ``embeds_later`` the embed stage follows, with the embedder that was asked for.
     """
     scores = merge(folder, items, measured, wanted.ladder, wanted.score, dtype, ranks)
-    # Where the embed stage follows, it has the embedder that was asked for; vectors that are there and fresh stay.
-    if measured.model.embeds and not embedded and folder.find(EmbedFacts) is None:
+    if measured.model.embeds and not embeds_later and folder.find(EmbedFacts) is None:
         embed_rows(folder, EmbedConfig(), restart=True)
     shutil.rmtree(folder / "parts", ignore_errors=True)
     ranks.close()
@@ -140,7 +144,8 @@ class Wanted:
             )
         pooling = by_model(model, embed)
         reference = ["mean"] if model.compares else []
-        self.texts = tuple(dict.fromkeys([*named, *config.probes, *reference, *([pooling] if pooling else [])]))
+        self.for_score = tuple(dict.fromkeys([*named, *config.probes, *reference]))
+        self.texts = tuple(dict.fromkeys([*self.for_score, *([pooling] if pooling else [])]))
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -170,7 +175,8 @@ class Waves:
 
     def __init__(self, folder: RunFolder, model: Model, items: Items, wanted: Wanted, identity: dict[str, Any]) -> None:
         self.model, self.items = model, items
-        parts = PartStore(folder / "parts" / "score", digest(identity))
+        # Shortcuts change no number, but they decide which rows lie in which part.
+        parts = PartStore(folder / "parts" / "score", digest(identity | {"shortcuts": repr(model.shortcuts)}))
         first, rest = list(wanted.measurements), []
         self.derived: tuple[Measurement, ...] = ()
         if model.compares:
@@ -216,19 +222,36 @@ def _check(config: ScoreConfig, ranks: Ranks) -> None:
         raise InputError(f"--batch-tokens {config.batch_tokens}: at least 1 token (or picture) must fit in a batch.")
 
 
-def _finished(folder: RunFolder, identity: dict[str, Any], config: ScoreConfig, ranks: Ranks) -> bool:
-    """Claim the stage on the main process; True, on every process, when it is done already."""
+def _finished(folder: RunFolder, wanted: Wanted, identity: dict[str, Any], config: ScoreConfig, ranks: Ranks) -> bool:
+    """Claim the stage on the main process; True, on every process, when it is done already.
+
+    It is also done where all but the states that the embedder asks for were measured: `embed` reads these in a pass of
+    their own, and nothing is scored again for another embedder.
+    """
     done: list[bool] = []
 
+    work_kept = (folder / "parts" / "score").exists()
+
     def claim() -> None:
-        work_kept = (folder / "parts" / "score").exists()
+        nonlocal identity
+        known = folder.find(ScoreFacts)
+        if known is not None and set(wanted.for_score) <= set(known.config["probes"]):
+            identity = {**identity, "probes": known.config["probes"]}
         begun = not config.dry_run and folder.begin(
-            ScoreFacts, identity, (RowsFacts, EncodeFacts), restart=config.restart, work_kept=work_kept
+            ScoreFacts, identity, (RowsFacts, EncodeFacts), restart=config.restart == "score", work_kept=work_kept
         )
         done.append(begun)
 
     ranks.on_main(claim)
     return bool(ranks.broadcast(done[0] if done else None))
+
+
+def _announce(model: Model, items: Items, waves: Waves, dtype: str, ranks: Ranks, dry_run: bool) -> None:
+    say(f"scoring with {model.name} in {dtype}, {ranks.describe()}: {waves.describe()}")
+    for remark in model.remarks:
+        say(f"note: {remark}")
+    if dry_run:
+        _dry_run(model, items, waves, ranks)
 
 
 def _dry_run(model: Model, items: Items, waves: Waves, ranks: Ranks) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from instruct_prune.arrays import Bool, Float32, Int64
 from instruct_prune.config import SelectConfig
-from instruct_prune.errors import InputError
+from instruct_prune.errors import InputError, told_together
 from instruct_prune.measure.ladder import parse_subnets
 from instruct_prune.rows.table import RowTable
 from instruct_prune.run.columns import columns_for
@@ -36,16 +36,19 @@ def check_selection(config: SelectConfig) -> None:
     """What can be known to be wrong before an hour is spent.
 
     Raises:
-        InputError: no budget, an impossible one, an unknown method, a split or a number of clusters that is none.
+        InputError: a budget, method, parameter or number of clusters that is none; all of them in one message.
     """
-    if config.keep is None and config.keep_tokens is None:
-        raise InputError("say how much to keep: --keep 0.3 (a share), --keep 5000 (rows) or --keep-tokens 2000000.")
-    method, params = method_of(config)
-    method.needs_of(params)
-    if config.score is not None:
-        score_params(config, config.score)
-    clusters_wanted(config)
-    check_budget(config, None)
+
+    def check_method() -> None:
+        method, params = method_of(config)
+        method.needs_of(params)
+
+    told_together(
+        lambda: check_budget(config, None),
+        check_method,
+        lambda: config.score is None or score_params(config, config.score),
+        lambda: clusters_wanted(config),
+    )
 
 
 def check_budget(config: SelectConfig, n: int | None) -> None:
@@ -54,7 +57,9 @@ def check_budget(config: SelectConfig, n: int | None) -> None:
     Raises:
         InputError: as `resolve_budget` says it.
     """
-    if config.keep_tokens is not None and config.keep is None:
+    if config.keep is None and config.keep_tokens is None:
+        raise InputError("say how much to keep: --keep 0.3 (a share), --keep 5000 (rows) or --keep-tokens 2000000.")
+    if config.keep is None:
         return
     known = n if n is not None else 2**40 if isinstance(config.keep, int) else 10**6
     # A pool of the right length and no memory: only the number of rows matters here.
@@ -185,7 +190,7 @@ def _write(
     inputs = (ScoreFacts, *((EmbedFacts,) if asked.clustered or asked.embeddings else ()))
     inputs = (*inputs, *((TargetFacts,) if asked.aims else ()))
     options = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(asked.config).items()}
-    folder.begin(SelectFacts, options, inputs, restart=True)
+    folder.begin(SelectFacts, options, inputs, replace=True)
     folder.write_selection(selection, more)
     if clusters is None:
         (folder / "clusters.parquet").unlink(missing_ok=True)
@@ -216,8 +221,13 @@ def selection_of(folder: RunFolder) -> Selection:
     Raises:
         InputError: there is none, or it is stale.
     """
-    folder.require(SelectFacts)
-    return folder.read_selection()
+    facts, selection = folder.facts(SelectFacts), folder.read_selection()
+    if facts.selected_hash != row_ids_hash(selection.kept):
+        raise InputError(
+            f"{folder / 'selection.parquet'} is not the selection that the manifest tells of (interrupted, or edited?). Run "
+            f"`instruct-prune select --keep ... --out {folder.path}` again."
+        )
+    return selection
 
 
 def _draw(table: ScoreTable, asked: Asked, facts: RowFacts, make_pool: Callable[..., Pool]) -> Selection:

@@ -33,7 +33,7 @@ from instruct_prune.select.duplicates import text_keys
 from instruct_prune.select.target import Target
 from instruct_prune.storage import digest, sha256_of, write_array
 
-PROBES = {"gradient": "gradient", "rds": "weighted"}
+PROBES = {"gradient": ("gradient",), "rds": ("weighted",)}
 """What is read off the scoring model for each ``--by``; ``embedding`` takes the embedder's vectors."""
 NAMED = re.compile(r"([A-Za-z0-9_.-]+)=(.+)")
 
@@ -69,7 +69,8 @@ def target(folder: RunFolder, config: TargetConfig, restart: bool = False) -> No
     encoded, scored = folder.facts(EncodeFacts), folder.require(ScoreFacts)
     inputs = (EncodeFacts, ScoreFacts, *((EmbedFacts,) if config.by == "embedding" else ()))
     identity = {"by": config.by, "tasks": {n: sha256_of(Path(p).expanduser()) for n, p in tasks.items()}}
-    if folder.begin(TargetFacts, identity, inputs, restart=True if restart else _changed(folder, identity)):
+    # Another target takes the place of the last: only its own few rows are measured.
+    if folder.begin(TargetFacts, identity, inputs, replace=restart or _changed(folder, identity)):
         say("target: done before, skipped")
         return
     pool = RowTable.open(folder / "rows")
@@ -87,7 +88,7 @@ def target(folder: RunFolder, config: TargetConfig, restart: bool = False) -> No
 
 
 def _changed(folder: RunFolder, identity: dict[str, Any]) -> bool:
-    """Another target takes the place of the last: only its own few rows are measured."""
+    """Whether the folder holds another target."""
     known = folder.record(TargetFacts)
     return known is not None and dict(known.config) != identity
 
@@ -103,9 +104,9 @@ class _Measure:
         """The file of the pool's vectors, L2-normalised; read now where scoring did not read them."""
         if self.by == "embedding":
             return "embeddings.npy"
-        one = Measurement(DENSE, parse_probe(PROBES[self.by]))
+        one = Measurement(DENSE, parse_probe(PROBES[self.by][0]))
         states = self.folder / "states" / f"{one.column}.npy"
-        if PROBES[self.by] not in self.scored["probes"] or not states.exists():
+        if PROBES[self.by][0] not in self.scored["probes"] or not states.exists():
             say(f"target: the pool has no {self.by} vectors yet: one more pass over it")
             self._run(self.model.open_items(self.folder / "items"), one, "pool", self.folder.path)
         if one.probe.half:  # sketches have length one
@@ -118,7 +119,7 @@ class _Measure:
         if self.by == "embedding":
             facts = self.folder.facts(EmbedFacts)
             return encode_texts(facts.embedder, [row.text for row in table.take(items.row_id[items.scorable])])
-        one = Measurement(DENSE, parse_probe(PROBES[self.by]))
+        one = Measurement(DENSE, parse_probe(PROBES[self.by][0]))
         self._run(items, one, folder.name, folder)
         found = np.load(folder / "states" / f"{one.column}.npy", allow_pickle=False).astype(np.float32)
         unit: Float32 = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)

@@ -69,7 +69,7 @@ def load_pictures(
     """
     source = open_data([data], split=split)
     if source.strata is None or source.model_kind != "image_encoder":
-        raise InputError(f"{data} holds no labelled images: name a tree of class folders, a listing, or a dataset.")
+        raise InputError(f"{data} holds no images with labels: name a tree of class folders, a listing, or a dataset.")
     counts: dict[str, int] = {}
     found: list[tuple[ImageRef, str, int]] = []
     for picture, label, short in _decodable(source):

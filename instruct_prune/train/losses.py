@@ -77,12 +77,16 @@ def evaluate(model: Any, rows: Sequence[Encoded], batch_tokens: int = 4096) -> T
     first = np.asarray([item.response_mask.argmax() for item in items], dtype=np.int32)
     at = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
     positions = np.arange(len(items), dtype=np.int64)
-    group, prefixes = shared_prefixes(np.concatenate([i.ids for i in items]), at, positions, first)
-    plan = plan_batches(positions, lengths, batch_tokens=batch_tokens, group=group, prefixes=prefixes)
+    held = CausalLM.holding(base.eval())
+    group, prefixes = held.allowed(
+        *shared_prefixes(np.concatenate([i.ids for i in items]), at, positions, first), lengths
+    )
+    plan = plan_batches(
+        positions, lengths, batch_tokens=batch_tokens, group=group, prefixes=prefixes, alone=held.alone(lengths)
+    )
     counts = np.asarray([int(item.response_mask[1:].sum()) for item in items], dtype=np.int64)
     offset = np.concatenate([[0], np.cumsum(counts)])
     values = np.empty(offset[-1], dtype=np.float32)
-    held = CausalLM.holding(base.eval())
     held.start_pass(plan, (), pooled=False)
     for chunk in plan.chunks:
         for batch in chunk:

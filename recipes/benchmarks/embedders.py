@@ -21,7 +21,8 @@ from instruct_prune.models.causal_lm import CausalLM
 from instruct_prune.models.model import Model
 from instruct_prune.models.sentence_encoder import TextEncoder, embed_rows
 from instruct_prune.progress import Progress
-from instruct_prune.run.embed import MODEL, unit_rows
+from instruct_prune.run.check import MODEL
+from instruct_prune.run.embed import unit_rows
 from instruct_prune.run.measure import batch_cost, plan_work
 from instruct_prune.storage import digest
 

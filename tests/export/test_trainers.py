@@ -129,9 +129,9 @@ def test_turns_last_marks_earlier_turns(tmp_path: Path, job_of: Callable[..., Ex
 # ---- LLaMA-Factory: its rules, as in data/parser.py and data/converter.py of 0.9.5 ----
 
 
-def llamafactory_reads(folder: Path) -> list[tuple[list[tuple[str, str]], str, str]]:
+def llamafactory_reads(folder: Path, name: str) -> list[tuple[list[tuple[str, str]], str, str]]:
     """(turns, system, tools) of every row; a column that is not named in dataset_info.json is None there."""
-    ((name, info),) = json.loads((folder / "dataset_info.json").read_text()).items()
+    info = json.loads((folder / "dataset_info.json").read_text())[name]
     rows = lines(folder / info["file_name"])
     columns = info["columns"]
     named = set(columns.values())
@@ -150,40 +150,83 @@ def llamafactory_reads(folder: Path) -> list[tuple[list[tuple[str, str]], str, s
             (tags[turn[info["tags"]["role_tag"]]], turn[info["tags"]["content_tag"]])
             for turn in row[columns["messages"]]
         ]
-        for i, (role, _) in enumerate(turns):
-            assert role in (("user", "observation"), ("assistant", "function"))[i % 2], (
-                "LLaMA-Factory would skip this row"
-            )
+        asking = [role in ("user", "observation") for role, _ in turns]
+        assert asking == [i % 2 == 0 for i in range(len(turns))], "LLaMA-Factory skips rows that do not alternate"
         assert len(turns) % 2 == 0
         found.append((turns, system, tools))
-    assert name == "pruned-set"
     return found
 
 
-def test_llamafactory_alpaca_names_every_column(tmp_path: Path, job_of: Callable[..., ExportJob]) -> None:
-    export_selection(["llamafactory"], job_of(jsonl(tmp_path / "a.jsonl", ALPACA), keep=[0, 2]))
-    assert llamafactory_reads(tmp_path / "exports" / "llamafactory") == [
+def chat(tokenizer: Any) -> Encoder:
+    return Encoder(tokenizer, "chat", max_length=256)
+
+
+def test_llamafactory_trains_the_text_that_was_scored(
+    tmp_path: Path, job_of: Callable[..., ExportJob], tiny_tokenizer: Any
+) -> None:
+    export_selection(["llamafactory"], job_of(jsonl(tmp_path / "a.jsonl", CHAT), encoder=chat(tiny_tokenizer)))
+    folder = tmp_path / "exports" / "llamafactory"
+    asked = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello.<|im_end|>\n"
+    asked += "<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n"  # the turn with weight 0 is no answer
+    assert llamafactory_reads(folder, "pruned-set")[0] == (
+        [("user", asked), ("assistant", "Goodbye.<|im_end|>")],
+        "",
+        "",
+    )
+    stanza = yaml.safe_load((folder / "llamafactory.yaml").read_text())
+    assert (stanza["dataset"], stanza["template"], stanza["stage"]) == ("pruned-set", "empty", "sft")
+    assert "tokenized_path" not in stanza
+
+
+def test_llamafactory_trains_tokens_where_rows_are_cut(
+    tmp_path: Path, job_of: Callable[..., ExportJob], tiny_tokenizer: Any
+) -> None:
+    encoder = Encoder(tiny_tokenizer, "alpaca", max_length=40)
+    (done,) = export_selection(["llamafactory"], job_of(jsonl(tmp_path / "a.jsonl", ALPACA), encoder=encoder))
+    folder = tmp_path / "exports" / "llamafactory"
+    assert yaml.safe_load((folder / "llamafactory.yaml").read_text())["tokenized_path"] == "dataset"
+    assert len(datasets.load_from_disk(str(folder / "dataset"))) == 3
+    assert any("3 rows are cut to 40 tokens" in note for note in done.notes)
+
+
+def test_llamafactory_alpaca_names_every_column(
+    tmp_path: Path, job_of: Callable[..., ExportJob], tiny_tokenizer: Any
+) -> None:
+    encoder = Encoder(tiny_tokenizer, "alpaca", max_length=256)
+    export_selection(["llamafactory"], job_of(jsonl(tmp_path / "a.jsonl", ALPACA), keep=[0, 2], encoder=encoder))
+    assert llamafactory_reads(tmp_path / "exports" / "llamafactory", "pruned-set-conversations") == [
         ([("user", "Name a river."), ("assistant", "The Rhine.")], "", ""),
         ([("user", "Add.\n2 and 3"), ("assistant", "5")], "", ""),
     ]
 
 
-def test_llamafactory_conversations_with_tools(tmp_path: Path, job_of: Callable[..., ExportJob]) -> None:
-    (done,) = export_selection(["llamafactory"], job_of(jsonl(tmp_path / "a.jsonl", WITH_TOOLS), template="chat"))
-    (first, last) = llamafactory_reads(tmp_path / "exports" / "llamafactory")
+def test_llamafactory_conversations_with_tools(
+    tmp_path: Path, job_of: Callable[..., ExportJob], tiny_tokenizer: Any
+) -> None:
+    job = job_of(jsonl(tmp_path / "a.jsonl", WITH_TOOLS), encoder=chat(tiny_tokenizer))
+    (done,) = export_selection(["llamafactory"], job)
+    (first, last) = llamafactory_reads(tmp_path / "exports" / "llamafactory", "pruned-set-conversations")
     call = '{"name": "weather", "arguments": {"city": "Bern"}}'
     assert first[0] == [("user", "Rain?"), ("function", call), ("observation", '{"rain": true}'), ("assistant", "Yes.")]
     assert json.loads(first[2]) == [TOOL]
     assert last == ([("user", "Ok?"), ("assistant", "Ok.")], "", "")
-    assert done.left_out == 1
+    assert (done.rows, done.left_out) == (3, 0)  # two questions in a row are no fault where the text is given
+    assert any("2 rows for LLaMA-Factory's own templates; 1 are left out" in note for note in done.notes)
 
 
-def test_llamafactory_masks(tmp_path: Path, job_of: Callable[..., ExportJob]) -> None:
-    both = job_of(jsonl(tmp_path / "a.jsonl", [*CHAT, WITH_TOOLS[0]]), template="chat")
+def test_llamafactory_masks(tmp_path: Path, job_of: Callable[..., ExportJob], tiny_tokenizer: Any) -> None:
+    folder = tmp_path / "exports" / "llamafactory"
+    both = job_of(jsonl(tmp_path / "a.jsonl", [*CHAT, WITH_TOOLS[0]]), encoder=chat(tiny_tokenizer))
     (done,) = export_selection(["llamafactory"], both)
-    assert (done.rows, done.left_out) == (2, 1)  # it cannot leave out one turn among trained ones
-    (done,) = export_selection(["llamafactory"], job_of(jsonl(tmp_path / "b.jsonl", CHAT), template="chat"))
-    assert done.rows == 2
+    assert done.rows == 3
+    assert (
+        len(lines(folder / "pruned-set-conversations.jsonl")) == 2
+    )  # these cannot leave out one turn among trained ones
+    assert len(lines(folder / "pruned-set-conversations.left_out.jsonl")) == 1
+    (done,) = export_selection(
+        ["llamafactory"], job_of(jsonl(tmp_path / "b.jsonl", CHAT), encoder=chat(tiny_tokenizer))
+    )
+    assert len(lines(folder / "pruned-set-conversations.jsonl")) == 2
     assert any("mask_history" in note for note in done.notes)
 
 
@@ -216,21 +259,47 @@ def test_axolotl_chat_template_trains_what_was_scored(tmp_path: Path, job_of: Ca
     assert trained == ["Goodbye.", "Two."]
 
 
-def test_axolotl_segments_hold_the_scored_text(
+@pytest.mark.parametrize(
+    ("rows", "template"), [(CHAT, "alpaca"), (CHAT, "plain"), (WITH_TOOLS, "chat")], ids=["turns", "plain", "calls"]
+)
+def test_axolotl_has_no_place_for_these_rows_so_they_go_as_tokens(
+    tmp_path: Path, job_of: Callable[..., ExportJob], tiny_tokenizer: Any, rows: list[dict[str, Any]], template: str
+) -> None:
+    encoder = Encoder(tiny_tokenizer, template, max_length=256)
+    job = job_of(jsonl(tmp_path / "a.jsonl", rows), encoder=encoder)
+    (done,) = export_selection(["axolotl"], job)
+    stanza = yaml.safe_load((tmp_path / "exports" / "axolotl" / "axolotl.yaml").read_text())
+    assert stanza["datasets"] == [{"path": "dataset"}]
+    back = datasets.load_from_disk(str(tmp_path / "exports" / "axolotl" / "dataset"))
+    assert done.rows == len(back)
+    for row, encoded in zip(back, encoder.encode(list(job.samples)), strict=True):
+        assert row["input_ids"] == encoded.input_ids.tolist()
+        learnt = [label for label in row["labels"] if label != -100]
+        assert learnt == encoded.input_ids[encoded.response_mask].tolist()
+
+
+# ---- ms-swift: one question and one answer, put together as they are (4.6) ----
+
+
+def test_swift_says_of_every_piece_whether_it_is_learnt(
     tmp_path: Path, job_of: Callable[..., ExportJob], tiny_tokenizer: Any
 ) -> None:
-    encoder = Encoder(tiny_tokenizer, "alpaca", max_length=256)
-    path = jsonl(tmp_path / "a.jsonl", CHAT)
-    job = job_of(path, render=encoder.render, bos="<s>")
-    export_selection(["axolotl"], job)
-    source, rows = axolotl_source(tmp_path / "exports" / "axolotl")
-    assert source["type"] == "input_output"
-    for sample, row in zip(job.samples, rows, strict=True):
-        assert row["segments"][0] == {"label": False, "text": "<s>"}
-        (encoded,) = encoder.encode([sample])
-        text = "".join(segment["text"] for segment in row["segments"][1:])
-        assert text == tiny_tokenizer.decode(encoded.input_ids)
-        learnt = "".join(segment["text"] for segment in row["segments"] if segment["label"])
+    encoder = chat(tiny_tokenizer)
+    several = {"messages": [{**turn, "weight": 1} for turn in CHAT[0]["messages"]]}
+    job = job_of(jsonl(tmp_path / "a.jsonl", [*CHAT, several]), encoder=encoder)
+    export_selection(["swift"], job)
+    folder = tmp_path / "exports" / "swift"
+    stanza = yaml.safe_load((folder / "swift.yaml").read_text())
+    assert stanza["use_chat_template"] is False
+    rows = lines(folder / stanza["dataset"][0])
+    assert [[turn["loss"] for turn in row["messages"]] for row in rows] == [
+        [False, True],
+        [False, True],
+        [False, True, False, True],
+    ]
+    for row, encoded in zip(rows, encoder.encode(list(job.samples)), strict=True):
+        assert [turn["role"] for turn in row["messages"]] == ["user"] + ["assistant"] * (len(row["messages"]) - 1)
+        learnt = "".join(turn["content"] for turn in row["messages"] if turn["loss"])
         assert learnt == tiny_tokenizer.decode(encoded.input_ids[encoded.response_mask])
 
 

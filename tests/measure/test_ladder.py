@@ -137,7 +137,7 @@ class Mine(Probe):
 
 @pytest.mark.parametrize(("name", "others"), [("loss", []), ("mean", [State("mean")])])
 def test_two_probes_of_one_name_are_refused(name: str, others: list[Probe]) -> None:
-    with pytest.raises(InputError, match=f"two different probes are called '{name}'"):
+    with pytest.raises(InputError, match=f"would both be the column '{name}_dense'"):
         measurements_of([DENSE], [*others, Mine(name)])
     assert len(measurements_of([DENSE], [*others, Mine("other")])) == 2 + len(others)
 

@@ -20,7 +20,7 @@ from instruct_prune.measure.probes import Loss, Probe
 from instruct_prune.measure.subnet import DENSE as WHOLE
 from instruct_prune.measure.subnet import SubnetSpec
 from instruct_prune.measure.subnets import SubnetSwitch, block_outputs, inject_dropout, subnet
-from instruct_prune.models import causal_lm
+from instruct_prune.models import head
 from instruct_prune.models.causal_lm import CausalLM
 
 DENSE = (SubnetSpec("dense"),)
@@ -105,17 +105,17 @@ def test_every_family_agrees_with_the_plain_loss(name: str, share: bool) -> None
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_vocabulary_in_blocks_agrees_with_the_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(causal_lm, "BLOCK_WORDS", 7)
-    monkeypatch.setattr(causal_lm, "BLOCK_POSITIONS", 5)
+    monkeypatch.setattr(head, "BLOCK_WORDS", 7)
+    monkeypatch.setattr(head, "BLOCK_POSITIONS", 5)
     model = families()[name]()
     data = rows(8)
     states, targets = torch.randn(23, model.config.hidden_size), torch.arange(23) % model.config.vocab_size
     backbone = held(model)
-    assert backbone._plain_head  # the fast path is what runs
+    assert backbone.head.is_plain  # the fast path is what runs
     with torch.inference_mode():
-        blocks = backbone._token_losses(states, targets)
-        monkeypatch.setattr(CausalLM, "_plain_head", property(lambda self: False))
-        np.testing.assert_allclose(blocks, backbone._token_losses(states, targets), atol=1e-5)
+        blocks = backbone.head.losses(states, targets)
+        monkeypatch.setattr(head.Head, "is_plain", property(lambda self: False))
+        np.testing.assert_allclose(blocks, backbone.head.losses(states, targets), atol=1e-5)
         monkeypatch.undo()
     expected = [plain_loss(model, row) for row in data]
     np.testing.assert_allclose(fast_losses(model, data, 300, True)[:, 0], expected, atol=1e-4)

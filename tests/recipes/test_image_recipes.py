@@ -51,7 +51,7 @@ def test_study(tmp_path: Path) -> None:
 def test_no_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "rows.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
     assert image_finetune.main(["--train", str(tmp_path / "rows.jsonl"), "--test", IMAGES]) == 2
-    assert "holds no images" in capsys.readouterr().err
+    assert "holds no images with labels" in capsys.readouterr().err
 
 
 def test_class_that_was_not_trained(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def kept_of(run: Path, **options: Any) -> list[Encoded]:
 
 def test_the_rows_are_the_scorers_tokens_and_mask(tiny_run: Path) -> None:
     rows = kept_of(tiny_run)
-    store = TokenStore.open(tiny_run / "tokens")
+    store = TokenStore.open(tiny_run / "items")
     kept = RunFolder(tiny_run).read_selection().kept
     assert len(rows) == len(kept) == 30
     for row, sequence, row_id in zip(rows, train_rows(rows), kept, strict=True):

@@ -14,6 +14,7 @@ import pytest
 from instruct_prune.errors import InputError
 from instruct_prune.rows import FORMATS, open_data
 from instruct_prune.rows.formats import Fields, detect
+from instruct_prune.rows.formats.completions import PREFERENCE, answered
 from instruct_prune.rows.reader import RowError
 from instruct_prune.rows.row import Message, Reject, Row
 
@@ -240,6 +241,37 @@ def _samples(name: str) -> list[Row]:
     rows = list(open_data([str(FOLDER / name)]))
     assert not [row for row in rows if isinstance(row, Reject)]
     return [row for row in rows if isinstance(row, Row)]
+
+
+@pytest.mark.parametrize(
+    ("row", "found"),
+    [
+        (
+            {"conversations": [{"from": "human", "value": "q"}], "chosen": {"from": "gpt", "value": "a"}},
+            "preference-messages",
+        ),
+        ({"prompt": "q", "chosen": [{"role": "assistant", "content": "a"}]}, "preference-messages"),
+        ({"prompt": "q", "chosen": "a"}, "preference"),
+    ],
+    ids=["ShareGPT, an object", "TRL, a list", "text"],
+)
+def test_pairs_of_turns_are_conversations(tmp_path: Path, row: dict[str, Any], found: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({**row, "rejected": row["chosen"]}) + "\n")
+    source = open_data([str(path)])
+    assert source.format == found  # the template "auto" is chat for the conversations
+    (read,) = source
+    assert isinstance(read, Row)
+    assert read.messages == (Message("user", "q"), Message("assistant", "a", trained=True))
+
+
+def test_both_answers_of_a_pair_are_read_alike() -> None:
+    row = {"conversations": [{"from": "human", "value": "q"}], "chosen": {"from": "gpt", "value": "a"}, "rejected": "z"}
+    fields = PREFERENCE.fields(row, {}, Path(), 1)
+    assert answered(fields, "chosen") == [Message("user", "q"), Message("assistant", "a", trained=True)]
+    assert answered(fields, "rejected") == [Message("user", "q"), Message("assistant", "z", trained=True)]
+    with pytest.raises(RowError, match="there is no field 'rejected'"):
+        answered(PREFERENCE.fields({"prompt": "q", "chosen": "a"}, {}, Path(), 1), "rejected")
 
 
 def test_sharegpt_with_tools() -> None:

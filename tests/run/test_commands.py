@@ -484,4 +484,4 @@ def test_python_api_does_the_same(
     assert len(scores.to_dataset()) == N
     assert selection.to_pandas().selected.sum() == 15
     assert run.kept().num_rows == 15
-    assert [s.row_id for s in run.samples()] == list(range(N))
+    assert [s.row_id for s in run.rows(None)] == list(range(N))

@@ -112,7 +112,7 @@ def plain(out: Path, model: Any, change: Any = lambda ids, mask: (ids, mask)) ->
             output = model(torch.as_tensor(ids.astype(np.int64))[None], output_hidden_states=True)
         logp = torch.log_softmax(output.logits[0].double(), -1)
         losses.append(float(np.mean([-logp[t - 1, ids[t]].item() for t in range(1, len(ids)) if mask[t]])))
-        means.append(output.hidden_states[1][0].double().mean(dim=0).numpy())
+        means.append(output.hidden_states[1][0, 1:].double().mean(dim=0).numpy())
     return losses, means
 
 

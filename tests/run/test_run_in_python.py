@@ -31,7 +31,7 @@ def test_facts_and_encoder(run: Run, tiny_model_folder: Path) -> None:
         "truncate",
         512,
     )
-    store = TokenStore.open(Path(run.folder.path) / "tokens")
+    store = TokenStore.open(Path(run.folder.path) / "items")
     rows = list(run.rows(kept=None))
     for row, encoded in zip(rows, run.encoder().encode(rows), strict=True):
         tokens = store[row.row_id]
@@ -50,12 +50,12 @@ def test_kept_and_dropped_rows_are_all_that_is_scored(run: Run) -> None:
 
 
 def test_an_export_of_another_selection_is_refused(run: Run) -> None:
-    with pytest.raises(InputError, match="Call export"):
+    with pytest.raises(InputError, match="instruct-prune export"):
         run.kept()
     run.export()
     assert len(run.kept()) == 6
     run.select(SelectConfig(keep=3, clusters="none"))
-    with pytest.raises(InputError, match="an earlier selection"):
+    with pytest.raises(InputError, match="export stage is stale"):
         run.kept()
     assert len(list(run.rows())) == 3
     run.export()
@@ -65,7 +65,7 @@ def test_an_export_of_another_selection_is_refused(run: Run) -> None:
 def test_no_selection_of_rows_that_were_scored_anew(run: Run, tiny_model_folder: Path) -> None:
     run.export()
     data = DataConfig(str(run.folder.path.parent / "rows.jsonl"))
-    run.score(data, ScoreConfig(str(tiny_model_folder), subnets=("dlc",), dtype="float32", restart=True))
+    run.score(data, ScoreConfig(str(tiny_model_folder), subnets=("dlc",), dtype="float32", restart="read"))
     for stale in (run.rows, run.kept):
         with pytest.raises(InputError, match="select"):
             stale()

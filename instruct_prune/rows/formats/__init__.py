@@ -102,7 +102,8 @@ def shown_name(chosen: Format, rows: Sequence[Mapping[str, Any]], columns: Mappi
         return chosen.name
     values = [chosen.fields(row, columns, Path(), 1).get(field) for row in rows]
     turns = sum(
-        isinstance(value, list) or (isinstance(value, str) and transcript(value) is not None) for value in values
+        isinstance(value, list | Mapping) or (isinstance(value, str) and transcript(value) is not None)
+        for value in values
     )
     return f"{chosen.name}-messages" if 2 * turns > len(values) else chosen.name
 

@@ -36,26 +36,39 @@ def _prompt_completion(fields: Fields) -> Parsed:
 
 
 def _preference(fields: Fields) -> Parsed:
-    prompt, chosen = _prompt(fields), fields.get("chosen")
-    if chosen is None:
-        fields.text("chosen")  # raises
-    if isinstance(chosen, str):
-        told = transcript(chosen) if not prompt else None
+    return answered(fields, "chosen"), tools(fields)
+
+
+def answered(fields: Fields, which: str) -> list[Message]:
+    """The conversation of a preference row with one of its two answers, which alone is trained.
+
+    Args:
+        fields: the row.
+        which: "chosen" or "rejected".
+
+    Raises:
+        RowError: the row has no such conversation.
+    """
+    prompt, answer = _prompt(fields), fields.get(which)
+    if answer is None:
+        fields.text(which)  # raises
+    if isinstance(answer, str):
+        told = transcript(answer) if not prompt else None
         if told is None and not prompt:
-            raise RowError("there is no field 'prompt', and 'chosen' is not a dialogue", "prompt")
-        return _last_trained(told or [*prompt, Message("assistant", chosen)]), ()
-    said = messages_of([chosen] if isinstance(chosen, Mapping) else chosen, "chosen")
+            raise RowError(f"there is no field 'prompt', and {which!r} is not a dialogue", "prompt")
+        return _last_trained(told or [*prompt, Message("assistant", answer)], which)
+    said = messages_of([answer] if isinstance(answer, Mapping) else answer, which)
     if prompt and said and said[0].role == "assistant":
         said = prompt + said
     elif prompt:  # UltraFeedback: 'chosen' is the whole conversation and 'prompt' repeats its beginning
         said = [message for message in prompt if message.role == "system" and said[0].role != "system"] + said
-    return _last_trained(said), tools(fields)
+    return _last_trained(said, which)
 
 
-def _last_trained(said: list[Message]) -> list[Message]:
-    """Only the last answer was chosen; those before it are the prompt."""
+def _last_trained(said: list[Message], which: str) -> list[Message]:
+    """Only the last answer was chosen or rejected; those before it are the prompt."""
     last = max((i for i, message in enumerate(said) if message.role == "assistant"), default=-1)
-    return checked([replace(message, trained=i == last) for i, message in enumerate(said)], "chosen")
+    return checked([replace(message, trained=i == last) for i, message in enumerate(said)], which)
 
 
 PROMPT_COMPLETION = Format(

@@ -1,0 +1,271 @@
+"""What each subcommand does, and what it tells at its end: in words, or as data for ``--json``."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from instruct_prune.config import (
+    CompareCommand,
+    CorrelateCommand,
+    EmbedCommand,
+    ExportCommand,
+    InspectCommand,
+    ReportCommand,
+    RunConfig,
+    ScoreCommand,
+    SelectCommand,
+    ShowCommand,
+    TargetCommand,
+)
+from instruct_prune.errors import InputError
+
+if TYPE_CHECKING:
+    from instruct_prune.run.folder import RunFolder
+    from instruct_prune.shipped import DemoCommand, RecipeCommand
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command tells at its end.
+
+    Attributes:
+        show: prints it for people.
+        data: the same, JSON-able.
+    """
+
+    show: Callable[[], object]
+    data: Callable[[], Any]
+
+
+def run(config: RunConfig) -> Outcome | None:
+    from instruct_prune.run.check import check_run
+
+    source = check_run(config)
+    from instruct_prune.report.summary import print_summary
+    from instruct_prune.run.folder import open_run
+    from instruct_prune.run.pipeline import run as whole_way
+
+    if whole_way(config, source) is None:
+        return None
+    folder = open_run(config.run.out)
+    return _of_run(folder, lambda: print_summary(folder))
+
+
+def score(config: ScoreCommand) -> Outcome | None:
+    from instruct_prune.run.check import check_score
+
+    if config.score.restart == "embed":
+        raise InputError(
+            "score does not embed. Say it to the command that does: instruct-prune embed RUN --restart embed."
+        )
+    source = check_score(config.run.out, config.data, config.encode, config.score)
+    from instruct_prune.report.summary import print_score_summary
+    from instruct_prune.run.folder import open_run
+    from instruct_prune.run.score import score as stage
+
+    folder = open_run(config.run.out)
+    if stage(folder, config.data, config.encode, config.score, source=source) is None:
+        return None
+    return _of_run(folder, lambda: print_score_summary(folder))
+
+
+def embed(config: EmbedCommand) -> Outcome:
+    from instruct_prune.run.check import check_embedder
+    from instruct_prune.run.folder import existing_run
+
+    folder = existing_run(config.run.out)
+    check_embedder(config.embed)
+    from instruct_prune.run.embed import embed as stage
+
+    stage(folder, config.embed, config.restart is not None)
+    told = f"embeddings: {folder / 'embeddings.npy'}. Next: instruct-prune select {folder.path} --keep 30%"
+    return _of_run(folder, lambda: print(told))
+
+
+def target(config: TargetCommand) -> Outcome:
+    from instruct_prune.run.folder import existing_run
+    from instruct_prune.run.target import target as stage
+
+    folder = existing_run(config.run.out)
+    stage(folder, config.target)
+    told = f"target: {folder / 'targets'}. Next: instruct-prune select {folder.path} --keep 30%"
+    return _of_run(folder, lambda: print(told))
+
+
+def select(config: SelectCommand) -> Outcome:
+    from instruct_prune.report.summary import print_selection
+    from instruct_prune.run.folder import existing_run
+    from instruct_prune.run.select import select as stage
+
+    folder = existing_run(config.run.out)
+    stage(folder, config.select)
+
+    def show() -> None:
+        print_selection(folder)
+        print(f"Next: instruct-prune export {folder.path}")
+
+    return _of_run(folder, show)
+
+
+def export(config: ExportCommand) -> Outcome:
+    from instruct_prune.run.check import check_export
+    from instruct_prune.run.folder import existing_run
+
+    folder = existing_run(config.run.out)
+    check_export(config.export)
+    from instruct_prune.run.export import export as stage
+    from instruct_prune.run.records import ExportFacts
+
+    stage(folder, config.export)
+
+    def show() -> None:
+        print(f"kept rows: {folder / 'pruned.jsonl'}")
+        for line in folder.facts(ExportFacts).told:
+            print(line)
+
+    return _of_run(folder, show)
+
+
+def inspect(config: InspectCommand) -> Outcome:
+    from rich.console import Console
+
+    from instruct_prune.run.inspect import inspect as look
+
+    found = look(config)
+    return Outcome(lambda: found.print(Console()), _no_data("inspect"))
+
+
+def show(config: ShowCommand) -> Outcome:
+    from instruct_prune.report.show import show as show_run
+    from instruct_prune.run.rows import rows_of
+
+    folders = _run_folders(config.runs)
+
+    def show_all() -> None:
+        for folder in folders:
+            show_run(folder, rows_of(folder))
+
+    return Outcome(show_all, lambda: [_state(folder) for folder in folders])
+
+
+def report(config: ReportCommand) -> Outcome:
+    from instruct_prune.run.pipeline import report as write
+
+    folders = _run_folders(((config.out,) if config.out else ()) + config.runs)
+    path = write(folders[0], folders[1:], config.samples)
+    return Outcome(lambda: print(f"report: {path}"), lambda: {"report": str(path)})
+
+
+def compare(config: CompareCommand) -> Outcome:
+    from instruct_prune.report.compare import comparison_tables
+    from instruct_prune.run.compare import compare as side_by_side
+
+    return _tables(comparison_tables(side_by_side(_run_folders(config.runs), config.seed)))
+
+
+def correlate(config: CorrelateCommand) -> Outcome:
+    from instruct_prune.report.compare import correlate as ranks
+    from instruct_prune.report.compare import correlation_tables, score_columns
+    from instruct_prune.run.records import ScoreFacts
+
+    folders = _run_folders(config.runs)
+    for folder in folders:
+        folder.require(ScoreFacts)
+    columns = score_columns({f.path.name: f.read_scores() for f in folders})
+    return _tables(correlation_tables(ranks(columns, config.top)))
+
+
+def recipe(config: RecipeCommand) -> Outcome:
+    from instruct_prune.shipped import copy_recipe, recipes
+
+    if not config.name:
+        found = recipes()
+        told = [f"{name:<26} {about}" for name, (_, about) in found.items()]
+        told.append("\nCopy one into the working folder: instruct-prune recipe NAME")
+        return Outcome(lambda: print("\n".join(told)), lambda: {name: about for name, (_, about) in found.items()})
+    path = copy_recipe(config.name, config.to)
+    return Outcome(lambda: print(f"copied: {path}"), lambda: {"copied": str(path)})
+
+
+def demo(config: DemoCommand) -> Outcome | None:
+    """The packaged samples, then what became of the rows that were planted among them."""
+    from instruct_prune.shipped import planted_report
+
+    done = run(config)
+    if done is None:
+        return None
+
+    def show_all() -> None:
+        done.show()
+        print(planted_report(config.run.out), end="")
+
+    return dataclasses.replace(done, show=show_all)
+
+
+def _of_run(folder: RunFolder, show: Callable[[], object]) -> Outcome:
+    return Outcome(show, lambda: _state(folder))
+
+
+def _state(folder: RunFolder) -> dict[str, Any]:
+    """Where a run lies, and the facts of its stages that are finished and fresh."""
+    from instruct_prune.run.records import STAGES, Record
+
+    stages = {}
+    for kind in STAGES:
+        record: Record[Any] | None = folder.find(kind)
+        if record is not None and record.facts is not None:
+            stages[kind.stage] = _finite(dataclasses.asdict(record.facts))
+    files = sorted(path.name for path in folder.path.iterdir() if path.is_file())
+    return {"out": os.path.abspath(folder.path), "stages": stages, "files": files}
+
+
+def _finite(value: Any) -> Any:
+    """The value with null for numbers that JSON has not."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _no_data(name: str) -> Callable[[], Any]:
+    def refuse() -> Any:
+        raise InputError(f"{name} shows text for people and has no --json.")
+
+    return refuse
+
+
+def _tables(tables: Sequence[Any]) -> Outcome:
+    """Tables of rich; as data, a list of rows for each, {heading: cell}."""
+
+    def show_all() -> None:
+        from rich.console import Console
+
+        console = Console(file=sys.stdout)
+        for table in tables:
+            console.print(table)
+
+    def data() -> list[dict[str, Any]]:
+        found = []
+        for table in tables:
+            headings = [str(column.header) for column in table.columns]
+            cells = zip(*(column.cells for column in table.columns), strict=True)
+            rows = [dict(zip(headings, map(str, row), strict=True)) for row in cells]
+            found.append({"title": str(table.title), "rows": rows})
+        return found
+
+    return Outcome(show_all, data)
+
+
+def _run_folders(paths: Sequence[str]) -> list[RunFolder]:
+    from instruct_prune.run.folder import existing_run
+
+    if not paths:
+        raise InputError("name at least one run folder.")
+    return [existing_run(path) for path in paths]

@@ -1,0 +1,126 @@
+"""Training configurations beside the data: a LoRA run that starts as it is, for people to change."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from instruct_prune.storage import atomic
+
+EPOCHS, SFT_RATE, DPO_RATE, BETA = 3, 2e-4, 5e-6, 0.1
+RANK, ALPHA, ROWS_PER_STEP = 16, 32, 16
+
+
+def write_yaml(path: Path, stanza: Mapping[str, Any], command: str) -> None:
+    """Write a configuration with the command that runs it in its first line."""
+    import yaml
+
+    with atomic(path, "w") as file:
+        file.write(
+            f"# Written by instruct-prune export. Run in this folder: {command}\n"
+            "# Rank, learning rate and epochs are common starting points.\n"
+        )
+        # JSON strings are YAML strings: safe_dump quotes what needs it.
+        yaml.safe_dump(json.loads(json.dumps(stanza)), file, sort_keys=False, allow_unicode=True, width=10_000)
+
+
+def for_trl(model: str, data: Mapping[str, Any], max_length: int, *, dpo: bool = False) -> dict[str, Any]:
+    """For ``trl sft`` or ``trl dpo``.
+
+    Args:
+        model: what to train.
+        data: how the rows are loaded, and options that they need.
+        max_length: tokens.
+        dpo: the rows are preference pairs.
+    """
+    return {
+        "model_name_or_path": model,
+        **data,
+        "max_length": max_length,
+        **({"beta": BETA} if dpo else {"packing": False}),
+        "use_peft": True,
+        "lora_r": RANK,
+        "lora_alpha": ALPHA,
+        "lora_dropout": 0.05,
+        "lora_target_modules": "all-linear",
+        "learning_rate": DPO_RATE if dpo else SFT_RATE,
+        "lr_scheduler_type": "cosine",
+        "num_train_epochs": 1 if dpo else EPOCHS,
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": ROWS_PER_STEP,
+        "report_to": "none",
+        "output_dir": "out",
+    }
+
+
+def for_llamafactory(model: str, data: Mapping[str, Any], max_length: int, stage: str) -> dict[str, Any]:
+    """For ``llamafactory-cli train``; ``stage`` is "sft", "dpo" or "pt", the rest as in `for_trl`."""
+    dpo = stage == "dpo"
+    return {
+        "model_name_or_path": model,
+        "stage": stage,
+        "do_train": True,
+        "finetuning_type": "lora",
+        "lora_rank": RANK,
+        "lora_alpha": ALPHA,
+        "lora_target": "all",
+        **({"pref_beta": BETA, "pref_loss": "sigmoid"} if dpo else {}),
+        **data,
+        "cutoff_len": max_length,
+        "learning_rate": DPO_RATE if dpo else SFT_RATE,
+        "lr_scheduler_type": "cosine",
+        "num_train_epochs": 1 if dpo else EPOCHS,
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": ROWS_PER_STEP,
+        "report_to": "none",
+        "output_dir": "out",
+    }
+
+
+def for_axolotl(model: str, source: Mapping[str, Any], max_length: int, *, dpo: bool = False) -> dict[str, Any]:
+    """For ``axolotl train``; ``source`` is the entry of ``datasets``, the rest as in `for_trl`."""
+    return {
+        "base_model": model,
+        **({"rl": "dpo", "rl_beta": BETA} if dpo else {}),
+        "datasets": [dict(source)],
+        **({} if dpo else {"train_on_inputs": False, "sample_packing": False}),
+        "sequence_len": max_length,
+        "adapter": "lora",
+        "lora_r": RANK,
+        "lora_alpha": ALPHA,
+        "lora_dropout": 0.05,
+        "lora_target_linear": True,
+        "learning_rate": DPO_RATE if dpo else SFT_RATE,
+        "lr_scheduler": "cosine",
+        "warmup_ratio": 0.03,
+        "optimizer": "adamw_torch",
+        "num_epochs": 1 if dpo else EPOCHS,
+        "micro_batch_size": 1,
+        "gradient_accumulation_steps": ROWS_PER_STEP,
+        "bf16": "auto",
+        "output_dir": "./out",
+    }
+
+
+def for_swift(model: str, data: Mapping[str, Any], max_length: int) -> dict[str, Any]:
+    """For ``swift sft``; as in `for_trl`."""
+    return {
+        "model": model,
+        "use_hf": True,
+        **data,
+        "max_length": max_length,
+        "truncation_strategy": "left",  # by default ms-swift leaves out rows that are too long
+        "tuner_type": "lora",
+        "lora_rank": RANK,
+        "lora_alpha": ALPHA,
+        "target_modules": "all-linear",
+        "learning_rate": SFT_RATE,
+        "lr_scheduler_type": "cosine",
+        "num_train_epochs": EPOCHS,
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": ROWS_PER_STEP,
+        "report_to": "none",
+        "output_dir": "out",
+    }

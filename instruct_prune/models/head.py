@@ -1,0 +1,64 @@
+"""The output head of a causal language model: from states to the loss of each target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+HEAD_POSITIONS = {
+    "cpu": 256,
+    "other": 4096,
+}  # logits over the whole vocabulary are made for so many positions at a time
+BLOCK_POSITIONS, BLOCK_WORDS = 1024, 2048  # logits of one block: 8 MB of float32, which a CPU keeps in its cache
+
+
+class Head:
+    """The layer that turns states into logits, and what the model does to these.
+
+    Args:
+        module: the layer.
+        adjust: soft-capping and scaling of logits.
+    """
+
+    def __init__(self, module: nn.Module, adjust: Callable[[Tensor], Tensor]) -> None:
+        self.module = module
+        self.adjust = adjust
+
+    def losses(self, states: Tensor, targets: Tensor) -> Tensor:
+        """float32 [m]: -log p(target), of states [m, h]. Logits exist for a few positions at a time, never for all."""
+        if states.device.type == "cpu" and self.is_plain:
+            return self._losses_by_block(states, targets)
+        step = HEAD_POSITIONS.get(states.device.type, HEAD_POSITIONS["other"])
+        nll = torch.empty(len(states), dtype=torch.float32, device=states.device)
+        for start in range(0, len(states), step):
+            piece = slice(start, start + step)
+            logits = self.adjust(self.module(states[piece])).float()
+            nll[piece] = F.cross_entropy(logits, targets[piece].to(logits.device), reduction="none").to(nll.device)
+        return nll
+
+    def _losses_by_block(self, states: Tensor, targets: Tensor) -> Tensor:
+        """The same, the vocabulary in blocks: a log-sum-exp of each block's, so that logits never leave the cache."""
+        weight: Tensor = self.module.weight  # type: ignore[assignment]
+        nll = torch.empty(len(states), dtype=torch.float32)
+        for start in range(0, len(states), BLOCK_POSITIONS):
+            piece = slice(start, start + BLOCK_POSITIONS)
+            x, y = states[piece], targets[piece]
+            own = torch.empty(len(x), dtype=torch.float32)
+            sums = []
+            for first in range(0, len(weight), BLOCK_WORDS):
+                block = slice(first, first + BLOCK_WORDS)
+                bias = None if self.module.bias is None else self.module.bias[block]  # type: ignore[index]
+                logits = self.adjust(F.linear(x, weight[block], bias)).float()
+                sums.append(logits.logsumexp(dim=1))
+                here = ((y >= first) & (y < first + BLOCK_WORDS)).nonzero()[:, 0]
+                own[here] = logits[here, y[here] - first]
+            nll[piece] = torch.stack(sums).logsumexp(dim=0) - own
+        return nll
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the head is its weight and nothing else: not quantised, not offloaded, no adapter on it."""
+        return type(self.module) is nn.Linear and not hasattr(self.module, "_hf_hook")

@@ -1,0 +1,249 @@
+"""What can be known to be wrong before anything is read, let alone scored: told in the first second, in one message.
+
+Nothing here imports torch, unless the user names code of his own or pictures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from instruct_prune.config import (
+    DataConfig,
+    EmbedConfig,
+    EncodeConfig,
+    ExportConfig,
+    RunConfig,
+    ScoreConfig,
+    SelectConfig,
+)
+from instruct_prune.errors import InputError, told_together
+from instruct_prune.export import exporters_of
+from instruct_prune.measure.ladder import PRESETS, Preset, parse_subnets
+from instruct_prune.measure.subnet import SubnetSpec
+from instruct_prune.models import MODELS, names
+from instruct_prune.models.hub import check_on_hub, logged_in
+from instruct_prune.registry import is_reference, load_attribute, resolve
+from instruct_prune.rows import Source
+from instruct_prune.rows.find import is_hub_id
+from instruct_prune.rows.table import RowTable
+from instruct_prune.run.folder import RunFolder, open_run
+from instruct_prune.run.records import RowsFacts
+from instruct_prune.run.row_facts import predicate_of
+from instruct_prune.run.rows import absolute, open_source
+from instruct_prune.run.select import check_selection
+from instruct_prune.run.target import tasks_of
+from instruct_prune.score.columns import LOSS
+from instruct_prune.score.scores import find_score
+
+TEMPLATES = ("auto", "alpaca", "chat", "plain")
+TEXT, MODEL, TEXT_EMBEDDER = "causal_lm", "model", "all-minilm-l6-v2"
+
+
+@dataclass
+class Seen:
+    """A first look at the data.
+
+    Attributes:
+        kind: the kind of model that the rows are for; None where that would take long to find.
+        source: the data, where they were opened.
+    """
+
+    kind: str | None = None
+    source: Source | None = None
+
+    def look_at(self, out: str, data: DataConfig) -> None:
+        """Find out what the rows are, from the run folder where it has them, else from the first rows."""
+        folder = RunFolder(out) if out else None
+        known = folder.record(RowsFacts) if folder is not None and folder.exists else None
+        data = absolute(data)
+        if folder is not None and known is not None and known.facts is not None and known.facts.names == data.data:
+            self.kind = RowTable.open(folder / "rows").facts.model_kind
+            return
+        on_hub = [name for name in data.data if is_hub_id(name)]
+        for name in on_hub:
+            check_on_hub(name, None, "--data", "dataset")
+        if "-" in data.data or on_hub:
+            return
+        self.source = open_source(data)
+        self.kind = self.source.model_kind
+
+
+def check_run(config: RunConfig) -> Source | None:
+    """Refuse a whole run whose options cannot work.
+
+    Returns:
+        The data, where they had to be opened to know what they are: nothing is opened twice.
+
+    Raises:
+        InputError: everything that was found, in one message.
+    """
+    seen = Seen()
+    told_together(
+        lambda: open_run(config.run.out),
+        lambda: seen.look_at(config.run.out, config.data),
+        lambda: check_model(config.score, seen.kind),
+        lambda: check_embedder(config.embed, seen.kind),
+        lambda: check_scoring(config.encode, config.score, seen.kind),
+        lambda: check_selection(config.select),
+        lambda: check_ranking(config.select, config.score, seen.kind),
+        lambda: check_export(config.export),
+        lambda: tasks_of(config.target) if config.target.target else None,
+    )
+    return seen.source
+
+
+def check_score(out: str, data: DataConfig, encode: EncodeConfig, score: ScoreConfig) -> Source | None:
+    """Refuse scoring whose options cannot work; returns the data as `check_run` does.
+
+    Raises:
+        InputError: everything that was found, in one message.
+    """
+    seen = Seen()
+    told_together(
+        lambda: open_run(out),
+        lambda: seen.look_at(out, data),
+        lambda: check_model(score, seen.kind),
+        lambda: check_scoring(encode, score, seen.kind),
+    )
+    return seen.source
+
+
+def check_model(config: ScoreConfig, kind: str | None = None) -> None:
+    """The model's name: of the user's own code, an installed default, a file, or a Hub id that is there.
+
+    Raises:
+        InputError: there is no such model.
+    """
+    if config.model is not None and is_reference(config.model):
+        load_attribute(config.model, "--model")
+    elif config.model is not None or kind in names.DEFAULTS:
+        names.check_model(
+            config.model if config.model is not None else names.DEFAULTS[str(kind)], config.model_revision
+        )
+
+
+def check_embedder(config: EmbedConfig, kind: str | None = None) -> None:
+    """The embedder's name; "auto" is known where the kind of the rows is.
+
+    Raises:
+        InputError: there is no such embedder.
+    """
+    name, _, pooling = config.embedder.partition(":")
+    if name == MODEL:
+        if pooling:
+            from instruct_prune.measure.probes import parse_probe
+
+            parse_probe(pooling)
+    elif name == "auto":
+        if kind == TEXT:
+            names.check_model(TEXT_EMBEDDER, option="--embedder")
+    elif config.embedder.endswith(".npy"):
+        if not Path(config.embedder).expanduser().is_file():
+            raise InputError(f"--embedder {config.embedder}: there is no such file.")
+    else:
+        names.check_model(config.embedder, option="--embedder")
+
+
+def check_scoring(encode: EncodeConfig, score: ScoreConfig, kind: str | None = None) -> None:
+    """Template, lengths, subnets, probes.
+
+    Raises:
+        InputError: one of them is none.
+    """
+    told_together(
+        lambda: _check_template(encode),
+        lambda: _check_length(encode),
+        lambda: _check_batches(score),
+        lambda: _ladder(score, kind),
+        lambda: _check_probes(score),
+    )
+
+
+def check_ranking(select: SelectConfig, score: ScoreConfig, kind: str | None = None) -> None:
+    """What the selection wants of scores: subnets that will be measured, thresholds, rows to keep.
+
+    Raises:
+        InputError: ``--score`` needs a loss that ``--subnets`` does not measure, or a value makes no sense.
+    """
+    told_together(
+        lambda: predicate_of(select.must_keep),
+        lambda: _check_dedup(select),
+        lambda: parse_subnets(select.score_subnets) if select.score_subnets else None,
+        lambda: _check_score(select, score, kind),
+    )
+
+
+def check_export(config: ExportConfig) -> None:
+    """The formats, and what a push needs.
+
+    Raises:
+        InputError: an unknown format, or a push without a repository or a login.
+    """
+    told_together(lambda: exporters_of(config.to), lambda: _check_push(config))
+
+
+def _check_push(config: ExportConfig) -> None:
+    if "hub" not in config.to:
+        return
+    if not config.hub_repo:
+        raise InputError("--to hub needs --hub-repo owner/name: where the dataset is pushed to.")
+    if config.hub_repo.count("/") != 1:
+        raise InputError(f"--hub-repo {config.hub_repo}: write owner/name.")
+    if not logged_in():
+        raise InputError("--to hub: nobody is logged in to the Hub. Log in with a token that may write: hf auth login")
+
+
+def _check_template(encode: EncodeConfig) -> None:
+    if encode.template not in TEMPLATES and not Path(encode.template).expanduser().is_file():
+        raise InputError(
+            f"--template {encode.template}: give {', '.join(TEMPLATES)}, or the path of a Jinja file; there is no such file."
+        )
+
+
+def _check_length(encode: EncodeConfig) -> None:
+    if encode.max_length is not None and encode.max_length < 2:
+        raise InputError(f"--max-length {encode.max_length}: at least 2 tokens are needed to score one of them.")
+
+
+def _check_batches(score: ScoreConfig) -> None:
+    if score.batch_tokens is not None and score.batch_tokens < 1:
+        raise InputError(f"--batch-tokens {score.batch_tokens}: at least 1 token (or picture) must fit in a batch.")
+
+
+def _ladder(score: ScoreConfig, kind: str | None) -> tuple[SubnetSpec, ...] | None:
+    """The subnets that will be measured; None where they depend on a kind of model that is not known yet."""
+    if kind is None or (score.model is not None and is_reference(score.model)):
+        return None
+    own = {} if kind == TEXT else resolve(MODELS, kind, "kind of model").ladders
+    presets = {**PRESETS, **{name: Preset(*entry) for name, entry in own.items()}}
+    return parse_subnets(score.subnets, score.subnet_seeds, presets)
+
+
+def _check_probes(score: ScoreConfig) -> None:
+    if score.probes:
+        from instruct_prune.measure.probes import parse_probe
+
+        for text in score.probes:
+            parse_probe(text)
+
+
+def _check_dedup(select: SelectConfig) -> None:
+    if select.dedup is not None and not 0 < select.dedup <= 1:
+        raise InputError(f"--dedup {select.dedup:g}: a cosine similarity above 0, at most 1 (0.95 is usual).")
+
+
+def _check_score(select: SelectConfig, score: ScoreConfig, kind: str | None) -> None:
+    if select.score is None:
+        return
+    needs = find_score(select.score).needs_of(None)
+    ladder = _ladder(score, kind)
+    if ladder is None:
+        return
+    measured = {LOSS + spec.name for spec in ladder}
+    missing = [need for need in needs if need.startswith(LOSS) and need not in measured]
+    if missing:
+        raise InputError(
+            f"--score {select.score} needs the loss under {missing[0].removeprefix(LOSS)!r}, which --subnets "
+            f"{' '.join(score.subnets)} does not measure. Name it there too, or a preset that measures it."
+        )
