@@ -6,6 +6,7 @@ Field names are unique over all stages, so that a YAML file is flat and its keys
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from tyro.conf import arg
@@ -128,6 +129,28 @@ class TargetConfig:
     by: Literal["gradient", "rds", "embedding"] = "gradient"
     """How rows are compared with the target's: gradients, pooled hidden states (RDS+), or the embedder's vectors."""
 
+    def tasks(self) -> dict[str, str]:
+        """{task: file} of FILE or NAME=FILE.
+
+        Raises:
+            InputError: there is none, a name is used twice, or a file is not there.
+        """
+        found: dict[str, str] = {}
+        for text in self.target:
+            name, sign, path = text.partition("=")
+            if Path(text).expanduser().exists() or not sign:
+                name, path = Path(text).name.partition(".")[0] or "target", text
+            if name in found:
+                raise InputError(
+                    f"--target: two tasks are called {name!r}. Name them: --target math=a.jsonl code=b.jsonl."
+                )
+            if not Path(path).expanduser().exists():
+                raise InputError(f"--target {text}: there is no such file.")
+            found[name] = path
+        if not found:
+            raise InputError("--target is missing: name a file of rows that show what the model should become good at.")
+        return found
+
 
 @dataclass(frozen=True)
 class SelectConfig:
@@ -137,7 +160,7 @@ class SelectConfig:
     """0.3 (or 30%) is a share of the scored rows, 5000 a number of rows."""
     keep_tokens: Number = None
     """Keep this many response tokens (never more)."""
-    method: str | None = None
+    method: Text = None
     """Selection rule: easy_diverse, easiest, hardest, random, a baseline, or your own as module:function; flexrand when not given,
     or targeted where there is a target."""
     param: tuple[str, ...] = ()

@@ -54,11 +54,13 @@ LIBRARIES = {
 
 MOST_LINES, MOST_LINES_OF_A_FUNCTION = 300, 60
 LONGER_FILES = {
-    "encode.tokenize": 310,  # being rewritten
-    "report.inspect": 330,  # being rewritten
+    "config": 330,  # one group of options after the other
+    "encode.tokenize": 325,  # one walk, from a row to its tokens
+    "models.names": 345,  # everything that a name can stand for
+    "report.inspect": 330,  # one page, from its numbers to its words
 }
 LONGER_FUNCTIONS = {
-    "report.inspect.inspect_data": 64,  # being rewritten
+    "report.inspect.inspect_data": 64,  # one pass over the rows that counts many things
 }
 
 

@@ -43,7 +43,7 @@ OF_ROOM = {
     "models": SCORING | {"--embedder"},
     "measure": SCORING,
     "score": SCORING | OF_COMMAND["select"],
-    "select": SCORING | OF_COMMAND["select"],
+    "select": SCORING | OF_COMMAND["select"] | OF_COMMAND["target"],
     "export": SCORING | OF_COMMAND["export"],
 }
 

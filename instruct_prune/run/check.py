@@ -32,7 +32,6 @@ from instruct_prune.run.records import RowsFacts
 from instruct_prune.run.row_facts import predicate_of
 from instruct_prune.run.rows import absolute, open_source
 from instruct_prune.run.select import check_selection
-from instruct_prune.run.target import tasks_of
 from instruct_prune.score.columns import LOSS
 from instruct_prune.score.scores import find_score
 
@@ -88,7 +87,7 @@ def check_run(config: RunConfig) -> Source | None:
         lambda: check_selection(config.select),
         lambda: check_ranking(config.select, config.score, seen.kind),
         lambda: check_export(config.export),
-        lambda: tasks_of(config.target) if config.target.target else None,
+        lambda: config.target.tasks() if config.target.target else None,
     )
     return seen.source
 

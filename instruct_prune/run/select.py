@@ -10,25 +10,23 @@ from typing import Any
 
 import numpy as np
 
-from instruct_prune.arrays import Bool, Float32, Int64
+from instruct_prune.arrays import Int64
 from instruct_prune.config import SelectConfig
 from instruct_prune.errors import InputError, told_together
 from instruct_prune.measure.ladder import parse_subnets
 from instruct_prune.rows.table import RowTable
+from instruct_prune.run.chosen import load_target, seed_stability, taken_by, token_counts
 from instruct_prune.run.columns import columns_for
 from instruct_prune.run.folder import RunFolder
-from instruct_prune.run.records import EmbedFacts, ScoreFacts, SelectFacts, TargetFacts, TokenCounts
+from instruct_prune.run.records import EmbedFacts, ScoreFacts, SelectFacts, TargetFacts
 from instruct_prune.run.row_facts import RowFacts, read_facts
-from instruct_prune.run.target import load_target
 from instruct_prune.score.aggregate import rescored
-from instruct_prune.score.health import by_seed, rank_spread
-from instruct_prune.score.scores import LADDER, find_score
+from instruct_prune.score.scores import find_score
 from instruct_prune.score.table import ScoreTable
 from instruct_prune.select import Method, build_pool, find_method, resolve_budget, select_rows
 from instruct_prune.select.clusters import cluster, name_clusters
 from instruct_prune.select.data import Clusters, Embeddings, Pool, Selection
 from instruct_prune.select.duplicates import find_duplicates, keep_priority
-from instruct_prune.select.targeted import attribute
 from instruct_prune.storage import row_ids_hash
 
 
@@ -170,9 +168,9 @@ def select(folder: RunFolder, config: SelectConfig) -> Selection:
     selection = dataclasses.replace(selection, params={**selection.params, **told})
     if len(selection) != int(table.scored.sum()):
         raise AssertionError("scored rows were lost in selection")
-    more: dict[str, Any] = dict(_seed_stability(scored, table, draw, rescore) or {})
+    more: dict[str, Any] = dict(seed_stability(scored, table, draw, rescore) or {})
     if asked.aims:
-        more |= _taken_by(make_pool(table), selection)
+        more |= taken_by(make_pool(table), selection)
     _write(folder, asked, table, selection, clusters, more, began)
     return selection
 
@@ -202,7 +200,7 @@ def _write(
             scored=len(selection),
             kept=kept,
             dropped=len(selection) - kept,
-            tokens=_tokens(table, selection),
+            tokens=token_counts(table, selection),
             score=table.score_name,
             duplicates=0 if selection.duplicate_of is None else int((selection.duplicate_of >= 0).sum()),
             unstable=int(more["unstable"].sum()) if "unstable" in more else None,
@@ -286,42 +284,3 @@ def _clusters(config: SelectConfig, embeddings: Embeddings, facts: RowFacts) -> 
     names = list(name_clusters(facts.texts, labels))
     names += [f"cluster {i}" for i in range(len(names), len(clusters.centers))]
     return clusters, tuple(names)
-
-
-def _seed_stability(
-    scored: ScoreFacts, table: ScoreTable, draw: Callable[..., Selection], rescore: Callable[..., ScoreTable]
-) -> dict[str, Float32 | Bool] | None:
-    """With several mask seeds: how far each row's rank moves, and whether its selection would flip."""
-    if LADDER not in find_score(table.score_name).needs_of():
-        return None
-    ladders = by_seed(scored.ladder)
-    if len(ladders) < 2:
-        return None
-    tables = [rescore(subnets=each) for each in ladders]
-    chosen = np.stack([draw(one).selected for one in tables])
-    spread = rank_spread(np.stack([one.score[table.scored] for one in tables]))
-    unstable: Bool = np.logical_and(chosen.any(axis=0), np.logical_not(chosen.all(axis=0)))
-    return {"rank_spread": spread, "unstable": unstable}
-
-
-def _taken_by(pool: Pool, selection: Selection) -> dict[str, Any]:
-    """Columns of ``selection.parquet``: which task and query took a row, at which turn, with which similarity."""
-    import pyarrow as pa
-
-    assert pool.target is not None
-    picked = selection.selected & (np.asarray(selection.reasons)[selection.reason] == "picked")
-    found = attribute(pool, picked)
-    nobody = found.query < 0
-    return {
-        "target_task": pa.DictionaryArray.from_arrays(pa.array(found.task, mask=nobody), list(pool.target.tasks)),
-        "target_row": pa.array(found.query, mask=nobody),
-        "target_turn": pa.array(found.turn, mask=nobody),
-        "similarity": found.similarity,
-    }
-
-
-def _tokens(table: ScoreTable, selection: Selection) -> TokenCounts:
-    response = table.n_response[table.scored].astype(np.int64)
-    both = response + table.n_prompt[table.scored]
-    kept = selection.selected
-    return TokenCounts(int(response.sum()), int(response[kept].sum()), int(both.sum()), int(both[kept].sum()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import time
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from instruct_prune.arrays import Float32, Int64, positions_of
+from instruct_prune.arrays import Float32
 from instruct_prune.config import EncodeConfig, ScoreConfig, TargetConfig
 from instruct_prune.errors import InputError
 from instruct_prune.measure.measurement import Measurement
@@ -28,34 +27,11 @@ from instruct_prune.run.encode import make_model
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.measure import batch_cost, plan_work, run_work
 from instruct_prune.run.records import EmbedFacts, EncodeFacts, ScoreFacts, TargetFacts, TaskFacts
-from instruct_prune.score.table import ScoreTable
 from instruct_prune.select.duplicates import text_keys
-from instruct_prune.select.target import Target
 from instruct_prune.storage import digest, sha256_of, write_array
 
 PROBES = {"gradient": ("gradient",), "rds": ("weighted",)}
 """What is read off the scoring model for each ``--by``; ``embedding`` takes the embedder's vectors."""
-NAMED = re.compile(r"([A-Za-z0-9_.-]+)=(.+)")
-
-
-def tasks_of(config: TargetConfig) -> dict[str, str]:
-    """{task: file} of ``--target FILE`` or ``--target NAME=FILE ...``.
-
-    Raises:
-        InputError: a name is used twice, or a file is not there.
-    """
-    found: dict[str, str] = {}
-    for text in config.target:
-        named = NAMED.fullmatch(text) if not Path(text).expanduser().exists() else None
-        name, path = (named[1], named[2]) if named else (Path(text).name.partition(".")[0] or "target", text)
-        if name in found:
-            raise InputError(f"--target: two tasks are called {name!r}. Name them: --target math=a.jsonl code=b.jsonl.")
-        if not Path(path).expanduser().exists():
-            raise InputError(f"--target {text}: there is no such file.")
-        found[name] = path
-    if not found:
-        raise InputError("--target is missing: name a file of rows that show what the model should become good at.")
-    return found
 
 
 def target(folder: RunFolder, config: TargetConfig, restart: bool = False) -> None:
@@ -65,7 +41,7 @@ def target(folder: RunFolder, config: TargetConfig, restart: bool = False) -> No
         InputError: no target, a task without rows that can be encoded, or a pool without the vectors that are compared.
     """
     began = time.monotonic()
-    tasks = tasks_of(config)
+    tasks = config.tasks()
     encoded, scored = folder.facts(EncodeFacts), folder.require(ScoreFacts)
     inputs = (EncodeFacts, ScoreFacts, *((EmbedFacts,) if config.by == "embedding" else ()))
     identity = {"by": config.by, "tasks": {n: sha256_of(Path(p).expanduser()) for n, p in tasks.items()}}
@@ -166,28 +142,3 @@ def _task(
     if repeated:
         say(f"note: {repeated} rows of the target {name} stand in the pool too (the same words)")
     return TaskFacts(name, path, table.facts.read, len(scorable), repeated)
-
-
-def load_target(folder: RunFolder, table: ScoreTable) -> Target | None:
-    """The target of a run beside its scored rows, or None where there is none.
-
-    Raises:
-        InputError: it is stale.
-    """
-    record = folder.record(TargetFacts)
-    if record is None:
-        return None
-    facts = folder.facts(TargetFacts)
-    tasks = [folder / "targets" / task.name for task in facts.tasks]
-    queries = [np.load(path / "queries.npy", allow_pickle=False) for path in tasks]
-    rows: list[Int64] = [np.load(path / "rows.npy", allow_pickle=False) for path in tasks]
-    there = "embeddings_rows.npy" if facts.vectors == "embeddings.npy" else "states/rows.npy"
-    row_id = np.load(folder / there, allow_pickle=False)
-    return Target(
-        tasks=tuple(task.name for task in facts.tasks),
-        task=np.repeat(np.arange(len(tasks), dtype=np.int32), [len(each) for each in rows]),
-        row_id=np.concatenate(rows),
-        queries=np.concatenate(queries),
-        vectors=np.load(folder / facts.vectors, mmap_mode="r", allow_pickle=False),
-        at=positions_of(table.row_id[table.scored], row_id, str(folder / facts.vectors)),
-    )

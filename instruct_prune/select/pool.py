@@ -34,8 +34,7 @@ def build_pool(
     Args:
         table: every row's scores; rows without one (``table.scored`` is False) stay out of the pool.
         embeddings: vectors by row id. They stay memory-mapped when they cover the scored rows and no others.
-        clusters: strata by row id. At most one of ``clusters`` and ``values`` is given; without
-            either, there is one stratum.
+        clusters: strata by row id; at most one of ``clusters`` and ``values`` is given, without either all rows are one.
         values: the stratum of each row of ``table``, in its order (a column of the dataset, a class); compared as text.
         cluster_names: names of the clusters, instead of "cluster 0", "cluster 1", ...
         target: queries, beside the scored rows.
