@@ -150,9 +150,13 @@ def _run(config: Any) -> int:
     from instruct_prune.report.summary import print_summary
     from instruct_prune.run.folder import open_run
     from instruct_prune.run.pipeline import run
+    from instruct_prune.run.records import ExportFacts
 
     if run(config) is not None:
-        print_summary(open_run(config.run.out))
+        folder = open_run(config.run.out)
+        print_summary(folder)
+        if config.export.to:
+            print("\n".join(folder.facts(ExportFacts).told))
     return 0
 
 
