@@ -53,8 +53,16 @@ def run(config: RunConfig) -> Outcome | None:
 
     if whole_way(config, source) is None:
         return None
+    from instruct_prune.run.records import ExportFacts
+
     folder = open_run(config.run.out)
-    return _of_run(folder, lambda: print_summary(folder))
+
+    def show() -> None:
+        print_summary(folder)
+        if config.export.to:
+            print("\n".join(folder.facts(ExportFacts).told))
+
+    return _of_run(folder, show)
 
 
 def score(config: ScoreCommand) -> Outcome | None:

@@ -27,7 +27,7 @@ def tokens(job: ExportJob) -> Exported:
     """``tokens/``: input_ids, attention_mask and labels, with a configuration for each trainer that takes them.
 
     ``tokens.parquet`` has the row ids too. ``dataset`` is a saved ``datasets`` folder without them, because
-    LLaMA-Factory and axolotl hand every column on to the model.
+    LLaMA-Factory hands every column on to the model.
 
     Raises:
         InputError: the rows are no text, show pictures or are preference pairs.

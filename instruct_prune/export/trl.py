@@ -6,6 +6,8 @@ Read in trainer/sft_trainer.py, trainer/dpo_trainer.py and scripts/utils.py.
 from __future__ import annotations
 
 import dataclasses
+import json
+from pathlib import Path
 from typing import Any
 
 from instruct_prune.export import stanzas
@@ -41,7 +43,7 @@ def trl(job: ExportJob) -> Exported:
         exported = write_json_rows(job, "trl", target, _convert(job), (config,), notes)
         data |= {} if dpo or found.text == found.rows else {"completion_only_loss": True}
     stanzas.write_yaml(config, stanzas.for_trl(job.model, data, job.text.max_length, dpo=dpo), command)
-    return dataclasses.replace(exported, notes=(*exported.notes, *_pair_notes(job))) if dpo else exported
+    return dataclasses.replace(exported, notes=(*exported.notes, *_pair_notes(job, target))) if dpo else exported
 
 
 def _convert(job: ExportJob) -> Convert:
@@ -61,6 +63,8 @@ def _convert(job: ExportJob) -> Convert:
     return prompt_and_completion
 
 
-def _pair_notes(job: ExportJob) -> tuple[str, ...]:
-    ends = f"TRL appends {job.text.eos!r} to answers that the chat template ends otherwise"
-    return (*((ends,) if job.chat else ()), *((job.cut,) if job.cut else ()))
+def _pair_notes(job: ExportJob, written: Path) -> tuple[str, ...]:
+    with open(written, encoding="utf-8") as file:
+        chosen = json.loads(file.readline())["chosen"]
+    ends = f"TRL appends {job.text.eos!r} to the answers, which the chat template ends otherwise"
+    return (*(() if chosen.endswith(job.text.eos) else (ends,)), *((job.cut,) if job.cut else ()))

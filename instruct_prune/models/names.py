@@ -178,9 +178,9 @@ def name_for_trainers(name: str) -> str:
     entry = EMBEDDED.get(name.lower())
     path = Path(name).expanduser()
     if path.is_file() and path.suffix == ".gguf":
-        return str(converted_gguf(path).absolute())
+        return os.path.abspath(converted_gguf(path))
     if path.is_dir():
-        return str(path.absolute())
+        return os.path.abspath(path)
     return entry.hub if entry is not None and entry.hub is not None else name
 
 

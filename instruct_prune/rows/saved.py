@@ -159,7 +159,13 @@ def save_dataset(table: KeptTable, target: Path) -> int:
         # The fingerprint is that of the rows, or datasets would make one from the time of day.
         fingerprint = sha256_of(Path(scratch) / "rows.arrow")[:16]
         dataset = datasets.Dataset(mapped, datasets.DatasetInfo(features=features), fingerprint=fingerprint)
-        dataset.save_to_disk(str(Path(scratch) / "saved"))
+        silent = datasets.are_progress_bars_disabled()
+        datasets.disable_progress_bars()  # a bar for each folder would stand among our own lines
+        try:
+            dataset.save_to_disk(str(Path(scratch) / "saved"))
+        finally:
+            if not silent:
+                datasets.enable_progress_bars()
         if target.exists():
             shutil.rmtree(target)
         os.replace(Path(scratch) / "saved", target)

@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from instruct_prune.cli import main
+from instruct_prune.encode.store import TokenStore
 from instruct_prune.encode.tokenize import Encoder
 from instruct_prune.errors import InputError
 from instruct_prune.export import ExportJob, export_selection
@@ -66,6 +68,34 @@ def test_cut_rows_are_told(tmp_path: Path, job_of: Callable[..., ExportJob], tin
     (done,) = export_selection(["tokens"], job_of(jsonl(tmp_path / "a.jsonl", ROWS), encoder=encoder))
     assert any("5 rows are cut to 40 tokens" in note for note in done.notes)
     assert max(len(row["input_ids"]) for row in datasets.load_from_disk(str(done.paths[1]))) == 40
+
+
+def test_a_run_says_what_it_exported(
+    tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tiny_model_folder.parent)
+    words = [
+        "--data",
+        str(jsonl(tmp_path / "a.jsonl", ROWS)),
+        "--model",
+        tiny_model_folder.name,
+        "--subnets",
+        "perplexity",
+    ]
+    words += ["--clusters", "none", "--method", "random", "--keep", "3", "--out", str(tmp_path / "run")]
+    assert main(["run", *words, "--to", "tokens", "axolotl"]) == 0
+    told = capfd.readouterr()
+    assert f"tokens: 3 rows in {tmp_path / 'run' / 'tokens' / 'tokens.parquet'}" in told.out
+    assert "axolotl train axolotl.yaml" in told.out
+    assert "Saving the dataset" not in told.err  # no bar of the datasets library among our lines
+    stanza = yaml.safe_load((tmp_path / "run" / "axolotl" / "axolotl.yaml").read_text())
+    assert stanza["base_model"] == str(tiny_model_folder)  # loads from any folder
+    store, kept = (
+        TokenStore.open(tmp_path / "run" / "items"),
+        pq.read_table(tmp_path / "run" / "tokens" / "tokens.parquet"),
+    )
+    for row in kept.to_pylist():
+        assert row["input_ids"] == store[row["row_id"]].ids.tolist()
 
 
 def test_pictures_are_refused(tmp_path: Path, job_of: Callable[..., ExportJob], encoder: Encoder) -> None:

@@ -172,7 +172,22 @@ def test_show_and_report(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_exports(run: Path) -> None:
     selected(run, "--keep", "0.5", "--clusters", "4")
     assert (
-        main(["export", "--out", str(run), "--to", "alpaca", "messages", "llamafactory", "axolotl", "trl", "parquet"])
+        main(
+            [
+                "export",
+                "--out",
+                str(run),
+                "--to",
+                "tokens",
+                "alpaca",
+                "messages",
+                "llamafactory",
+                "axolotl",
+                "trl",
+                "swift",
+                "parquet",
+            ]
+        )
         == 0
     )
     assert any(run.rglob("dataset_info.json"))
