@@ -228,7 +228,7 @@ def test_second_run_is_skipped_and_another_model_refused(finished: Path, capsys:
         (["--keep", "58"], "57"),
         (["--model", "smollm2-135m-instruct"], "'smollm2-135m-instruct' (LlamaModel) takes no pictures"),
         (["--model", "all-minilm-l6-v2"], "'all-minilm-l6-v2' (BertModel) takes no pictures"),
-        (["--model", "nosuch/thing"], "'nosuch/thing' could not be loaded"),
+        (["--model", "nosuch/thing"], "--model nosuch/thing: it is not in the cache"),
         (["--embedder", "nosuch/thing"], "--embedder nosuch/thing"),
         (["--template", "plain"], "--template is for texts"),
         (["--max-length", "64"], "--max-length is for texts"),
@@ -311,12 +311,12 @@ def test_vectors_of_the_users_own_stay_when_pictures_are_scored_anew(tmp_path: P
     np.save(tmp_path / "v.npy", np.random.default_rng(0).normal(size=(57, 5)).astype(np.float32))
     assert main(words(out, "--keep", "5", "--embedder", str(tmp_path / "v.npy"))) == 0
     assert np.load(out / "embeddings.npy").shape == (57, 5)
-    assert main([*words(out, command="score"), "--subnets", "dense", "--restart"]) == 0
+    assert main([*words(out, command="score"), "--subnets", "dense", "--restart", "score"]) == 0
     assert np.load(out / "embeddings.npy").shape == (57, 5)
     assert main(["embed", "--out", str(out), "--embedder", "model", "--restart"]) == 0
     assert np.load(out / "embeddings.npy").shape == (57, 16)
     before = np.load(out / "embeddings.npy")
-    assert main([*words(out, command="score"), "--restart"]) == 0
+    assert main([*words(out, command="score"), "--restart", "score"]) == 0
     np.testing.assert_array_equal(np.load(out / "embeddings.npy"), before)
     assert RunFolder(out).find(EmbedFacts) is not None
 
