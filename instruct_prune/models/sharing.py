@@ -76,6 +76,7 @@ class Trial:
     def __init__(self, module: Any) -> None:
         self.beginnings, self.rows = _rows(module)
         kind = type(module).__name__
+        _check_attention(module.config, kind)
         try:
             losses = [_plain_losses(module, row.ids) for row in self.rows]
         except FAULTS as error:
@@ -203,6 +204,17 @@ def _plain_losses(module: Any, ids: Int32) -> Tensor:
     accepted = inspect.signature(module.forward).parameters
     logits = module(input_ids=row, **({"use_cache": False} if "use_cache" in accepted else {})).logits[0, :-1].float()
     return F.cross_entropy(logits, row[0, 1:].to(logits.device), reduction="none").cpu()
+
+
+def _check_attention(config: Any, kind: str) -> None:
+    """Two kinds of attention that show in long rows only."""
+    if "lsh" in (getattr(config, "attn_layers", None) or ()):
+        raise InputError(f"{kind} attends by random hashes: its losses of a longer row differ from call to call.")
+    if config.model_type == "big_bird" and config.attention_type == "block_sparse":
+        raise InputError(
+            f"{kind} with block_sparse attention sees later tokens in longer rows, so it is not a causal language model. Set "
+            "attention_type to original_full in its configuration."
+        )
 
 
 def _check_reference(module: Any, losses: Sequence[Tensor], shared: int, tolerance: float) -> None:

@@ -29,7 +29,7 @@ from instruct_prune.models.causal_lm import CausalLM
 
 DOCS = Path(__file__).parents[2] / "docs" / "models.md"
 HERE = [name for name in architectures() if name not in NOT_HERE]
-REFUSED = {"cpmant", "prophetnet", "xlm", "xlnet"}
+REFUSED = {"cpmant", "prophetnet", "reformer", "xlm", "xlnet"}
 """Not causal language models, or not in their usual form: told so before any row is scored."""
 SHARED, LONGEST = 20, 64
 MASKED = SubnetSpec("magnitude", 0.8)
@@ -56,8 +56,7 @@ def plain_losses(model: Any, data: list[Tokens]) -> list[float]:
     found = []
     for row in data:
         ids = torch.as_tensor(row.ids.astype(np.int64))[None]
-        options = {} if type(model).__name__ == "ReformerModelWithLMHead" else {"use_cache": False}
-        logits = model(input_ids=ids, **options).logits[0].float()
+        logits = model(input_ids=ids, use_cache=False).logits[0].float()
         of_tokens = -torch.log_softmax(logits[:-1], dim=-1)[torch.arange(len(row.ids) - 1), ids[0, 1:]]
         found.append(float(of_tokens[torch.as_tensor(row.response_mask[1:])].mean()))
     return found
@@ -144,6 +143,8 @@ def _short(reason: str) -> str:
     """The kind of a reason, without the figures that differ from machine to machine."""
     if "tokens that come after" in reason:
         return "not causal"
+    if "random hashes" in reason:
+        return "attends by random hashes"
     if "after the output head" in reason:
         return "its output head is not known"
     if "losses change" in reason:

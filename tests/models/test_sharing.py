@@ -208,6 +208,16 @@ def test_a_model_that_sees_later_tokens_is_refused() -> None:
         CausalLM.holding(model.requires_grad_(False))
 
 
+def test_attention_that_fails_in_long_rows_only_is_refused() -> None:
+    from transformers import BigBirdConfig, BigBirdForCausalLM
+
+    with pytest.raises(InputError, match="random hashes"):
+        CausalLM.holding(tiny_model("reformer"))
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    with pytest.raises(InputError, match=r"block_sparse .* Set attention_type to original_full"):
+        CausalLM.holding(BigBirdForCausalLM(BigBirdConfig(vocab_size=96, is_decoder=True, **sizes)).eval())
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_losses_that_are_no_numbers_are_refused(tiny_llama: Callable[..., Any], value: float) -> None:
     model = tiny_llama()

@@ -82,6 +82,7 @@ NOT_HERE = {
 LINEAR = ["linear_attention", "full_attention"]
 OVERRIDES: dict[str, dict[str, Any]] = {
     "axk2": {"head_dim": 12},
+    "big_bird": {"attention_type": "original_full"},
     "bailing_hybrid": {"layer_types": LINEAR, "head_dim": 8},
     "codegen": {"rotary_dim": 8},
     "dots3_note_text": {"shared_experts_intermediate_size": 16},
