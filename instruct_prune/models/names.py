@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
