@@ -81,6 +81,8 @@ def kill_at(pids: list[int], out: Path, n_parts: int, rng: random.Random) -> boo
     while parts_in(out) < n_parts:
         if (out / "scores.parquet").exists():
             return False
+        ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        assert ended is None or ended.si_status == 0, "a process failed by itself: see the log"
         time.sleep(0.001)
     for pid in pids if rng.random() < 0.4 else [rng.choice(pids)]:
         os.kill(pid, signal.SIGKILL)  # a zombie until wait() collects it, so the number cannot be another's
