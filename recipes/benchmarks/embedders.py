@@ -79,6 +79,7 @@ def _write_states(
     dtype = model.dtype(config.dtype, device)
     measurements = [Measurement(DENSE, probe) for probe in dict.fromkeys(probes)]
     identity = [model.name, dtype, dict(model.encoding), [m.column for m in measurements], [row.text for row in rows]]
+    model.load(dtype, device)  # what rows may share depends on the model
     work = plan_work(
         model,
         items,
@@ -86,7 +87,7 @@ def _write_states(
         batch_cost(model, config, device.type),
         PartStore(folder / "parts", digest(identity)),
     )
-    _run(model, work, dtype, device)
+    _run(model, work)
     for measurement in measurements:
         states = np.full((len(rows), measurement.probe.width(model)), np.nan, dtype=np.float32)
         for positions, values in find(work, measurement.column).blocks():
@@ -94,8 +95,7 @@ def _write_states(
         np.save(folder / f"{measurement.probe.name}.npy", states)
 
 
-def _run(model: Model, work: Work, dtype: str, device: torch.device) -> None:
-    model.load(dtype, device)
+def _run(model: Model, work: Work) -> None:
     todo = work.missing()
     with Progress("dense pass", work.cost(todo), model.unit) as progress:
         measure_parts(model, work, todo, advance=lambda rows, cost: progress.advance(cost, rows))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from families import families
+from tiny_families import families
 
 from instruct_prune.config import EncodeConfig, ScoreConfig
 from instruct_prune.encode.batching import plan_batches, shared_prefixes

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from families import families
 from test_causal_lm import fast_losses, read, rows
+from tiny_families import families
 
 from instruct_prune.encode.item import Tokens
 from instruct_prune.errors import InputError
