@@ -26,6 +26,19 @@ def write_yaml(path: Path, stanza: Mapping[str, Any], command: str) -> None:
         yaml.safe_dump(json.loads(json.dumps(stanza)), file, sort_keys=False, allow_unicode=True, width=10_000)
 
 
+def _schedule(dpo: bool) -> dict[str, Any]:
+    """What TRL and LLaMA-Factory both hand to transformers' `TrainingArguments`."""
+    return {
+        "learning_rate": DPO_RATE if dpo else SFT_RATE,
+        "lr_scheduler_type": "cosine",
+        "num_train_epochs": 1 if dpo else EPOCHS,
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": ROWS_PER_STEP,
+        "report_to": "none",
+        "output_dir": "out",
+    }
+
+
 def for_trl(model: str, data: Mapping[str, Any], max_length: int, *, dpo: bool = False) -> dict[str, Any]:
     """For ``trl sft`` or ``trl dpo``.
 
@@ -45,13 +58,7 @@ def for_trl(model: str, data: Mapping[str, Any], max_length: int, *, dpo: bool =
         "lora_alpha": ALPHA,
         "lora_dropout": 0.05,
         "lora_target_modules": "all-linear",
-        "learning_rate": DPO_RATE if dpo else SFT_RATE,
-        "lr_scheduler_type": "cosine",
-        "num_train_epochs": 1 if dpo else EPOCHS,
-        "per_device_train_batch_size": 1,
-        "gradient_accumulation_steps": ROWS_PER_STEP,
-        "report_to": "none",
-        "output_dir": "out",
+        **_schedule(dpo),
     }
 
 
@@ -69,13 +76,7 @@ def for_llamafactory(model: str, data: Mapping[str, Any], max_length: int, stage
         **({"pref_beta": BETA, "pref_loss": "sigmoid"} if dpo else {}),
         **data,
         "cutoff_len": max_length,
-        "learning_rate": DPO_RATE if dpo else SFT_RATE,
-        "lr_scheduler_type": "cosine",
-        "num_train_epochs": 1 if dpo else EPOCHS,
-        "per_device_train_batch_size": 1,
-        "gradient_accumulation_steps": ROWS_PER_STEP,
-        "report_to": "none",
-        "output_dir": "out",
+        **_schedule(dpo),
     }
 
 
