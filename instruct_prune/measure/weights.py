@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -245,13 +244,3 @@ def seeded(seed: int, name: str) -> torch.Generator:
     """A CPU generator for one named tensor."""
     digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
-
-
-@contextmanager
-def masked_weights(model: nn.Module, include_head: bool = False) -> Iterator[WeightMasker]:
-    """A WeightMasker whose weights are bit-identical afterwards, also after an exception."""
-    masker = WeightMasker(model, include_head)
-    try:
-        yield masker
-    finally:
-        masker.restore()

@@ -9,12 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from masked_models import masked_weights
 from torch import nn
 
 from instruct_prune.errors import InputError
 from instruct_prune.measure.subnet import SubnetSpec
 from instruct_prune.measure.subnets import subnet
-from instruct_prune.measure.weights import WeightMasker, find_weights, masked_weights, random_keys, removed_count
+from instruct_prune.measure.weights import WeightMasker, find_weights, random_keys, removed_count
 
 
 def bits(model: nn.Module) -> dict[str, bytes]:
@@ -139,8 +140,7 @@ def test_global_masks_differ_from_layerwise_and_count_exactly(tiny_llama: Callab
 def test_weights_come_back_after_an_exception(tiny_llama: Callable[..., Any]) -> None:
     model = tiny_llama()
     before = bits(model)
-    with pytest.raises(ZeroDivisionError), masked_weights(model) as masker:
-        masker.apply(magnitude(0.3))
+    with pytest.raises(ZeroDivisionError), subnet(model, magnitude(0.3)):
         assert bits(model) != before
         raise ZeroDivisionError
     assert bits(model) == before

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from masked_models import masked_weights
 from test_causal_lm import fast_losses, rows
 
 from instruct_prune.errors import InputError
 from instruct_prune.measure.subnet import SubnetSpec
 from instruct_prune.measure.subnets import subnet
-from instruct_prune.measure.weights import masked_weights
 from instruct_prune.models.names import find_model, load_causal_lm
 
 SPLIT = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "model.norm": "cpu", "lm_head": "cpu"} | {
