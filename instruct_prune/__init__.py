@@ -42,6 +42,7 @@ _PUBLIC: dict[str, str] = {
     "States": "instruct_prune.models.model:States",
     "Stratum": "instruct_prune.select.stratum:Stratum",
     "SubnetSpec": "instruct_prune.measure.subnet:SubnetSpec",
+    "TargetConfig": "instruct_prune.config:TargetConfig",
     "Tokens": "instruct_prune.encode.item:Tokens",
     "aggregate": "instruct_prune.score.aggregate:aggregate",
     "build_pool": "instruct_prune.select:build_pool",

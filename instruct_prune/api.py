@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from instruct_prune.config import DataConfig, EmbedConfig, EncodeConfig, ExportConfig, ScoreConfig, SelectConfig
+from instruct_prune.config import (
+    DataConfig,
+    EmbedConfig,
+    EncodeConfig,
+    ExportConfig,
+    ScoreConfig,
+    SelectConfig,
+    TargetConfig,
+)
 from instruct_prune.errors import InputError
 from instruct_prune.rows.row import Row
 from instruct_prune.run.folder import RunFolder
@@ -108,6 +116,17 @@ class Run:
         from instruct_prune.run.embed import embed as stage
 
         stage(self.folder, embed or EmbedConfig())
+
+    def target(self, target: TargetConfig | str, by: str | None = None) -> None:
+        """Measure rows that show what the model should become good at, for `select`; the pool is not scored again.
+
+        Args:
+            target: its files, or one file.
+            by: how rows are compared: "gradient" (when None), "rds", "embedding"; several stand side by side.
+        """
+        from instruct_prune.run.target import target as stage
+
+        stage(self.folder, TargetConfig((target,)) if isinstance(target, str) else target, by)
 
     def select(self, select: SelectConfig) -> Selection:
         """Draw an exact budget; needs no model, may be called many times."""

@@ -101,8 +101,9 @@ def target(config: TargetCommand) -> Outcome:
     from instruct_prune.run.target import target as stage
 
     folder = existing_run(config.run.out)
-    stage(folder, config.target)
-    told = f"target: {folder / 'targets'}. Next: instruct-prune select {folder.path} --keep 30%"
+    stage(folder, config.target, config.by)
+    by = "" if config.by is None else f" --by {config.by}"
+    told = f"target: {folder / 'targets'}. Next: instruct-prune select {folder.path} --keep 30%{by}"
     return _of_run(folder, lambda: print(told))
 
 

@@ -6,7 +6,6 @@ Field names are unique over all stages, so that a YAML file is flat and its keys
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from tyro.conf import arg
@@ -23,6 +22,7 @@ Text = Annotated[str | None, arg(metavar="STR")]
 Restart = Annotated[Stage | None, arg(metavar="{read,encode,score,embed}")]
 RestartEmbed = Annotated[Literal["embed"] | None, arg(metavar="embed")]
 Keep = Annotated[int | float | None, arg(metavar="SHARE|PERCENT%|ROWS")]
+By = Annotated[str | None, arg(metavar="gradient|rds|embedding")]
 
 
 @dataclass(frozen=True)
@@ -126,30 +126,11 @@ class TargetConfig:
 
     target: tuple[str, ...] = ()
     """Files of 8 to 500 rows that show it, in the pool's format: FILE, or NAME=FILE for each of several tasks."""
-    by: Literal["gradient", "rds", "embedding"] = "gradient"
-    """How rows are compared with the target's: gradients, pooled hidden states (RDS+), or the embedder's vectors."""
 
-    def tasks(self) -> dict[str, str]:
-        """{task: file} of FILE or NAME=FILE.
-
-        Raises:
-            InputError: there is none, a name is used twice, or a file is not there.
-        """
-        found: dict[str, str] = {}
-        for text in self.target:
-            name, sign, path = text.partition("=")
-            if Path(text).expanduser().exists() or not sign:
-                name, path = Path(text).name.partition(".")[0] or "target", text
-            if name in found:
-                raise InputError(
-                    f"--target: two tasks are called {name!r}. Name them: --target math=a.jsonl code=b.jsonl."
-                )
-            if not Path(path).expanduser().exists():
-                raise InputError(f"--target {text}: there is no such file.")
-            found[name] = path
-        if not found:
-            raise InputError("--target is missing: name a file of rows that show what the model should become good at.")
-        return found
+    def __post_init__(self) -> None:
+        given: Any = self.target
+        if isinstance(given, str):  # TargetConfig("dev.jsonl") in Python
+            object.__setattr__(self, "target", (given,))
 
 
 @dataclass(frozen=True)
@@ -163,6 +144,9 @@ class SelectConfig:
     method: Text = None
     """Selection rule: easy_diverse, easiest, hardest, random, a baseline, or your own as module:function; flexrand when not given,
     or targeted where there is a target."""
+    by: By = None
+    """How rows are compared with the target's: gradients, pooled hidden states (RDS+), or the embedder's vectors; what was
+    measured when not given, or gradient."""
     param: tuple[str, ...] = ()
     """Parameters of the method, as in: split=0.25 or threshold=0.95"""
     score: Text = None
@@ -255,6 +239,9 @@ class TargetCommand:
     """Measure rows that show what the model should become good at, for select --method targeted."""
 
     target: TargetConfig = field(default_factory=TargetConfig)
+    by: By = None
+    """How rows are compared with the target's: gradients (the default), pooled hidden states (RDS+), or the embedder's
+    vectors. Several stand side by side: what was measured before stays."""
     run: Out = field(default_factory=Out)
 
 

@@ -30,7 +30,7 @@ UPSTAIRS = {"cli", "commands", "catalog", "shipped", "api", "__main__"}
 
 STAGES_MAY_ALSO = {("run", "export"), ("run", "report")}
 """``run`` calls what comes after it, so these two may not call it back ..."""
-OF_RUN = {"run.folder", "run.records"}
+OF_RUN = {"run.folder", "run.records", "run.target_facts"}
 """... but they read a run's folder and records."""
 
 LIBRARIES = {

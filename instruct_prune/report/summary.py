@@ -107,7 +107,7 @@ def state_lines(folder: RunFolder) -> list[tuple[str, str]]:
     """What each stage of a run left, in a few words; for notebooks."""
     told: list[tuple[str, str]] = []
     for kind in STAGES:
-        record = folder.record(kind)  # type: ignore[type-var]
+        record = folder.record(kind)
         if record is None:
             continue
         state = "unfinished" if record.facts is None else "stale" if folder.stale(record) else "finished"

@@ -27,11 +27,14 @@ from instruct_prune.registry import is_reference, load_attribute, resolve
 from instruct_prune.rows import Source
 from instruct_prune.rows.find import is_hub_id
 from instruct_prune.rows.table import RowTable
+from instruct_prune.run.by import find_by
 from instruct_prune.run.folder import RunFolder, open_run
 from instruct_prune.run.records import RowsFacts
 from instruct_prune.run.row_facts import predicate_of
 from instruct_prune.run.rows import absolute, open_source
 from instruct_prune.run.select import check_selection
+from instruct_prune.run.target_facts import TargetFacts
+from instruct_prune.run.tasks import tasks_of
 from instruct_prune.score.columns import LOSS
 from instruct_prune.score.scores import find_score
 
@@ -87,9 +90,28 @@ def check_run(config: RunConfig) -> Source | None:
         lambda: check_selection(config.select),
         lambda: check_ranking(config.select, config.score, seen.kind),
         lambda: check_export(config.export),
-        lambda: config.target.tasks() if config.target.target else None,
+        lambda: check_target(config),
     )
     return seen.source
+
+
+def check_target(config: RunConfig) -> None:
+    """The tasks of a target and the way to compare.
+
+    Raises:
+        InputError: a file or a name is wrong, or the selection needs a target and there is none.
+    """
+    if config.select.by is not None:
+        find_by(config.select.by)
+    if config.target.target:
+        tasks_of(config.target)
+        return
+    known = RunFolder(config.run.out).record(TargetFacts) if config.run.out else None
+    if known is None and (config.select.by is not None or config.select.method == "targeted"):
+        raise InputError(
+            "the selection aims at a target, and there is none: give rows that show what the model should become good at, with "
+            "--target FILE."
+        )
 
 
 def check_score(out: str, data: DataConfig, encode: EncodeConfig, score: ScoreConfig) -> Source | None:

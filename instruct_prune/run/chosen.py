@@ -8,39 +8,69 @@ from typing import Any
 import numpy as np
 
 from instruct_prune.arrays import Bool, Float32, Int64, positions_of
+from instruct_prune.errors import InputError
+from instruct_prune.run.by import DEFAULT, find_by
 from instruct_prune.run.folder import RunFolder
-from instruct_prune.run.records import ScoreFacts, TargetFacts, TokenCounts
+from instruct_prune.run.records import ScoreFacts, TokenCounts
+from instruct_prune.run.target_facts import COMPARED, TargetFacts
 from instruct_prune.score.health import by_seed, rank_spread
 from instruct_prune.score.scores import LADDER, find_score
 from instruct_prune.score.table import ScoreTable
 from instruct_prune.select.data import Pool, Selection
-from instruct_prune.select.target import Target
+from instruct_prune.select.target import Cosine, Target, Values
 from instruct_prune.select.targeted import attribute
 
 
-def load_target(folder: RunFolder, table: ScoreTable) -> Target | None:
-    """The target of a run beside its scored rows, or None where there is none.
+def chosen_by(folder: RunFolder, by: str | None) -> str:
+    """How a selection compares rows with the target: as asked for, else the default where it was measured, else what was.
+
+    Raises:
+        InputError: there is no such way, it was not measured for the target or is stale, or one of several must be named.
+    """
+    if by is not None:
+        find_by(by)
+    record = folder.record(TargetFacts)
+    if record is None or record.facts is None:
+        raise InputError(
+            f"{folder.path} has no target. Give rows that show what the model should become good at: "
+            f"instruct-prune target {folder.path} --target FILE" + (f" --by {by}" if by else "")
+        )
+    done = [name for name, kind in COMPARED.items() if folder.find(kind) is not None]
+    if by is None and len(done) > 1 and DEFAULT not in done:
+        raise InputError(f"the target was compared in several ways: {', '.join(done)}. Say which: --by {done[0]}")
+    wanted = by or (DEFAULT if DEFAULT in done or not done else done[0])
+    if wanted not in done:
+        known = folder.record(COMPARED[wanted])
+        state = "was not measured" if known is None else "is not finished" if known.facts is None else "is stale"
+        files = " ".join(f"{task.name}={task.file}" for task in record.facts.tasks)
+        there = f" There is: {', '.join(done)}." if done else ""
+        raise InputError(
+            f"--by {wanted} {state} for the target of {folder.path}.{there} Measure it: "
+            f"instruct-prune target {folder.path} --target {files} --by {wanted}"
+        )
+    return wanted
+
+
+def load_target(folder: RunFolder, table: ScoreTable, by: str) -> Target:
+    """The target of a run beside its scored rows, compared in one way.
 
     Raises:
         InputError: it is stale.
     """
-    record = folder.record(TargetFacts)
-    if record is None:
-        return None
-    facts = folder.facts(TargetFacts)
-    tasks = [folder / "targets" / task.name for task in facts.tasks]
-    queries = [np.load(path / "queries.npy", allow_pickle=False) for path in tasks]
-    rows: list[Int64] = [np.load(path / "rows.npy", allow_pickle=False) for path in tasks]
-    there = "embeddings_rows.npy" if facts.vectors == "embeddings.npy" else "states/rows.npy"
-    row_id = np.load(folder / there, allow_pickle=False)
-    return Target(
-        tasks=tuple(task.name for task in facts.tasks),
-        task=np.repeat(np.arange(len(tasks), dtype=np.int32), [len(each) for each in rows]),
-        row_id=np.concatenate(rows),
-        queries=np.concatenate(queries),
-        vectors=np.load(folder / facts.vectors, mmap_mode="r", allow_pickle=False),
-        at=positions_of(table.row_id[table.scored], row_id, str(folder / facts.vectors)),
-    )
+    facts, compared = folder.facts(TargetFacts), folder.facts(COMPARED[by])
+    names = tuple(task.name for task in facts.tasks)
+    row_id: Int64 = np.load(folder / compared.rows, allow_pickle=False)
+    at = positions_of(table.row_id[table.scored], row_id, str(folder / compared.rows))
+    measured = np.load(folder / compared.pool, mmap_mode="r", allow_pickle=False)
+    if not compared.queries:
+        whole = np.arange(len(names), dtype=np.int32)
+        return Target(names, whole, np.full(len(names), -1, dtype=np.int64), Values(measured), at)
+    rows: list[Int64] = [
+        np.load(folder / "targets" / "tasks" / name / "rows.npy", allow_pickle=False) for name in names
+    ]
+    task = np.repeat(np.arange(len(names), dtype=np.int32), [len(each) for each in rows])
+    queries = np.load(folder / compared.queries, allow_pickle=False)
+    return Target(names, task, np.concatenate(rows), Cosine(queries, measured), at)
 
 
 def seed_stability(
@@ -66,10 +96,10 @@ def taken_by(pool: Pool, selection: Selection) -> dict[str, Any]:
     assert pool.target is not None
     picked = selection.selected & (np.asarray(selection.reasons)[selection.reason] == "picked")
     found = attribute(pool, picked)
-    nobody = found.query < 0
+    nobody = found.turn < 0
     return {
         "target_task": pa.DictionaryArray.from_arrays(pa.array(found.task, mask=nobody), list(pool.target.tasks)),
-        "target_row": pa.array(found.query, mask=nobody),
+        "target_row": pa.array(found.query, mask=found.query < 0),
         "target_turn": pa.array(found.turn, mask=nobody),
         "similarity": found.similarity,
     }

@@ -122,7 +122,7 @@ class Manifest:
         """The name of the stage that was made anew since this record was written, or None where it is fresh."""
         for name, fingerprint in record.inputs.items():
             kind = next(kind for kind in STAGES if kind.stage == name)
-            under = self.record(kind)  # type: ignore[type-var]
+            under = self.record(kind)
             if under is None or under.facts is None or under.fingerprint != fingerprint:
                 return name
             deeper = self.stale(under)

@@ -12,13 +12,14 @@ from pathlib import Path
 from instruct_prune.config import RunConfig
 from instruct_prune.report.html import write_report
 from instruct_prune.rows import Source
+from instruct_prune.run.by import DEFAULT, find_by
 from instruct_prune.run.embed import embed
 from instruct_prune.run.export import export
 from instruct_prune.run.folder import RunFolder, open_run
 from instruct_prune.run.rows import rows_of
 from instruct_prune.run.score import score
 from instruct_prune.run.select import select
-from instruct_prune.run.target import PROBES, target
+from instruct_prune.run.target import target
 from instruct_prune.select.data import Selection
 
 
@@ -36,15 +37,15 @@ def run(config: RunConfig, source: Source | None = None) -> Selection | None:
     aims = bool(config.target.target)
     scoring, choice = config.score, config.select
     if aims:
-        probes = [*scoring.probes, *PROBES.get(config.target.by, ())]  # read in the run that scores
-        scoring = replace(scoring, probes=tuple(dict.fromkeys(probes)))
+        how = find_by(choice.by or DEFAULT)
+        scoring = replace(scoring, probes=tuple(dict.fromkeys([*scoring.probes, *how.probes])))
         choice = replace(choice, method=choice.method or "targeted")
     table = score(folder, config.data, config.encode, scoring, choice, config.embed, source=source)
     if table is None:
         return None
     embed(folder, config.embed, restart=config.score.restart == "embed")
     if aims:
-        target(folder, config.target)
+        target(folder, config.target, choice.by)
     selection = select(folder, choice)
     export(folder, config.export)
     report(folder)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
 from instruct_prune.measure.subnet import SubnetSpec
+from instruct_prune.run.target_facts import COMPARED, ComparedFacts, TargetFacts
 from instruct_prune.score.health import Health
 from instruct_prune.storage import digest
 
@@ -132,45 +133,6 @@ class EmbedFacts:
 
 
 @dataclass(frozen=True)
-class TaskFacts:
-    """One task of a target.
-
-    Attributes:
-        name: of the task.
-        file: where its rows came from.
-        read: rows read.
-        queries: rows that steer the selection.
-        repeated: of these, rows whose words stand in the pool too.
-    """
-
-    name: str
-    file: str
-    read: int
-    queries: int
-    repeated: int
-
-
-@dataclass(frozen=True)
-class TargetFacts:
-    """What the selection aims at.
-
-    Attributes:
-        by: how rows are compared with the target's: "gradient", "rds" or "embedding".
-        tasks: the target's tasks.
-        vectors: file of the pool's vectors, inside the run folder.
-        seconds: time taken.
-    """
-
-    stage: ClassVar[str] = "target"
-    command: ClassVar[str] = "target --target ..."
-
-    by: str
-    tasks: tuple[TaskFacts, ...]
-    vectors: str
-    seconds: float
-
-
-@dataclass(frozen=True)
 class TokenCounts:
     """Response tokens, and all tokens, of the scored and of the kept rows."""
 
@@ -232,8 +194,19 @@ class ExportFacts:
     told: tuple[str, ...]
 
 
-Facts = TypeVar("Facts", RowsFacts, EncodeFacts, ScoreFacts, EmbedFacts, TargetFacts, SelectFacts, ExportFacts)
-STAGES = (RowsFacts, EncodeFacts, ScoreFacts, EmbedFacts, TargetFacts, SelectFacts, ExportFacts)
+Facts = TypeVar(
+    "Facts", RowsFacts, EncodeFacts, ScoreFacts, EmbedFacts, TargetFacts, ComparedFacts, SelectFacts, ExportFacts
+)
+STAGES: tuple[type[Any], ...] = (
+    RowsFacts,
+    EncodeFacts,
+    ScoreFacts,
+    EmbedFacts,
+    TargetFacts,
+    *COMPARED.values(),
+    SelectFacts,
+    ExportFacts,
+)
 """In the order in which a run makes them."""
 RESTARTS = {"rows": "read", "encode": "encode", "score": "score", "embed": "embed"}
 """{stage: its name in ``--restart``}; the later ones are made anew whenever they are asked for."""

@@ -15,11 +15,12 @@ from instruct_prune.config import SelectConfig
 from instruct_prune.errors import InputError, told_together
 from instruct_prune.measure.ladder import parse_subnets
 from instruct_prune.rows.table import RowTable
-from instruct_prune.run.chosen import load_target, seed_stability, taken_by, token_counts
+from instruct_prune.run.chosen import chosen_by, load_target, seed_stability, taken_by, token_counts
 from instruct_prune.run.columns import columns_for
 from instruct_prune.run.folder import RunFolder
-from instruct_prune.run.records import EmbedFacts, ScoreFacts, SelectFacts, TargetFacts
+from instruct_prune.run.records import EmbedFacts, ScoreFacts, SelectFacts
 from instruct_prune.run.row_facts import RowFacts, read_facts
+from instruct_prune.run.target_facts import COMPARED, TargetFacts
 from instruct_prune.score.aggregate import rescored
 from instruct_prune.score.scores import find_score
 from instruct_prune.score.table import ScoreTable
@@ -96,7 +97,7 @@ class Asked:
         params: its parameters that were set.
         clustered: whether clusters are the strata.
         embeddings: whether rows are compared by their vectors.
-        aims: whether the method selects towards a target.
+        by: how rows are compared with a target; None for methods that have none.
     """
 
     config: SelectConfig
@@ -104,15 +105,19 @@ class Asked:
     params: dict[str, Any]
     clustered: bool
     embeddings: bool
-    aims: bool
+    by: str | None
 
 
-def ask(config: SelectConfig, strata: str | None) -> Asked:
+def ask(folder: RunFolder, config: SelectConfig, strata: str | None) -> Asked:
     """Decide what the options leave open.
 
     Args:
+        folder: the run.
         config: the options.
         strata: the column that says by itself which rows belong together, or None.
+
+    Raises:
+        InputError: the method selects towards a target that was not measured, or ``--by`` is given and it does not.
     """
     method, params = method_of(config)
     wants = method.strata == "clusters" and config.stratify is None
@@ -120,7 +125,13 @@ def ask(config: SelectConfig, strata: str | None) -> Asked:
         config, wants = dataclasses.replace(config, stratify=strata), False
     needs = method.needs_of(params)
     compares = config.dedup is not None or "embeddings" in needs
-    return Asked(config, method, params, wants and config.clusters != "none", compares, "target" in needs)
+    if "target" in needs:
+        config = dataclasses.replace(config, by=chosen_by(folder, config.by))
+    elif config.by is not None:
+        raise InputError(
+            f"--by {config.by} is for selection towards a target: {method} has none. Use --method targeted."
+        )
+    return Asked(config, method, params, wants and config.clusters != "none", compares, config.by)
 
 
 def select(folder: RunFolder, config: SelectConfig) -> Selection:
@@ -134,7 +145,7 @@ def select(folder: RunFolder, config: SelectConfig) -> Selection:
     check_selection(config)
     began = time.monotonic()
     rows = RowTable.open(folder / "rows")
-    asked = ask(config, rows.facts.strata)
+    asked = ask(folder, config, rows.facts.strata)
     scored = folder.facts(ScoreFacts)
     measured = folder.read_scores()
     name = config.score or measured.score_name
@@ -160,16 +171,17 @@ def select(folder: RunFolder, config: SelectConfig) -> Selection:
         clusters=clusters,
         values=facts.strata,
         cluster_names=names,
-        target=load_target(folder, table) if asked.aims else None,
+        target=None if asked.by is None else load_target(folder, table, asked.by),
     )
     draw = functools.partial(_draw, asked=asked, facts=facts, make_pool=make_pool)
     selection = draw(table)
-    told = {f"score {key}": value for key, value in params.items()}
+    told: dict[str, Any] = {f"score {key}": value for key, value in params.items()}
+    told |= {} if asked.by is None else {"by": asked.by}
     selection = dataclasses.replace(selection, params={**selection.params, **told})
     if len(selection) != int(table.scored.sum()):
         raise AssertionError("scored rows were lost in selection")
     more: dict[str, Any] = dict(seed_stability(scored, table, draw, rescore) or {})
-    if asked.aims:
+    if asked.by is not None:
         more |= taken_by(make_pool(table), selection)
     _write(folder, asked, table, selection, clusters, more, began)
     return selection
@@ -186,7 +198,7 @@ def _write(
 ) -> None:
     """The tables of a selection and its record; what an earlier selection left goes."""
     inputs = (ScoreFacts, *((EmbedFacts,) if asked.clustered or asked.embeddings else ()))
-    inputs = (*inputs, *((TargetFacts,) if asked.aims else ()))
+    inputs = (*inputs, *(() if asked.by is None else (COMPARED[asked.by],)))
     options = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(asked.config).items()}
     folder.begin(SelectFacts, options, inputs, replace=True)
     folder.write_selection(selection, more)

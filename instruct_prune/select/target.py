@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,49 +14,96 @@ from instruct_prune.geometry import blocks
 
 SPARE = 64
 """Candidates a query keeps beyond four times what it will be served."""
-NOWHERE = np.float32(-2)
-"""Below every cosine: the similarity of a row that has no vector."""
+NOWHERE = np.finfo(np.float32).min
+"""Below every number: the similarity of a row that could not be measured."""
+
+
+class Similarity(Protocol):
+    """How near queries are to rows of the pool."""
+
+    def __call__(self, queries: Int64, rows: Int64) -> Float32:
+        """float32 [queries, rows]; NaN for rows that could not be measured."""
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """The cosine of vectors.
+
+    Attributes:
+        queries: float [q, d].
+        vectors: float16 or float32 [m, d], possibly memory-mapped.
+    """
+
+    queries: Float32
+    vectors: NDArray[Any] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if self.queries.shape[1] != self.vectors.shape[1]:
+            raise ValueError(
+                f"queries have {self.queries.shape[1]} numbers, the pool's vectors {self.vectors.shape[1]}"
+            )
+
+    def __call__(self, queries: Int64, rows: Int64) -> Float32:
+        cosine: Float32 = _unit(self.queries[queries]) @ _unit(self.vectors[rows]).T
+        return cosine
+
+
+@dataclass(frozen=True)
+class Values:
+    """One number for each row of the pool and each task, where tasks have no queries to compare with.
+
+    Attributes:
+        values: float32 [tasks, m], higher = sooner taken.
+    """
+
+    values: Float32 = field(repr=False)
+
+    def __call__(self, queries: Int64, rows: Int64) -> Float32:
+        found: Float32 = self.values[np.ix_(queries, rows)]
+        return found
+
+
+def _unit(vectors: NDArray[Any]) -> Float32:
+    found = np.asarray(vectors, dtype=np.float32)
+    length = np.linalg.norm(found, axis=1, keepdims=True)
+    unit: Float32 = np.divide(found, length, out=np.zeros_like(found), where=length != 0)
+    return unit
 
 
 @dataclass(frozen=True)
 class Target:
-    """Query rows of one or several tasks, and where the pool's rows have their vectors.
+    """Query rows of one or several tasks, and how near rows of the pool are to them.
 
     Attributes:
         tasks: names.
         task: int32 [q], the task of each query, an index into ``tasks``.
-        row_id: int64 [q], the query's row in its file.
-        queries: float32 [q, d], L2-normalised.
-        vectors: float16 or float32 [m, d], L2-normalised, possibly memory-mapped.
-        at: int64 [n], where each row of the pool stands in ``vectors``.
+        row_id: int64 [q], the query's row in its file; -1 where a task is compared as a whole.
+        near: of q queries and m rows.
+        at: int64 [n], where each row of the pool stands among the m rows.
     """
 
     tasks: tuple[str, ...]
     task: Int32
     row_id: Int64
-    queries: Float32
-    vectors: NDArray[Any] = field(repr=False)
+    near: Similarity = field(repr=False)
     at: Int64 = field(repr=False)
 
     def __post_init__(self) -> None:
-        q = len(self.queries)
-        if len(self.task) != q or len(self.row_id) != q:
-            raise ValueError(f"{q} queries, {len(self.task)} tasks and {len(self.row_id)} row ids differ in number")
-        if self.queries.shape[1] != self.vectors.shape[1]:
-            raise ValueError(
-                f"queries have {self.queries.shape[1]} numbers, the pool's vectors {self.vectors.shape[1]}"
-            )
+        if len(self.task) != len(self.row_id):
+            raise ValueError(f"{len(self.task)} tasks and {len(self.row_id)} row ids differ in number")
+
+    def __len__(self) -> int:
+        """The number of queries."""
+        return len(self.task)
 
     def of_rows(self, rows: Int64) -> Target:
         """The same queries for some rows of the pool (positions), in this order."""
         return replace(self, at=self.at[rows])
 
     def similarity(self, queries: Int64) -> Iterator[tuple[slice, Float32]]:
-        """Blocks of the pool with the cosines of some queries to its rows: a slice of n, float32 [queries, rows]."""
-        asked = self.queries[queries]
+        """Blocks of the pool, a slice of n, with how near some queries are to its rows, float32 [queries, rows]."""
         for block in blocks(len(self.at)):
-            cosine: Float32 = asked @ np.asarray(self.vectors[self.at[block]], dtype=np.float32).T
-            yield block, np.nan_to_num(cosine, nan=float(NOWHERE))
+            yield block, np.nan_to_num(self.near(queries, self.at[block]), nan=float(NOWHERE))
 
 
 class Nearest:
@@ -74,10 +121,10 @@ class Nearest:
         self._target, self._tie = target, tie
         self._length = min(len(target.at), 4 * served + SPARE)
         self._lists = self._first_lists()
-        self._next = np.zeros(len(target.queries), dtype=np.int64)
+        self._next = np.zeros(len(target), dtype=np.int64)
 
     def _first_lists(self) -> list[tuple[Int64, Float32]]:
-        q = len(self._target.queries)
+        q = len(self._target)
         rows, values = np.empty((q, 0), dtype=np.int64), np.empty((q, 0), dtype=np.float32)
         for block, cosine in self._target.similarity(np.arange(q)):
             rows = np.hstack([rows, np.broadcast_to(np.arange(block.start, block.stop), cosine.shape)])

@@ -28,7 +28,7 @@ def targeted(stratum: Stratum) -> Codes:
     codes, left = stratum.kept_so_far(), stratum.left
     allowed = (codes == BUDGET) & (stratum.cost <= left)
     smallest = max(1, int(stratum.cost.min(initial=1)))
-    served = left // smallest // max(1, len(target.queries)) + 1
+    served = left // smallest // max(1, len(target)) + 1
     nearest = Nearest(target, stratum.pool.row_id[stratum.rows], served)
     for query in turns(target):
         found = nearest.best(query, allowed)
@@ -46,7 +46,7 @@ class Attribution:
     """Which query took a row, one entry for each row of the pool.
 
     Attributes:
-        query: int64 [n], row id of the query in its file, -1 for rows that no query took.
+        query: int64 [n], row id of the query in its file, -1 for rows that no query took (or a task as a whole).
         task: int32 [n], its task, -1 likewise.
         turn: int32 [n], how many rows were taken before, -1 likewise.
         similarity: float32 [n], cosine with the query that took the row; of other rows with the nearest query.
@@ -72,12 +72,12 @@ def attribute(pool: Pool, picked: Bool) -> Attribution:
     n = len(pool)
     query, task = np.full(n, -1, dtype=np.int64), np.full(n, -1, dtype=np.int32)
     turn, near = np.full(n, -1, dtype=np.int32), np.empty(n, dtype=np.float32)
-    for block, cosine in pool.target.similarity(np.arange(len(pool.target.queries))):
+    for block, cosine in pool.target.similarity(np.arange(len(pool.target))):
         near[block] = cosine.max(axis=0)
     rows = np.flatnonzero(picked)
     target = pool.target.of_rows(rows)
     allowed = np.ones(len(rows), dtype=bool)
-    nearest = Nearest(target, pool.row_id[rows], len(rows) // max(1, len(target.queries)) + 1)
+    nearest = Nearest(target, pool.row_id[rows], len(rows) // max(1, len(target)) + 1)
     for number, at in enumerate(turns(target)):
         found = nearest.best(at, allowed)
         if found is None:

@@ -11,9 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from sample_rows import alpaca_rows
 
+from instruct_prune import Run, SelectConfig, TargetConfig
 from instruct_prune.cli import main
 from instruct_prune.run.folder import RunFolder
-from instruct_prune.run.records import ScoreFacts, TargetFacts
+from instruct_prune.run.records import ScoreFacts, SelectFacts
+from instruct_prune.run.target_facts import TargetFacts
 
 Play = Callable[..., Path]
 
@@ -46,10 +48,7 @@ def selection(out: Path) -> dict[str, list[object]]:
 def test_rows_that_are_the_queries_are_taken_first(scored: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = scored / "RUN"
     facts = RunFolder(out).facts(TargetFacts)
-    assert (facts.by, [(t.name, t.read, t.queries, t.repeated) for t in facts.tasks]) == (
-        "gradient",
-        [("dev", 3, 3, 3)],
-    )
+    assert [(t.name, t.read, t.queries, t.repeated) for t in facts.tasks] == [("dev", 3, 3, 3)]
     kept = selection(out)
     first = {row: query for row, query, turn in zip(kept["row_id"], kept["target_row"], kept["target_turn"], strict=True) if turn < 3}  # type: ignore[operator]  # fmt: skip
     assert first == {5: 0, 6: 1, 7: 2}
@@ -77,22 +76,81 @@ def test_pool_is_not_scored_again(scored: Path) -> None:
     assert [(task, row) for _, task, row in in_turn][:4] == [("dev", 5), ("other", 20), ("dev", 6), ("other", 21)]
 
 
-@pytest.mark.parametrize("by", ["rds", "embedding"])
-def test_other_ways_to_compare(scored: Path, by: str) -> None:
+def aim(scored: Path, by: str, file: str = "dev.jsonl") -> int:
+    return main(["target", "--out", str(scored / "RUN"), "--target", str(scored / file), "--by", by])
+
+
+def select(scored: Path, *words: str) -> int:
+    return main(["select", "--out", str(scored / "RUN"), "--keep", "3", *words])
+
+
+def stamps(folder: Path) -> dict[str, int]:
+    """When each file was written."""
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_ways_to_compare_stand_side_by_side(scored: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = scored / "RUN"
-    assert main(["target", "--out", str(out), "--target", str(scored / "dev.jsonl"), "--by", by]) == 0
-    assert main(["select", "--out", str(out), "--keep", "3"]) == 0
-    assert selection(out)["row_id"] == [5, 6, 7]
+    assert aim(scored, "gradient") == 0
+    before = stamps(out / "targets")
+    for by in ("rds", "embedding"):
+        assert aim(scored, by) == 0
+        assert select(scored, "--by", by) == 0
+        assert selection(out)["row_id"] == [5, 6, 7]
+        assert RunFolder(out).facts(SelectFacts).params["by"] == by
+    # The rows of the tasks, their items and the gradients are as they were.
+    assert {name: stamp for name, stamp in stamps(out / "targets").items() if name in before} == before
+    assert select(scored) == 0  # the default, which was measured
+    assert RunFolder(out).facts(SelectFacts).params["by"] == "gradient"
+    assert aim(scored, "gradient") == 0
+    assert "done before, skipped" in capfd.readouterr().err
+
+
+def test_a_way_that_was_not_measured_is_refused_with_the_command_that_does(
+    scored: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write(scored / "third.jsonl", alpaca_rows(40)[30:32])
+    assert aim(scored, "rds", "third.jsonl") == 0
+    assert select(scored, "--by", "gradient") == 2  # of the target before
+    told = capfd.readouterr().err
+    command = f"instruct-prune target {scored / 'RUN'} --target third={scored / 'third.jsonl'} --by gradient"
+    assert command in " ".join(told.split())
+    assert select(scored) == 0  # the only way that there is
+    assert selection(scored / "RUN")["target_row"].count(0) >= 1
+    assert select(scored, "--by", "gradeint") == 2
+    assert "Did you mean 'gradient'?" in capfd.readouterr().err
+    assert select(scored, "--by", "rds", "--method", "random") == 2
+    assert "Use --method targeted" in capfd.readouterr().err
+    assert main(command.split()[1:]) == 0
+    assert select(scored, "--by", "gradient") == 0
+
+
+def test_a_pool_is_measured_once_for_all_targets(scored: Path, tiny_model_folder: Path, tmp_path: Path) -> None:
+    """Also where scoring did not read the vectors."""
+    out = tmp_path / "RUN"
+    words = ["--data", str(scored / "pool.jsonl"), "--model", str(tiny_model_folder), "--subnets", "dense"]
+    assert main(["score", *words, "--dtype", "float32", "--out", str(out)]) == 0
+    assert main(["target", str(out), "--target", str(scored / "dev.jsonl"), "--by", "rds"]) == 0
+    before = stamps(out / "targets" / "pool")
+    write(scored / "fourth.jsonl", alpaca_rows(40)[10:13])
+    assert main(["target", str(out), "--target", str(scored / "fourth.jsonl"), "--by", "rds"]) == 0
+    assert len(before) == 1
+    assert stamps(out / "targets" / "pool") == before
+    assert main(["select", str(out), "--keep", "3"]) == 0
+    assert selection(out)["row_id"] == [10, 11, 12]
 
 
 def test_a_selection_of_another_target_is_stale(scored: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = scored / "RUN"
-    assert main(["target", "--out", str(out), "--target", str(scored / "dev.jsonl"), "--by", "rds"]) == 0
-    assert main(["select", "--out", str(out), "--keep", "3"]) == 0
-    assert main(["target", "--out", str(out), "--target", str(scored / "dev.jsonl"), "--by", "gradient"]) == 0
+    assert aim(scored, "rds") == 0
+    assert select(scored, "--by", "rds") == 0
+    assert aim(scored, "gradient") == 0  # one more way to compare changes nothing for the selection
+    assert main(["export", "--out", str(out)]) == 0
+    assert aim(scored, "rds", "other.jsonl") == 0
+    capfd.readouterr()
     assert main(["export", "--out", str(out)]) == 2
-    assert "target stage has changed" in capfd.readouterr().err
-    assert main(["select", "--out", str(out), "--keep", "3"]) == 0
+    assert "the target by rds stage has changed" in capfd.readouterr().err
+    assert select(scored) == 0
     assert main(["export", "--out", str(out)]) == 0
 
 
@@ -110,6 +168,7 @@ def test_sketches_are_those_of_one_process_and_any_batch(scored: Path, tiny_mode
     [
         (["nosuch.jsonl"], "no such file"),
         (["a=POOL", "a=POOL"], "two tasks are called 'a'"),
+        (["../a=POOL"], "begins with a letter or digit"),
         (["EMPTY"], "has no rows"),
         (["BLANK"], "none of its 2 rows can be encoded"),
     ],
@@ -122,3 +181,11 @@ def test_bad_targets(scored: Path, target: list[str], says: str, capfd: pytest.C
         target = [text.replace(short, str(scored / name)) for text in target]
     assert main(["target", "--out", str(scored / "RUN"), "--target", *target]) == 2
     assert says in capfd.readouterr().err
+
+
+def test_in_python(scored: Path) -> None:
+    run = Run(scored / "RUN")
+    run.target(str(scored / "dev.jsonl"), by="rds")
+    assert run.select(SelectConfig(keep=3, by="rds")).kept.tolist() == [5, 6, 7]
+    run.target(TargetConfig((f"a={scored / 'dev.jsonl'}", f"b={scored / 'other.jsonl'}")), by="rds")
+    assert run.select(SelectConfig(keep=2)).kept.tolist() == [5, 20]

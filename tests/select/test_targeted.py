@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from instruct_prune.errors import InputError
 from instruct_prune.select import Budget, Pool, select_rows
-from instruct_prune.select.target import Target
+from instruct_prune.select.target import Cosine, Target, Values
 from instruct_prune.select.targeted import attribute
 
 
@@ -28,7 +29,7 @@ def make_pool(n: int, tasks: Sequence[int], seed: int = 0, d: int = 6, coarse: b
     names = tuple(f"task{t}" for t in range(max(tasks) + 1))
     task = np.asarray(tasks, dtype=np.int32)
     at = rng.permutation(n).astype(np.int64)
-    target = Target(names, task, np.arange(len(tasks), dtype=np.int64) + 100, unit(queries), unit(vectors), at)
+    target = Target(names, task, np.arange(len(tasks), dtype=np.int64) + 100, Cosine(unit(queries), unit(vectors)), at)
     return Pool(
         row_id=np.arange(n, dtype=np.int64) * 3,
         score=rng.random(n).astype(np.float32),
@@ -42,7 +43,7 @@ def by_hand(pool: Pool, budget: Budget, forced: Sequence[int] = ()) -> list[tupl
     """(row id, query) in the order in which rows are taken, the slow way."""
     target = pool.target
     assert target is not None
-    cosine = target.queries @ np.asarray(target.vectors[target.at]).T
+    cosine = target.near(np.arange(len(target)), target.at)
     cost = np.ones(len(pool), dtype=int) if budget.rows is not None else pool.n_response.astype(int)
     left = (budget.rows if budget.rows is not None else budget.tokens or 0) - sum(
         int(cost[pool.row_id.tolist().index(row)]) for row in forced
@@ -124,11 +125,10 @@ def test_every_query_of_a_task_is_served_before_any_is_served_twice() -> None:
 def test_a_row_without_a_vector_comes_last() -> None:
     pool = make_pool(5, [0], seed=3)
     assert pool.target is not None
-    vectors = np.array(pool.target.vectors)
+    assert isinstance(pool.target.near, Cosine)
+    vectors = np.array(pool.target.near.vectors)
     vectors[pool.target.at[2]] = np.nan
-    target = Target(
-        pool.target.tasks, pool.target.task, pool.target.row_id, pool.target.queries, vectors, pool.target.at
-    )
+    target = replace(pool.target, near=Cosine(pool.target.near.queries, vectors))
     pool = Pool(pool.row_id, pool.score, pool.n_response, pool.strata, target=target)
     assert 6 not in select_rows(pool, Budget(rows=4), method="targeted").kept
 
@@ -138,3 +138,20 @@ def test_without_a_target_it_is_refused() -> None:
     bare = Pool(pool.row_id, pool.score, pool.n_response, pool.strata)
     with pytest.raises(InputError, match="--target FILE"):
         select_rows(bare, Budget(rows=2), method="targeted")
+
+
+def test_values_without_queries_are_taken_from_the_highest_down_tasks_in_turn() -> None:
+    pool = make_pool(6, [0, 1])
+    assert pool.target is not None
+    values = np.array([[5, 4, 3, 2, 1, 0], [9, 9, 0, 1, 7, np.nan]], dtype=np.float32)
+    whole = np.arange(2, dtype=np.int32)
+    target = Target(("a", "b"), whole, np.full(2, -1), Values(values), np.arange(6))
+    pool = Pool(pool.row_id, pool.score, pool.n_response, pool.strata, target=target)
+    selection = select_rows(pool, Budget(rows=4), method="targeted")
+    found = attribute(pool, selection.selected)
+    # a: row 0 (5); b: row 1 (9); a: row 2 (3); b: row 4 (7). Row ids are three times the positions.
+    assert selection.kept.tolist() == [0, 3, 6, 12]
+    assert found.turn.tolist() == [0, 1, 2, -1, 3, -1]
+    assert found.task.tolist() == [0, 1, 0, -1, 1, -1]
+    assert found.query.tolist() == [-1] * 6
+    assert found.similarity.tolist() == [5, 9, 3, 2, 7, 0]

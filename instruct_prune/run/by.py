@@ -1,0 +1,82 @@
+"""``--by``: the ways in which rows of the pool are compared with those of a target, in one table. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from instruct_prune.config import TargetConfig
+from instruct_prune.errors import InputError
+from instruct_prune.registry import load_attribute, suggestion
+
+if TYPE_CHECKING:
+    from instruct_prune.run.measuring import Measuring
+
+DEFAULT = "gradient"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What a way to compare leaves, in one of two forms; files are named inside the run folder.
+
+    Vectors: ``pool`` is a float16 or float32 [m, d] array and ``queries`` float32 [q, d], in the order of the tasks and, in
+    each task, of its rows that can be scored. Rows are compared by the cosine of their vectors.
+    Values: ``pool`` is float32 [tasks, m], higher = sooner taken, and ``queries`` is "". There are no queries then: each task
+    takes its highest row in turn.
+
+    Attributes:
+        pool: of the m rows of the pool.
+        rows: int64 [m], their row ids, ascending.
+        queries: of the q rows of all tasks.
+    """
+
+    pool: str
+    rows: str
+    queries: str = ""
+
+
+@dataclass(frozen=True)
+class By:
+    """One way to compare.
+
+    Attributes:
+        about: what is compared, in a few words.
+        function: "module:function" in this package: takes a `Measuring`, writes its files and returns `Compared`.
+        after: the stage whose results it is made from, beside the target itself.
+        probes: of ``--probes``: what `run` reads in the passes that score, so that the pool needs no pass of its own.
+        options: fields of `TargetConfig` that decide the result.
+    """
+
+    about: str
+    function: str
+    after: Literal["score", "embed"] = "score"
+    probes: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+    def identity(self, config: TargetConfig) -> dict[str, Any]:
+        """The options that decide the result."""
+        return {name: getattr(config, name) for name in self.options}
+
+    def measure(self, measuring: Measuring) -> Compared:
+        function: Callable[[Measuring], Compared] = load_attribute(f"instruct_prune.{self.function}", "--by")
+        return function(measuring)
+
+
+BY: dict[str, By] = {
+    "gradient": By("sketches of the rows' gradients", "run.vectors:by_gradients", probes=("gradient",)),
+    "rds": By("hidden states of prompt and response, pooled (RDS+)", "run.vectors:by_states", probes=("weighted",)),
+    "embedding": By("the embedder's vectors", "run.vectors:by_embedder", after="embed"),
+}
+"""{name: how}. One function and one line here add a way."""
+
+
+def find_by(name: str) -> By:
+    """The way to compare of this name.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name not in BY:
+        raise InputError(f"unknown --by {name!r}.{suggestion(name, BY)} Known: {', '.join(BY)}.")
+    return BY[name]
