@@ -38,8 +38,32 @@ class KeptTable:
     chunks: Callable[[], Iterator[pa.Table]]
 
 
+class TableFile(OfFile):
+    """What Parquet and Arrow files have in common."""
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Names, types and metadata of the columns."""
+        raise NotImplementedError
+
+    def _batches(self) -> Iterator[pa.RecordBatch]:
+        """All rows with their own types."""
+        raise NotImplementedError
+
+    def class_names(self) -> Mapping[str, Sequence[str]]:
+        return stored_class_names(self.schema)
+
+    def kept(self, lines: Sequence[int]) -> KeptTable:
+        """The rows at these 1-based positions, ascending, with their own types.
+
+        Raises:
+            InputError: the file cannot be read again (also later, while its rows are read).
+        """
+        return KeptTable(self.schema, lambda: _taken(self._batches(), lines))
+
+
 @dataclass(frozen=True)
-class ParquetTable(OfFile):
+class ParquetTable(TableFile):
     """A Parquet file, read a few hundred rows at a time."""
 
     kind: str = "parquet"
@@ -61,24 +85,11 @@ class ParquetTable(OfFile):
         with _readable(self.name, "Parquet"):
             return pq.read_schema(self.file.path)
 
-    def class_names(self) -> Mapping[str, Sequence[str]]:
-        return stored_class_names(self.schema)
-
-    def kept(self, lines: Sequence[int]) -> KeptTable:
-        """The rows at these 1-based positions, ascending, with their own types.
-
-        Raises:
-            InputError: the file cannot be read again (also later, while its rows are read).
-        """
-        import pyarrow as pa
+    def _batches(self) -> Iterator[pa.RecordBatch]:
         import pyarrow.parquet as pq
 
-        def chunks() -> Iterator[pa.Table]:
-            with _readable(self.name, "Parquet"), pq.ParquetFile(self.file.path, pre_buffer=False) as file:
-                batches = (pa.Table.from_batches([batch]) for batch in file.iter_batches(WRITE_ROWS))
-                yield from _taken(batches, lines)
-
-        return KeptTable(self.schema, chunks)
+        with _readable(self.name, "Parquet"), pq.ParquetFile(self.file.path, pre_buffer=False) as file:
+            yield from file.iter_batches(WRITE_ROWS)
 
     def write(self, kept: Sequence[int], raws: Iterator[Mapping[str, Any]], stem: Path) -> Path:
         """The rows with their own types."""
@@ -88,7 +99,7 @@ class ParquetTable(OfFile):
 
 
 @dataclass(frozen=True)
-class ArrowTable(OfFile):
+class ArrowTable(TableFile):
     """An Arrow IPC file or stream, memory-mapped (``datasets`` writes streams)."""
 
     kind: str = "arrow"
@@ -105,22 +116,11 @@ class ArrowTable(OfFile):
         with _readable(self.name, "Arrow"), pa.memory_map(str(self.file.path)) as content:
             return _opened(content)[0]
 
-    def class_names(self) -> Mapping[str, Sequence[str]]:
-        return stored_class_names(self.schema)
-
-    def kept(self, lines: Sequence[int]) -> KeptTable:
-        """The rows at these 1-based positions, ascending, with their own types.
-
-        Raises:
-            InputError: the file cannot be read again (also later, while its rows are read).
-        """
+    def _batches(self) -> Iterator[pa.RecordBatch]:
         import pyarrow as pa
 
-        def chunks() -> Iterator[pa.Table]:
-            with _readable(self.name, "Arrow"), pa.memory_map(str(self.file.path)) as content:
-                yield from _taken((pa.Table.from_batches([batch]) for batch in _opened(content)[1]), lines)
-
-        return KeptTable(self.schema, chunks)
+        with _readable(self.name, "Arrow"), pa.memory_map(str(self.file.path)) as content:
+            yield from _opened(content)[1]
 
     def write(self, kept: Sequence[int], raws: Iterator[Mapping[str, Any]], stem: Path) -> Path:
         """The rows as an Arrow stream."""
@@ -189,15 +189,17 @@ def _python_rows(piece: Any) -> list[dict[str, Any] | RowError]:
     return [row for i in range(piece.num_rows) for row in _python_rows(piece.slice(i, 1))]
 
 
-def _taken(tables: Iterable[pa.Table], lines: Sequence[int]) -> Iterator[pa.Table]:
-    """The rows at these 1-based positions, table by table."""
+def _taken(batches: Iterable[pa.RecordBatch], lines: Sequence[int]) -> Iterator[pa.Table]:
+    """The rows at these 1-based positions, batch by batch."""
+    import pyarrow as pa
+
     positions = np.asarray(lines, dtype=np.int64) - 1
     start = 0
-    for table in tables:
-        low, high = np.searchsorted(positions, [start, start + table.num_rows])
+    for batch in batches:
+        low, high = np.searchsorted(positions, [start, start + batch.num_rows])
         if high > low:
-            yield table.take(positions[low:high] - start)
-        start += table.num_rows
+            yield pa.Table.from_batches([batch]).take(positions[low:high] - start)
+        start += batch.num_rows
         if high == len(positions):
             return
     raise InputError(f"row {positions[-1] + 1} is not there any more: the data were changed during the run.")
@@ -207,21 +209,21 @@ def write_parquet_table(table: KeptTable, target: Path) -> int:
     """Write a Parquet file and return its number of rows."""
     import pyarrow.parquet as pq
 
-    rows = 0
     with atomic(target) as file, pq.ParquetWriter(file, table.schema, compression="zstd") as writer:
-        for chunk in table.chunks():
-            writer.write_table(chunk.cast(table.schema))
-            rows += chunk.num_rows
-    return rows
+        return _written(table, writer)
 
 
 def write_arrow(table: KeptTable, target: Path) -> int:
     """Write an Arrow stream, as ``datasets`` does, and return its number of rows."""
     import pyarrow as pa
 
-    rows = 0
     with atomic(target) as file, pa.ipc.new_stream(file, table.schema) as writer:
-        for chunk in table.chunks():
-            writer.write_table(chunk.cast(table.schema))
-            rows += chunk.num_rows
+        return _written(table, writer)
+
+
+def _written(table: KeptTable, writer: Any) -> int:
+    rows = 0
+    for chunk in table.chunks():
+        writer.write_table(chunk.cast(table.schema))
+        rows += chunk.num_rows
     return rows

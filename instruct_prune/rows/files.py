@@ -14,13 +14,14 @@ import shutil
 import sys
 import tempfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from instruct_prune.errors import InputError
+from instruct_prune.rows.reader import ReaderDefaults
 from instruct_prune.rows.zstd import SKIPPABLE, open_zstd
 
 HEAD = 1 << 16
@@ -200,7 +201,7 @@ class DataFile:
 
 
 @dataclass(frozen=True)
-class OfFile:
+class OfFile(ReaderDefaults):
     """What all readers of one file have in common (see `reader.Reader`).
 
     Attributes:
@@ -218,9 +219,6 @@ class OfFile:
 
     def paths(self) -> Mapping[str, Path]:
         return {self.file.name: self.file.path}
-
-    def class_names(self) -> Mapping[str, Sequence[str]]:
-        return {}
 
 
 class _Joined(io.RawIOBase):

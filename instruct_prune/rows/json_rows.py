@@ -19,7 +19,10 @@ MAX_ROW = 1 << 26  # bytes; an element that is longer was never closed
 
 @dataclass(frozen=True)
 class JsonLines(OfFile):
-    """One JSON object a line. Lines end with \\n only (U+2028 and friends are text); blank lines are no rows."""
+    """One JSON object a line. Lines end with \\n only (U+2028 and friends are text); blank lines are no rows.
+
+    It needs no writer: pruned.jsonl holds the very bytes of its lines.
+    """
 
     kind: str = "jsonl"
 
@@ -35,9 +38,6 @@ class JsonLines(OfFile):
                     line = line[:-1]
                 if line and not line.isspace():
                     yield number, line
-
-    def write(self, kept: Sequence[int], raws: Iterator[Mapping[str, Any]], stem: Path) -> Path | None:
-        return None  # pruned.jsonl holds the very bytes of its lines
 
 
 @dataclass(frozen=True)

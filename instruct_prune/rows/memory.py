@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from instruct_prune.rows.exact import hash_of_rows
-from instruct_prune.rows.reader import RowData, RowError, check_encodable, named_type
+from instruct_prune.rows.reader import ReaderDefaults, RowData, RowError, check_encodable, named_type
 
 
 @dataclass(frozen=True)
-class MemoryRows:
+class MemoryRows(ReaderDefaults):
     """A list of mappings.
 
     Attributes:
@@ -35,15 +34,6 @@ class MemoryRows:
     @cached_property
     def _sha256(self) -> str:
         return hash_of_rows(_plain(self.table))
-
-    def paths(self) -> Mapping[str, Path]:
-        return {}
-
-    def class_names(self) -> Mapping[str, Sequence[str]]:
-        return {}
-
-    def write(self, kept: Sequence[int], raws: Iterator[Mapping[str, Any]], stem: Path) -> Path | None:
-        return None
 
 
 def _checked(row: object) -> RowData | RowError:

@@ -16,17 +16,8 @@ MAX_PIXELS = 89_478_485  # Pillow's own limit for decompression bombs, at which 
 
 # What Pillow's decoders raise on damaged data.
 BROKEN = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    IndexError,
-    KeyError,
-    EOFError,
-    OverflowError,
-    struct.error,
-    zlib.error,
-)
+    OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, OverflowError, struct.error, zlib.error,
+)  # fmt: skip
 
 
 def decode(data: bytes) -> Any:

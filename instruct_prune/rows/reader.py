@@ -71,6 +71,19 @@ class Reader(Protocol):
         ...
 
 
+class ReaderDefaults:
+    """The answers of a `Reader` that has no files on disk, no names of classes, and no writer of its own."""
+
+    def paths(self) -> Mapping[str, Path]:
+        return {}
+
+    def class_names(self) -> Mapping[str, Sequence[str]]:
+        return {}
+
+    def write(self, kept: Sequence[int], raws: Iterator[Mapping[str, Any]], stem: Path) -> Path | None:
+        return None
+
+
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):

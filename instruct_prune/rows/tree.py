@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from instruct_prune.errors import InputError
 from instruct_prune.registry import suggestion
-from instruct_prune.rows.reader import RowData, RowError
+from instruct_prune.rows.reader import ReaderDefaults, RowData, RowError
 
 SUFFIXES = frozenset(
     (
@@ -24,7 +24,7 @@ SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation", 
 
 
 @dataclass(frozen=True)
-class ImageTree:
+class ImageTree(ReaderDefaults):
     """A folder of class folders of pictures.
 
     The class is the first folder below the root; files may lie deeper. Hidden files and other kinds are passed over.
@@ -66,15 +66,6 @@ class ImageTree:
             for _ in self.rows():
                 pass
         return [{"path": self.name, "sha256": self._seen[0]}]
-
-    def paths(self) -> Mapping[str, Path]:
-        return {}
-
-    def class_names(self) -> Mapping[str, Sequence[str]]:
-        return {}
-
-    def write(self, kept: Sequence[int], raws: Iterator[Mapping[str, Any]], stem: Path) -> Path | None:
-        return None
 
 
 class ListingHash:

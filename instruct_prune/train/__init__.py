@@ -40,58 +40,22 @@ if TYPE_CHECKING:  # for type checkers; what is imported when is said below
     from instruct_prune.train.trainer import TrainResult as TrainResult
     from instruct_prune.train.trainer import train as train
 
-_HOMES: dict[str, tuple[str, ...]] = {
-    "base": (
-        "Base",
-        "find_base",
-    ),
-    "batch": ("collate",),
-    "config": (
-        "TrainConfig",
-        "step_count",
-    ),
-    "folder": (
-        "claim",
-        "finish",
-    ),
-    "images": (
-        "Classifier",
-        "Pictures",
-        "accuracy_of",
-        "features_of",
-        "fine_tune",
-        "load_backbone",
-        "load_pictures",
-        "principal_components",
-        "probe_accuracy",
-    ),
-    "lora": ("attach_lora",),
-    "losses": (
-        "TokenLosses",
-        "evaluate",
-        "evaluate_shared",
-    ),
-    "processes": (
-        "is_main",
-        "say",
-        "world_size",
-    ),
-    "rows": (
-        "IGNORED",
-        "TrainRow",
-        "pack",
-        "train_rows",
-    ),
-    "script": (
-        "parse",
-        "run_script",
-    ),
-    "trainer": (
-        "TrainResult",
-        "train",
-    ),
+_HOMES = {
+    "base": "Base find_base",
+    "batch": "collate",
+    "config": "TrainConfig step_count",
+    "folder": "claim finish",
+    "images": "Classifier Pictures accuracy_of features_of fine_tune load_backbone load_pictures principal_components "
+    "probe_accuracy",
+    "lora": "attach_lora",
+    "losses": "TokenLosses evaluate evaluate_shared",
+    "processes": "is_main say world_size",
+    "rows": "IGNORED TrainRow pack train_rows",
+    "script": "parse run_script",
+    "trainer": "TrainResult train",
 }
-_PUBLIC = {name: module for module, names in _HOMES.items() for name in names}
+"""{module: its public names}."""
+_PUBLIC = {name: module for module, names in _HOMES.items() for name in names.split()}
 
 __all__ = sorted(_PUBLIC)
 

@@ -12,18 +12,8 @@ from instruct_prune.rows.row import ImageRef, Message, Part
 from instruct_prune.rows.tree import SUFFIXES
 
 IMAGES = (
-    "image",
-    "img",
-    "path",
-    "image_path",
-    "img_path",
-    "file_name",
-    "filename",
-    "filepath",
-    "file",
-    "photo",
-    "picture",
-)
+    "image", "img", "path", "image_path", "img_path", "file_name", "filename", "filepath", "file", "photo", "picture",
+)  # fmt: skip
 LABELS = ("label", "labels", "class", "class_name", "category", "target", "fine_label", "y")
 SHOWN_IN_TURNS = ("image", "images", "img", "picture", "pictures", "photo", "photos", "image_path", "image_url")
 
