@@ -1,4 +1,4 @@
-"""Characters to tokens: which tokens a span overlaps, which ones a tokenizer adds, which ones a cut leaves."""
+"""Characters to tokens: which tokens a span overlaps and what they say, which ones a tokenizer adds, which a cut leaves."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from instruct_prune.arrays import Bool, Int32
-from instruct_prune.encode.rendering import Rendered
+from instruct_prune.encode.rendering import Rendered, Span
 
 
 def bare(backend: Any) -> Any:
@@ -38,10 +38,10 @@ def leading_specials(tokenizer: Any) -> list[int]:
 
 def token_ranges(encoding: Any, row: Rendered) -> list[tuple[int, int]]:
     """[first, last) tokens that overlap each span."""
-    return [token_range(encoding, span.start, span.end, len(row.text)) for span in row.spans]
+    return [_token_range(encoding, span.start, span.end, len(row.text)) for span in row.spans]
 
 
-def token_range(encoding: Any, start: int, end: int, length: int) -> tuple[int, int]:
+def _token_range(encoding: Any, start: int, end: int, length: int) -> tuple[int, int]:
     first = encoding.char_to_token(start)
     after = len(encoding) if end == length else encoding.char_to_token(end)
     if first is not None and after is not None:
@@ -71,5 +71,17 @@ def truncate(ids: Int32, mask: Bool, n_before: int, max_length: int) -> tuple[In
     return ids[:max_length], mask[:max_length], n_cut
 
 
-def folded(text: str) -> str:
+def unsaid(span: Span, decoded: str, normalizer: Any) -> str:
+    """The first piece of a span that its decoded tokens do not say, up to what a normalizer may change; "" if none."""
+    for piece in span.said:
+        said = piece.strip()
+        if said in decoded or _folded(said) in _folded(decoded):
+            continue
+        left = _folded(normalizer.normalize_str(said)) if normalizer is not None else ""
+        if not left or left not in _folded(decoded):
+            return said
+    return ""
+
+
+def _folded(text: str) -> str:
     return "".join(unicodedata.normalize("NFKC", text).split()).replace("\u2581", "")

@@ -12,7 +12,7 @@ import numpy as np
 
 from instruct_prune.arrays import Bool, Int32
 from instruct_prune.encode.item import Encoded, Status
-from instruct_prune.encode.offsets import bare, folded, leading_specials, token_ranges, truncate
+from instruct_prune.encode.offsets import bare, leading_specials, token_ranges, truncate, unsaid
 from instruct_prune.encode.rendering import Rendered, RenderError, Span, counted
 from instruct_prune.encode.templates import choose_template
 from instruct_prune.errors import InputError
@@ -61,6 +61,7 @@ class Encoder:
 
     Attributes:
         template_name: the template in use.
+        bos: what is put before every text, as text ("" where the tokenizer adds nothing or the template writes it).
 
     Raises:
         InputError: no fast tokenizer, no such template, no chat template, max_length below 2.
@@ -91,25 +92,17 @@ class Encoder:
         self._backend = bare(tokenizer.backend_tokenizer)
         self._unknown = tokenizer.unk_token_id
         self._eos = str(tokenizer.eos_token or "")
-        self._ids_before: list[int] = []
-        self._ids_after: list[int] = []
         self._counts: Counter[tuple[str, str]] = Counter()
         self.template_name: str = self._template.name
+        specials = self._template.writes_specials
         self._leading = leading_specials(tokenizer)
-        self._added_text = self._backend.decode(self._leading, skip_special_tokens=False) if self._leading else ""
-        if not self._template.writes_specials:
-            self._ids_before = self._leading
-            if tokenizer.eos_token_id is not None:
-                self._ids_after = [tokenizer.eos_token_id]
-        elif tokenizer.bos_token_id is not None and "bos_token" in self._template.text:
-            self._leading = self._leading or [tokenizer.bos_token_id]
-        self._eos_text = str(tokenizer.eos_token) if self._ids_after else ""
-        self._bos_text = self._backend.decode(self._ids_before, skip_special_tokens=False) if self._ids_before else ""
-
-    @property
-    def bos(self) -> str:
-        """What is put before every text, as text ("" where the tokenizer adds nothing or the template writes it)."""
-        return self._bos_text
+        self._added_text: str = self._backend.decode(self._leading, skip_special_tokens=False)
+        self.bos = "" if specials else self._added_text
+        self._ids_before = [] if specials else self._leading
+        self._ids_after = [] if specials or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        self._eos_text = self._eos if self._ids_after else ""
+        if specials and not self._leading and tokenizer.bos_token_id is not None and "bos_token" in self._template.text:
+            self._leading = [tokenizer.bos_token_id]
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -181,7 +174,7 @@ class Encoder:
         except RenderError as error:
             raise InputError(f"row {sample.row_id} ({sample.source}, line {sample.line}): {error}.") from None
         pieces: list[tuple[str, bool]] = []
-        position = len(self._bos_text) if self._bos_text and row.text.startswith(self._bos_text) else 0
+        position = len(self.bos) if row.text.startswith(self.bos) else 0
         for span in row.spans:
             start = max(position, span.start)
             pieces += [(row.text[position:start], False), (row.text[start : span.end], True)]
@@ -220,9 +213,9 @@ class Encoder:
     def _rendered(self, sample: Row, turns: list[int]) -> Rendered:
         """The row as text. Blanks after an EOS that the data bring are left out, so that it stays the last token."""
         row = self._template.render(sample, turns)
-        if not self._eos_text or not row.text[-1:].isspace() or not row.text.rstrip().endswith(self._eos_text):
-            return row
         length = len(row.text.rstrip())
+        if not self._eos_text or length == len(row.text) or not row.text.endswith(self._eos_text, 0, length):
+            return row
         spans = tuple(Span(min(s.start, length), min(s.end, length), s.said) for s in row.spans)
         return Rendered(row.text[:length], spans)
 
@@ -246,24 +239,21 @@ class Encoder:
         self, row_id: int, encoding: Any, row: Rendered, ranges: list[tuple[int, int]], decoded: list[str]
     ) -> Encoded:
         for span, text, (first, last) in zip(row.spans, decoded, ranges, strict=True):
-            if not self._contains(text, span, encoding, first, last):
-                shown = self._missing(text, span)[:60]
-                return _without_score(row_id, Status.FAILED, f"the masked tokens do not say the response: {shown!r}")
+            missing = unsaid(span, text, self._backend.normalizer)
+            if missing and not self._covers(encoding, first, last, span):
+                reason = f"the masked tokens do not say the response: {missing[:60]!r}"
+                return _without_score(row_id, Status.FAILED, reason)
         ids, mask = self._assemble(encoding, row, ranges)
-        n_cut = 0
-        length = len(ids)
-        if length > self._max_length:
+        status, n_cut, reason = Status.OK, 0, ""
+        if len(ids) > self._max_length:
             if self._overlong == "drop":
-                reason = f"{length} tokens, more than {self._max_length}"
-                return _without_score(row_id, Status.TOO_LONG, reason)
+                return _without_score(row_id, Status.TOO_LONG, f"{len(ids)} tokens, more than {self._max_length}")
+            status, reason = Status.TRUNCATED, f"{len(ids)} tokens, cut to {self._max_length}"
             n_before = len(self._leading) if ids[: len(self._leading)].tolist() == self._leading else 0
             ids, mask, n_cut = truncate(ids, mask, n_before, self._max_length)
         mask[0] = False  # nothing comes before the first token, so it is never a target
         if not mask.any():
             return _without_score(row_id, Status.ALL_MASKED, "no response token has a token before it")
-        status, reason = Status.OK, ""
-        if length > self._max_length:
-            status, reason = Status.TRUNCATED, f"{length} tokens, cut to {self._max_length}"
         return Encoded(row_id, ids, mask, status, n_cut, reason, _hash(ids, mask))
 
     def _assemble(self, encoding: Any, row: Rendered, ranges: list[tuple[int, int]]) -> tuple[Int32, Bool]:
@@ -281,27 +271,12 @@ class Encoder:
             mask[-1] = row.spans[-1].end == len(row.text)
         return ids, mask
 
-    def _contains(self, decoded: str, span: Span, encoding: Any, first: int, last: int) -> bool:
-        """Whether decoded mask tokens say what they should, up to what a normalizer may change."""
-        if not self._missing(decoded, span):
-            return True
-        if self._unknown is not None and self._unknown in encoding.ids[first:last]:
-            # Characters that the vocabulary does not have decode to nothing: go by the offsets alone.
-            offsets = encoding.offsets[first:last]
-            return bool(offsets[0][0] <= span.start and offsets[-1][1] >= span.end)
-        return False
-
-    def _missing(self, decoded: str, span: Span) -> str:
-        """The first piece of a span that its decoded tokens do not say, or ""."""
-        for piece in span.said:
-            said = piece.strip()
-            if said in decoded or folded(said) in folded(decoded):
-                continue
-            normalizer = self._backend.normalizer
-            left = folded(normalizer.normalize_str(said)) if normalizer is not None else ""
-            if not left or left not in folded(decoded):
-                return said
-        return ""
+    def _covers(self, encoding: Any, first: int, last: int, span: Span) -> bool:
+        """Whether tokens lie over a span in which characters are unknown to the vocabulary, which decode to nothing."""
+        if self._unknown is None or self._unknown not in encoding.ids[first:last]:
+            return False
+        offsets = encoding.offsets[first:last]
+        return bool(offsets[0][0] <= span.start and offsets[-1][1] >= span.end)
 
 
 def _trained(sample: Row, turns: str) -> list[int]:

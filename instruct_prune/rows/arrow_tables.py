@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -41,14 +41,15 @@ class KeptTable:
 class TableFile(OfFile):
     """What Parquet and Arrow files have in common."""
 
-    @property
-    def schema(self) -> pa.Schema:
-        """Names, types and metadata of the columns."""
+    def _opened(self) -> AbstractContextManager[tuple[pa.Schema, Iterable[pa.RecordBatch]]]:
+        """The schema and all rows with their own types."""
         raise NotImplementedError
 
-    def _batches(self) -> Iterator[pa.RecordBatch]:
-        """All rows with their own types."""
-        raise NotImplementedError
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """Names, types and metadata of the columns."""
+        with self._opened() as (schema, _):
+            return schema
 
     def class_names(self) -> Mapping[str, Sequence[str]]:
         return stored_class_names(self.schema)
@@ -59,7 +60,12 @@ class TableFile(OfFile):
         Raises:
             InputError: the file cannot be read again (also later, while its rows are read).
         """
-        return KeptTable(self.schema, lambda: _taken(self._batches(), lines))
+
+        def chunks() -> Iterator[pa.Table]:
+            with self._opened() as (_, batches):
+                yield from _taken(batches, lines)
+
+        return KeptTable(self.schema, chunks)
 
 
 @dataclass(frozen=True)
@@ -78,18 +84,12 @@ class ParquetTable(TableFile):
         ):
             yield from numbered(table.iter_batches(READ_ROWS), table.schema_arrow)
 
-    @cached_property
-    def schema(self) -> pa.Schema:
-        import pyarrow.parquet as pq
-
-        with _readable(self.name, "Parquet"):
-            return pq.read_schema(self.file.path)
-
-    def _batches(self) -> Iterator[pa.RecordBatch]:
+    @contextmanager
+    def _opened(self) -> Iterator[tuple[pa.Schema, Iterable[pa.RecordBatch]]]:
         import pyarrow.parquet as pq
 
         with _readable(self.name, "Parquet"), pq.ParquetFile(self.file.path, pre_buffer=False) as file:
-            yield from file.iter_batches(WRITE_ROWS)
+            yield file.schema_arrow, file.iter_batches(WRITE_ROWS)
 
     def write(self, kept: Sequence[int], raws: Iterator[Mapping[str, Any]], stem: Path) -> Path:
         """The rows with their own types."""
@@ -106,21 +106,15 @@ class ArrowTable(TableFile):
 
     def rows(self) -> Iterator[tuple[int, RowData | RowError]]:
         with _readable(self.name, "Arrow"), self.file.mapped() as content:
-            schema, batches = _opened(content)
+            schema, batches = _of_ipc(content)
             yield from numbered(batches, schema)
 
-    @cached_property
-    def schema(self) -> pa.Schema:
+    @contextmanager
+    def _opened(self) -> Iterator[tuple[pa.Schema, Iterable[pa.RecordBatch]]]:
         import pyarrow as pa
 
         with _readable(self.name, "Arrow"), pa.memory_map(str(self.file.path)) as content:
-            return _opened(content)[0]
-
-    def _batches(self) -> Iterator[pa.RecordBatch]:
-        import pyarrow as pa
-
-        with _readable(self.name, "Arrow"), pa.memory_map(str(self.file.path)) as content:
-            yield from _opened(content)[1]
+            yield _of_ipc(content)
 
     def write(self, kept: Sequence[int], raws: Iterator[Mapping[str, Any]], stem: Path) -> Path:
         """The rows as an Arrow stream."""
@@ -129,7 +123,8 @@ class ArrowTable(TableFile):
         return target
 
 
-def _opened(content: Any) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+def _of_ipc(content: Any) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    """The schema and the batches of a file or a stream."""
     import pyarrow as pa
 
     if content.read_at(6, 0) == b"ARROW1":
