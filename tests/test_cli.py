@@ -18,7 +18,7 @@ from instruct_prune.catalog import completion_script
 from instruct_prune.cli import main
 from instruct_prune.errors import InputError
 from instruct_prune.menu import COMMANDS
-from instruct_prune.models import names
+from instruct_prune.models import embedded
 from instruct_prune.models.gguf import converted_gguf
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.records import EmbedFacts, EncodeFacts, RowsFacts, SelectFacts
@@ -123,7 +123,7 @@ def test_both_default_wheels_are_told_together(
     score_words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = importlib.util.find_spec
-    packages = {entry.package for entry in names.EMBEDDED.values()}
+    packages = {entry.package for entry in embedded.EMBEDDED.values()}
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in packages else found(name))
     words = ["run", "--data", score_words[1], "--keep", "0.5", "--out", str(tmp_path / "r")]
     told = refused(capsys, *words)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from instruct_prune.errors import InputError
 from instruct_prune.models import names as models
+from instruct_prune.models.embedded import EMBEDDED
 from instruct_prune.models.image_features import ImageModel, Transform
 from instruct_prune.registry import load_attribute
 
@@ -81,7 +82,7 @@ def efficientnet_lite0(weights: str) -> nn.Module:
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError:
         raise InputError(
-            f"--model {DEFAULT}: its architecture is not installed. Install it with `{models.EMBEDDED[DEFAULT].install}`."
+            f"--model {DEFAULT}: its architecture is not installed. Install it with `{EMBEDDED[DEFAULT].install}`."
         ) from None
     model: nn.Module = EfficientNet.from_name(DEFAULT)
     try:

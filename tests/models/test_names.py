@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from instruct_prune.errors import InputError
-from instruct_prune.models import names
-from instruct_prune.models.names import EMBEDDED, find_model, load_tokenizer, name_for_trainers
+from instruct_prune.models import embedded
+from instruct_prune.models.embedded import EMBEDDED
+from instruct_prune.models.names import find_model, load_tokenizer, name_for_trainers
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def no_wheels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name in packages else before(name, *rest)
     )
-    names._say_once.cache_clear()
+    embedded._say_once.cache_clear()
 
 
 @pytest.mark.parametrize(
