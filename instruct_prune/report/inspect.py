@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
-from array import array
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import groupby, islice
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from instruct_prune.arrays import Int32
 from instruct_prune.encode.item import Encoded
+from instruct_prune.encode.tokenize import Encoder
+from instruct_prune.report.tally import Tally
 from instruct_prune.rows.row import Reject, Row
+from instruct_prune.rows.source import Source
 from instruct_prune.terminal import one_line, safe
 
 if TYPE_CHECKING:
@@ -25,32 +23,8 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 BATCH = 512
-N_EXAMPLES = 3
 N_LISTED = 8  # reasons and columns that are printed
-MAX_REASONS = 1000  # different reasons that are counted apart
 SHOWN_CHARACTERS = 1200  # of a rendered sample
-SCRIPT_CHARACTERS = 2000  # of a row, that its script is judged by
-
-
-class Data(Protocol):
-    """What is inspected: an opened dataset."""
-
-    @property
-    def description(self) -> str: ...
-    @property
-    def files(self) -> tuple[str, ...]: ...
-    def __iter__(self) -> Iterator[Row | Reject]: ...
-
-
-class Tokens(Protocol):
-    """What turns samples into tokens."""
-
-    @property
-    def template_name(self) -> str: ...
-    @property
-    def notes(self) -> tuple[str, ...]: ...
-    def encode(self, batch: Sequence[Row]) -> list[Encoded]: ...
-    def decode(self, row: Encoded) -> list[tuple[str, bool]]: ...
 
 
 @dataclass(frozen=True)
@@ -199,7 +173,7 @@ class Inspection:
         return Text("\n".join(lines))
 
 
-def inspect_data(source: Data, encoder: Tokens, seed: int = 0) -> Inspection:
+def inspect_data(source: Source, encoder: Encoder, seed: int = 0) -> Inspection:
     """Read and encode a dataset once, in a stream, and count.
 
     Memory: 16 bytes for every scored row (its two lengths and a short hash).
@@ -212,92 +186,35 @@ def inspect_data(source: Data, encoder: Tokens, seed: int = 0) -> Inspection:
     Raises:
         InputError: the data cannot be read on, or are read strictly and a row is rejected.
     """
-    rejected: Counter[str] = Counter()
-    unscored: Counter[str] = Counter()
-    statuses: Counter[str] = Counter()
-    columns: Counter[str] = Counter()
-    scripts: Counter[str] = Counter()
-    first_rejects: list[Reject] = []
-    n_prompt, n_response, hashes = array("i"), array("i"), array("Q")
-    n_read = n_cut = 0
-    drawn: list[tuple[Row, Encoded]] = []
-    generator = np.random.default_rng(seed)
+    counts = Tally(np.random.default_rng(seed))
     rows = iter(source)
     while chunk := list(islice(rows, BATCH)):
-        n_read += len(chunk)
-        for reject in (row for row in chunk if isinstance(row, Reject)):
-            _count(rejected, reject.reason)
-            if len(first_rejects) < N_EXAMPLES:
-                first_rejects.append(reject)
         samples = [row for row in chunk if isinstance(row, Row)]
+        counts.reject([row for row in chunk if isinstance(row, Reject)])
         for sample, row in zip(samples, encoder.encode(samples), strict=True):
-            statuses[row.status.value] += 1
-            columns.update(sample.columns.keys())
-            scripts[script_of(message.text for message in sample.messages)] += 1
-            n_cut += row.n_cut
-            if not row.status.scored:
-                _count(unscored, f"{row.status.value}: {row.reason}")
-                continue
-            scored = int(row.response_mask.sum())
-            n_prompt.append(len(row.input_ids) - scored)
-            n_response.append(scored)
-            hashes.append(int(row.content_hash[:16], 16))
-            _draw(drawn, (sample, row), len(hashes), generator)
+            counts.add(sample, row)
+    drawn = sorted(counts.drawn, key=lambda pair: pair[0].row_id)
     return Inspection(
         description=source.description,
         files=source.files,
         template=encoder.template_name,
         notes=encoder.notes,
-        n_read=n_read,
-        rejected=dict(rejected),
-        first_rejects=tuple(first_rejects),
-        statuses=dict(statuses),
-        unscored=dict(unscored),
-        columns=dict(columns),
-        n_prompt=np.asarray(n_prompt, dtype=np.int32),
-        n_response=np.asarray(n_response, dtype=np.int32),
-        n_cut=n_cut,
-        n_duplicates=len(hashes) - len(np.unique(np.asarray(hashes, dtype=np.uint64))),
-        scripts=dict(scripts),
-        examples=tuple(
-            _example(encoder, sample, row) for sample, row in sorted(drawn, key=lambda pair: pair[0].row_id)
-        ),
+        n_read=counts.n_read,
+        rejected=dict(counts.rejected),
+        first_rejects=tuple(counts.first_rejects),
+        statuses=dict(counts.statuses),
+        unscored=dict(counts.unscored),
+        columns=dict(counts.columns),
+        n_prompt=np.asarray(counts.n_prompt, dtype=np.int32),
+        n_response=np.asarray(counts.n_response, dtype=np.int32),
+        n_cut=counts.n_cut,
+        n_duplicates=counts.n_duplicates,
+        scripts=dict(counts.scripts),
+        examples=tuple(_example(encoder, sample, row) for sample, row in drawn),
     )
 
 
-def script_of(texts: Iterable[str]) -> str:
-    """The writing system of most letters, by their Unicode names: "Latin", "Cyrillic", "Cjk", "Arabic", ..."""
-    text = "".join(texts)[:SCRIPT_CHARACTERS]
-    if text.isascii():
-        return "Latin" if any(c.isalpha() for c in text) else "no letters"
-    found: Counter[str] = Counter()
-    for letter, count in Counter(text).items():
-        if letter.isalpha():
-            found[_script(letter)] += count
-    return found.most_common(1)[0][0] if found else "no letters"
-
-
-@cache
-def _script(letter: str) -> str:
-    return unicodedata.name(letter, "unknown").partition(" ")[0].partition("-")[0].capitalize()
-
-
-def _count(counter: Counter[str], reason: str) -> None:
-    kind = re.sub(r"\d+", "N", reason)
-    counter[kind if kind in counter or len(counter) < MAX_REASONS else "other reasons"] += 1
-
-
-def _draw(
-    drawn: list[tuple[Row, Encoded]], row: tuple[Row, Encoded], seen: int, generator: np.random.Generator
-) -> None:
-    """Reservoir sampling: every scored row is as likely to stay (Vitter, "Random Sampling with a Reservoir", 1985)."""
-    if len(drawn) < N_EXAMPLES:
-        drawn.append(row)
-    elif (place := int(generator.integers(seen))) < N_EXAMPLES:
-        drawn[place] = row
-
-
-def _example(encoder: Tokens, sample: Row, row: Encoded) -> Example:
+def _example(encoder: Encoder, sample: Row, row: Encoded) -> Example:
     scored = int(row.response_mask.sum())
     segments = tuple(encoder.decode(row))  # the ids that are scored, not the text that they came from
     return Example(sample.row_id, sample.source, sample.line, segments, len(row.input_ids) - scored, scored)

@@ -12,7 +12,8 @@ import pytest
 from rich.console import Console
 
 from instruct_prune.encode.tokenize import Encoder
-from instruct_prune.report.inspect import Inspection, inspect_data, script_of
+from instruct_prune.report.inspect import Inspection, inspect_data
+from instruct_prune.report.tally import script_of
 from instruct_prune.rows import open_data
 
 ROWS = [
