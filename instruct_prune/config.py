@@ -183,7 +183,7 @@ class ExportConfig:
 
     to: tuple[str, ...] = ()
     """Further formats: tokens (what was scored, for any trainer), trl, llamafactory, axolotl, swift, alpaca, messages, parquet, disk,
-    hub; links and copies for labelled pictures."""
+    viewer (all scored rows, to look at), hub; links and copies for labelled pictures."""
     hub_repo: Text = None
     """Where --to hub pushes to: owner/name."""
     hub_public: bool = False

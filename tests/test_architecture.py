@@ -47,7 +47,7 @@ LIBRARIES = {
     "PIL": {"rows", "models"},
     "huggingface_hub": {"models", "export"},
     "plotly": {"report"},
-    "umap": {"report"},
+    "umap": {"select"},
     "rich": {"commands", "report"},
     "tyro": {"cli", "config", "train"},
 }

@@ -19,6 +19,7 @@ EXPORTS: dict[str, str] = {
     "swift": "instruct_prune.export.swift:swift",
     "parquet": "instruct_prune.export.tables:parquet",
     "disk": "instruct_prune.export.tables:disk",
+    "viewer": "instruct_prune.export.viewer:viewer",
     "hub": "instruct_prune.export.hub:hub",
     "links": "instruct_prune.export.images:links",
     "copies": "instruct_prune.export.images:copies",

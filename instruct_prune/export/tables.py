@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 BATCH_ROWS = 2048
+MIXED = (
+    "a column of the kept rows holds values of different types, which an Arrow table takes only as JSON, from version 4.7 of the "
+    "library `datasets` on. Install it (pip install 'datasets>=4.7'), or use pruned.jsonl, which has the rows as they came."
+)
 TABLES = (ParquetTable, ArrowTable, HubDataset)
 
 
@@ -75,12 +79,18 @@ def _raw(sample: Row) -> Mapping[str, Any]:
 def _features(rows: list[Mapping[str, Any]]) -> Mapping[str, Any]:
     """The types of some rows; columns that Arrow cannot hold as they are become ``datasets.Json``."""
     import datasets
+    import pyarrow as pa
 
     names = dict.fromkeys(name for row in rows for name in row)  # from_list looks at the first row's keys only
     filled = [{name: row.get(name) for name in names} for row in rows]
     try:
-        found = datasets.Dataset.from_list(filled, on_mixed_types="use_json").features
+        if hasattr(datasets, "Json"):
+            found = datasets.Dataset.from_list(filled, on_mixed_types="use_json").features
+        else:
+            found = datasets.Dataset.from_list(filled).features
         return {name: _with_nulls(found[name], [row[name] for row in filled]) for name in names}
+    except pa.ArrowException as error:
+        raise InputError(f"{MIXED} Arrow says: {' '.join(str(error).split())[:200]}") from None
     except OverflowError as error:
         raise InputError(
             f"a number of the kept rows does not fit in 64 bits ({error}), so they cannot be written as Parquet or as a dataset. "
@@ -102,7 +112,7 @@ def _with_nulls(feature: Any, values: list[Any]) -> Any:
     if not isinstance(feature, dict):
         return feature
     if any(None in value.values() and not is_turn(value) for value in there):
-        return datasets.Json()
+        return _json()
     return {name: _with_nulls(part, [value.get(name) for value in there]) for name, part in feature.items()}
 
 
@@ -122,6 +132,14 @@ def _merged(a: Any, b: Any) -> Any:
     numbers = {datasets.Value("int64").dtype, datasets.Value("float64").dtype}
     if isinstance(a, datasets.Value) and isinstance(b, datasets.Value) and {a.dtype, b.dtype} == numbers:
         return datasets.Value("float64")
+    return _json()
+
+
+def _json() -> Any:
+    import datasets
+
+    if not hasattr(datasets, "Json"):
+        raise InputError(MIXED)
     return datasets.Json()
 
 

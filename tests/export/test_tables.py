@@ -37,6 +37,7 @@ def whole(row: dict[str, Any]) -> dict[str, Any]:
     return {name: row.get(name) for name in names}
 
 
+@pytest.mark.skipif(not hasattr(datasets, "Json"), reason="columns of mixed types need datasets 4.7")
 @pytest.mark.parametrize("batch", [1, 2048])
 def test_json_rows_as_parquet(
     tmp_path: Path, data: Path, job_of: Callable[..., ExportJob], monkeypatch: pytest.MonkeyPatch, batch: int
@@ -176,3 +177,13 @@ def test_push_without_a_token(data: Path, job_of: Callable[..., ExportJob], monk
         server.server_close()
     assert "What would have been pushed lies in" in str(refused.value)
     assert (job_of(data).folder / "hub" / hub.DATA_FILE).exists()
+
+
+def test_an_older_datasets_library_is_told_where_it_cannot_hold_a_column(
+    data: Path, job_of: Callable[..., ExportJob], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(datasets, "Json", raising=False)  # as before 4.7
+    with pytest.raises(InputError, match=r"(?s)values of different types.*pip install 'datasets>=4.7'"):
+        export_selection(["parquet"], job_of(data))
+    (done,) = export_selection(["parquet"], job_of(data, keep=[0, 1]))
+    assert pq.read_table(done.paths[0]).column("meta").to_pylist() == [{"k": 1}, {"k": 2}]

@@ -16,7 +16,7 @@ import pytest
 from report_runs import HOSTILE, MIXED, hostile_samples, make_run, varied_samples, with_picture
 
 from instruct_prune.report.html import write_report
-from instruct_prune.report.projection import principal_components
+from instruct_prune.select.projection import principal_components
 from instruct_prune.rows import open_data
 from instruct_prune.rows.row import Reject, Row
 from instruct_prune.run.folder import RunFolder
