@@ -82,7 +82,9 @@ class ScoreConfig:
     model_revision: Text = None
     """Branch, tag or commit of a Hub model."""
     subnets: tuple[str, ...] = ("dlc",)
-    """Presets (dlc, dlc-released, lc-dropout, perplexity, ifd) or lists: magnitude:1.0,0.8 dropout:0.02,0.05 depth:10,20 dense@alone"""
+    """Presets (dlc, auto, dlc-released, lc-dropout, perplexity, ifd) or lists: magnitude:1.0,0.8 dropout:0.02 depth:10,20 dense@alone"""
+    tolerance: float = 0.98
+    """With --subnets auto: a pass is saved where the score predicted without it has this rank correlation with the measured one."""
     probes: tuple[str, ...] = ()
     """What else to read in the dense pass: pooled states (mean, weighted, last, each with @DEPTH), or your own module:Class"""
     subnet_seeds: int = 1

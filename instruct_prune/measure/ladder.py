@@ -40,10 +40,12 @@ class Preset:
 
 
 Presets = Mapping[str, Preset]
-
+AUTO = "auto"
+"""The preset of which a pilot decides the passes."""
 
 PRESETS: Presets = {
     "dlc": Preset(("magnitude:1.0,0.8,0.64",), "dlc", "the paper's ladder: interval 0.2, three subnets, compounding"),
+    AUTO: Preset(("magnitude:1.0,0.8,0.64",), "dlc", "dlc, without the passes that a pilot finds to say nothing new"),
     "dlc-released": Preset(
         ("magnitude:1.0,0.8,0.8",), "dlc", "as the released LLM loop runs: its third subnet equals its second"
     ),
@@ -67,6 +69,10 @@ def parse_subnets(texts: Sequence[str], n_seeds: int = 1, presets: Presets = PRE
     Raises:
         InputError: unknown name, a value that is not a number or out of range, two subnets of one name.
     """
+    if AUTO in texts and len(texts) > 1:
+        raise InputError(
+            f"--subnets {AUTO} stands alone: it is the ladder {presets[AUTO].subnets[0]}, or what is needed of it."
+        )
     if n_seeds < 1:
         raise InputError(f"--subnet-seeds {n_seeds}: at least one seed is needed.")
     found: list[SubnetSpec] = []

@@ -70,6 +70,12 @@ class ImageEncoder(Model):
             "the paper's ladder for images: one threshold over all weights",
             (),
         ),
+        "auto": (
+            ("magnitude-global:1.0,0.8,0.7",),
+            "dlc",
+            "dlc, without the passes that a pilot finds to say nothing new",
+            (),
+        ),
         "knn_lc": (
             ("dense",),
             "knn_lc",

@@ -18,7 +18,10 @@ TRAINING_COST = 3.0
 
 @dataclass(frozen=True)
 class Facts:
-    """What was run, in words. ``tokens``: whether rows have tokens (pictures have none)."""
+    """What was run, in words.
+
+    ``tokens``: whether rows have tokens (pictures have none); ``earned``: what the pilot of ``--subnets auto`` found, or "".
+    """
 
     name: str
     data: str
@@ -28,6 +31,7 @@ class Facts:
     device: str
     score: str
     subnets: list[str]
+    earned: str
     embedder: str
     method: str
     budget: str
@@ -87,6 +91,7 @@ def facts_of(folder: RunFolder, tables: Tables) -> Facts:
         device=run.score.device,
         score=tables.score_name,
         subnets=[spec.name for spec in tables.subnets],
+        earned="" if run.score.earned is None else run.score.earned.told(),
         embedder="" if run.embed is None else run.embed.embedder,
         method="" if chosen is None else chosen.method,
         budget=_budget(tables),

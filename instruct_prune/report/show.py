@@ -62,6 +62,7 @@ def _summary(console: Console, folder: RunFolder, tables: Tables) -> None:
         f"run:      {folder.path}",
         f"data:     {facts.data}",
         f"model:    {facts.model}; score {facts.score} over {', '.join(facts.subnets)}",
+        *([f"auto:     {facts.earned}"] if facts.earned else []),
         f"rows:     {counts.read:,} read = {counts.scored:,} scored + {counts.rejected:,} rejected",
     ]
     if tables.selection is not None:

@@ -69,6 +69,9 @@ def print_health(folder: RunFolder) -> None:
         print(f"{'(unigram guess)':<24}{health.unigram_loss:>10.3f}")
     for line in health.warnings:
         print(f"WARNING: {line}")
+    earned = folder.facts(ScoreFacts).earned
+    if earned is not None:
+        print(f"auto:     {earned.told()}")
 
 
 def tuning_line(folder: RunFolder, selecting: float) -> str:

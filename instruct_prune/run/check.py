@@ -19,7 +19,7 @@ from instruct_prune.config import (
 )
 from instruct_prune.errors import InputError, told_together
 from instruct_prune.export import exporters_of
-from instruct_prune.measure.ladder import PRESETS, Preset, parse_subnets
+from instruct_prune.measure.ladder import AUTO, PRESETS, Preset, parse_subnets
 from instruct_prune.measure.subnet import SubnetSpec
 from instruct_prune.models import MODELS, names
 from instruct_prune.models.hub import check_on_hub, logged_in
@@ -176,6 +176,7 @@ def check_scoring(encode: EncodeConfig, score: ScoreConfig, kind: str | None = N
         lambda: _check_template(encode),
         lambda: _check_length(encode),
         lambda: _check_batches(score),
+        lambda: check_tolerance(score),
         lambda: _ladder(score, kind),
         lambda: _check_probes(score),
     )
@@ -230,6 +231,18 @@ def _check_length(encode: EncodeConfig) -> None:
 def _check_batches(score: ScoreConfig) -> None:
     if score.batch_tokens is not None and score.batch_tokens < 1:
         raise InputError(f"--batch-tokens {score.batch_tokens}: at least 1 token (or picture) must fit in a batch.")
+
+
+def check_tolerance(score: ScoreConfig) -> None:
+    """``--tolerance``, which is for ``--subnets auto`` alone.
+
+    Raises:
+        InputError: it is no correlation, or there is no pilot that it could be for.
+    """
+    if not 0 < score.tolerance <= 1:
+        raise InputError(f"--tolerance {score.tolerance:g}: a rank correlation above 0, at most 1 (0.98 is usual).")
+    if score.tolerance != ScoreConfig().tolerance and AUTO not in score.subnets:
+        raise InputError(f"--tolerance {score.tolerance:g} is for --subnets auto: other ladders save no pass.")
 
 
 def _ladder(score: ScoreConfig, kind: str | None) -> tuple[SubnetSpec, ...] | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from instruct_prune.arrays import Int64
 from instruct_prune.config import ScoreConfig
 from instruct_prune.encode.batching import Plan, plan_batches
 from instruct_prune.errors import IncompleteRunError, InputError
@@ -45,20 +46,40 @@ class Took:
         )
         return Took(spent, round(self.seconds + other.seconds, 3), self.cost + other.cost)
 
+    @classmethod
+    def nothing(cls) -> Took:
+        return cls(Spent(0.0, 0.0, {}), 0.0, 0)
+
 
 def batch_cost(model: Model, config: ScoreConfig, device_type: str) -> int:
     """Tokens (or pictures) in a batch, as given or as fits the device."""
     return config.batch_tokens or model.batch.get(device_type, model.batch["other"])
 
 
-def plan_work(model: Model, items: Items, measurements: Sequence[Measurement], batch: int, parts: PartStore) -> Work:
+def plan_work(
+    model: Model,
+    items: Items,
+    measurements: Sequence[Measurement],
+    batch: int,
+    parts: PartStore,
+    some: Int64 | None = None,
+) -> Work:
     """Passes over all scorable rows; the plan depends on data and configuration, never on the number of processes.
+
+    Args:
+        model: loaded.
+        items: its rows.
+        measurements: what is read.
+        batch: tokens (or pictures) in a batch.
+        parts: where results go.
+        some: int64, positions of the rows to measure, ascending; all that can be scored when not given.
 
     Raises:
         InputError: a view that leaves nothing of any row; a depth or a dropout subnet that the model does not have.
     """
     passes = plan_passes(measurements)
-    rows = np.flatnonzero(items.scorable).astype(np.int64)
+    scorable = np.flatnonzero(items.scorable).astype(np.int64)
+    rows = scorable if some is None else some
     shown: list[Any] = []
     plans: list[Plan] = []
     full: Plan | None = None
@@ -70,7 +91,9 @@ def plan_work(model: Model, items: Items, measurements: Sequence[Measurement], b
             continue
         if a_pass.view == FULL:
             if full is None:
-                group, prefixes = model.shared_prefixes(items, rows)
+                # Prefixes are those of all rows, so that a row's own computation is the same whichever are measured.
+                group, prefixes = model.shared_prefixes(items, scorable)
+                group = None if group is None else group[np.searchsorted(scorable, rows)]
                 lengths = items.lengths[rows]
                 full = plan_batches(
                     rows, lengths, batch_tokens=batch, group=group, prefixes=prefixes, alone=model.alone(lengths)

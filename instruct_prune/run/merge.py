@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,64 +11,21 @@ from numpy.typing import NDArray
 
 from instruct_prune.arrays import Float32
 from instruct_prune.encode.item import Status
-from instruct_prune.measure.engine import Work
-from instruct_prune.measure.measurement import Measurement
 from instruct_prune.measure.probes import Loss
 from instruct_prune.measure.ranks import Ranks
-from instruct_prune.measure.stored import Stored, find, merge_columns
-from instruct_prune.measure.subnet import DENSE, SubnetSpec
-from instruct_prune.models.model import Items, Model
+from instruct_prune.measure.subnet import SubnetSpec
+from instruct_prune.models.model import Items
 from instruct_prune.rows.table import RowTable
 from instruct_prune.run.columns import columns_for
 from instruct_prune.run.embed import save_states
 from instruct_prune.run.encode import list_rejected
 from instruct_prune.run.folder import RunFolder
-from instruct_prune.run.measure import Took
 from instruct_prune.run.records import RowsFacts, ScoreFacts
+from instruct_prune.run.waves import Measured, Piloted
 from instruct_prune.score.aggregate import rescored
 from instruct_prune.score.health import Health, left_out_of, subnet_health
 from instruct_prune.score.table import ScoreTable
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Finished passes.
-
-    Attributes:
-        model: that was measured.
-        works: the waves of passes, all parts written.
-        derived: losses that follow from stored states of the dense model.
-        took: what it took.
-    """
-
-    model: Model
-    works: tuple[Work, ...]
-    derived: tuple[Measurement, ...]
-    took: Took
-
-    def columns(self, items: Items) -> tuple[dict[Measurement, Float32], dict[int, str]]:
-        """Every measurement of one number a row, float32 [n], and {position: error of a failed row}."""
-        found: dict[Measurement, Float32] = {}
-        errors: dict[int, str] = {}
-        for work in self.works:
-            some, failed = merge_columns(work, len(items))
-            found |= some
-            errors |= failed
-        for one in self.derived:
-            column = found[one] = np.full(len(items), np.nan, dtype=np.float32)
-            for positions, values in find(self.works[0], f"mean_{DENSE.name}").blocks():
-                column[positions] = self.model.losses_of(items, positions, values)
-        return found, errors
-
-    def vectors(self) -> list[Stored]:
-        """The measurements of several numbers a row."""
-        return [
-            find(work, one.column)
-            for work in self.works
-            for a_pass in work.passes
-            for one in a_pass.measurements
-            if one.probe.width(self.model) > 1
-        ]
+from instruct_prune.storage import arrow_column, write_parquet
 
 
 def merge(
@@ -93,7 +50,11 @@ def merge(
     """
     columns, errors = measured.columns(items)
     losses = {spec: column for one, column in columns.items() if isinstance(one.probe, Loss) for spec in [one.spec]}
-    losses = {spec: losses[spec] for spec in sorted(losses, key=ladder.index)}
+    whole = {spec: losses[spec] for spec in sorted(losses, key=ladder.index)}
+    piloted = measured.piloted
+    if piloted is not None:
+        ladder = tuple(spec for spec in ladder if spec in piloted.decision.kept)
+    losses = {spec: column for spec, column in whole.items() if spec in ladder}
     status = _statuses(items, losses, errors)
     scored = np.isin(status, [s.value for s in Status if s.scored])
     for column in columns.values():
@@ -116,11 +77,33 @@ def merge(
     save_states(folder.path, items, measured.vectors())
     more = columns_for(folder, RowTable.open(folder / "rows"), table, name)
     full = tuple(spec for spec in ladder if spec.is_full)
-    table = rescored(table, name, subnets=full, leave_out=left_out_of(health, ladder), more=more)
+    collapsed = tuple(left_out_of(health, ladder)) if piloted is None else piloted.decision.collapsed
+    table = rescored(table, name, subnets=full, leave_out=collapsed, more=more)
+    if piloted is not None:
+        table = _predicted(folder, table, piloted, whole)
     list_rejected(folder, items, status, errors)
     folder.write_scores(table)
-    _finish(folder, measured, table, health, ladder, dtype, ranks)
+    _finish(folder, measured, table, health, ladder, collapsed, dtype, ranks)
     return table
+
+
+def _predicted(
+    folder: RunFolder, table: ScoreTable, piloted: Piloted, losses: Mapping[SubnetSpec, Float32]
+) -> ScoreTable:
+    """The table with the whole ladder's score: measured on the pilot, which is written down, and predicted elsewhere."""
+    import pyarrow as pa
+
+    at, decision = piloted.rows, piloted.decision
+    averaged = [column[at] for spec, column in losses.items() if spec.name not in decision.collapsed]
+    measured = np.mean(averaged, axis=0, dtype=np.float64).astype(np.float32)
+    score = decision.predict(losses, table.n_response) if decision.saved else table.score
+    columns = {"row_id": table.row_id[at], **{f"loss_{spec.name}": losses[spec][at] for spec in losses}}
+    columns |= {"score": measured, "predicted": score[at]}
+    write_parquet(folder / "pilot.parquet", pa.table({name: arrow_column(c) for name, c in columns.items()}))
+    score = score.copy()
+    score[at] = np.where(np.isfinite(measured), measured, score[at])
+    score[~table.scored] = np.nan
+    return replace(table, score=score)
 
 
 def _statuses(items: Items, losses: Mapping[SubnetSpec, Float32], errors: dict[int, str]) -> NDArray[np.str_]:
@@ -145,6 +128,7 @@ def _finish(
     table: ScoreTable,
     health: Health,
     ladder: tuple[SubnetSpec, ...],
+    collapsed: tuple[str, ...],
     dtype: str,
     ranks: Ranks,
 ) -> None:
@@ -160,7 +144,7 @@ def _finish(
             dtype=dtype,
             score=table.score_name,
             ladder=ladder,
-            collapsed=tuple(left_out_of(health, ladder)),
+            collapsed=collapsed,
             health=health,
             read=read,
             scored=scored,
@@ -175,6 +159,7 @@ def _finish(
             seconds=took.seconds,
             left_whole=took.spent.left_whole,
             notes=tuple(measured.model.remarks),
+            earned=None if measured.piloted is None else measured.piloted.earned(scored),
         )
     )
 

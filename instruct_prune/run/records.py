@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from instruct_prune.measure.subnet import SubnetSpec
 from instruct_prune.run.target_facts import COMPARED, ComparedFacts, TargetFacts
 from instruct_prune.score.health import Health
+from instruct_prune.score.pilot import Earned
 from instruct_prune.storage import digest
 
 LAYOUT = 1
@@ -88,6 +89,7 @@ class ScoreFacts:
         seconds: of the clock.
         left_whole: weights that no mask touched, with the reason.
         notes: what people should know of the measurement.
+        earned: with ``--subnets auto``, which passes the pilot found worth their time; ``ladder`` has those alone.
     """
 
     stage: ClassVar[str] = "score"
@@ -112,6 +114,7 @@ class ScoreFacts:
     seconds: float
     left_whole: Mapping[str, str]
     notes: tuple[str, ...] = ()
+    earned: Earned | None = None
 
 
 @dataclass(frozen=True)

@@ -158,7 +158,7 @@ def select(folder: RunFolder, config: SelectConfig) -> Selection:
         more=columns_for(folder, rows, measured, name),
         leave_out=scored.collapsed,
     )
-    table = _under_score(rescore, scored, config)
+    table = _under_score(measured, rescore, scored, config)
     embeddings = _embeddings(folder, asked)
     facts = read_facts(folder, table, asked.config, naming=asked.clustered)
     clusters, names = None, None
@@ -262,8 +262,22 @@ def _duplicates(config: SelectConfig, pool: Pool, facts: RowFacts, table: ScoreT
     return find_duplicates(pool.row_id, priority, keys=keys, vectors=pool.embeddings, threshold=config.dedup)
 
 
-def _under_score(rescore: Callable[..., ScoreTable], scored: ScoreFacts, config: SelectConfig) -> ScoreTable:
+def _under_score(
+    measured: ScoreTable, rescore: Callable[..., ScoreTable], scored: ScoreFacts, config: SelectConfig
+) -> ScoreTable:
     """The run's table under the score that the selection asks for, over the subnets that it names."""
+    earned = scored.earned
+    if earned is not None and earned.collapsed and config.include_collapsed:
+        raise InputError(
+            f"--include-collapsed: {', '.join(earned.collapsed)} collapsed on the pilot of --subnets auto, so only the pilot's "
+            "rows went through it. Score with --subnets dlc to have it for every row."
+        )
+    if (
+        earned is not None
+        and config.score in (None, scored.score)
+        and not (config.score_subnets or config.score_weights)
+    ):
+        return measured  # a predicted score is no average over the subnets that all rows went through
     ladder = parse_subnets(config.score_subnets) if config.score_subnets else scored.ladder
     return rescore(
         subnets=tuple(spec for spec in ladder if spec.is_full),

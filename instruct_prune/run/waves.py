@@ -1,0 +1,177 @@
+"""The passes in waves: what later ones are made from, or decided by, is measured first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from instruct_prune.arrays import Float32, Int64
+from instruct_prune.config import ScoreConfig
+from instruct_prune.measure.engine import Work
+from instruct_prune.measure.measurement import Measurement
+from instruct_prune.measure.parts import PartStore
+from instruct_prune.measure.probes import Loss
+from instruct_prune.measure.ranks import Ranks
+from instruct_prune.measure.stored import Stored, find, merge_columns
+from instruct_prune.measure.subnet import DENSE
+from instruct_prune.models.model import Items, Model
+from instruct_prune.run.folder import RunFolder
+from instruct_prune.run.measure import Took, describe, plan_work, run_work
+from instruct_prune.run.wanted import Wanted
+from instruct_prune.score.health import left_out_of, subnet_health
+from instruct_prune.score.pilot import Decision, Earned, decide, pilot_rows
+from instruct_prune.storage import digest
+
+
+@dataclass(frozen=True)
+class Piloted:
+    """What the pilot said.
+
+    Attributes:
+        rows: int64, its positions.
+        decision: which passes all rows go through.
+        tolerance: the rank correlation that was asked for.
+    """
+
+    rows: Int64
+    decision: Decision
+    tolerance: float
+
+    def earned(self, scored: int) -> Earned:
+        """For the record of a run with so many scored rows."""
+        made, n = self.decision, len(self.rows)
+        predicted = scored - n if made.saved else 0
+        return Earned(n, predicted, self.tolerance, made.steps, made.saved, made.collapsed)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Finished passes.
+
+    Attributes:
+        model: that was measured.
+        works: the waves of passes, all parts written.
+        derived: losses that follow from stored states of the dense model.
+        took: what it took.
+        piloted: with ``--subnets auto``, what the pilot said.
+    """
+
+    model: Model
+    works: tuple[Work, ...]
+    derived: tuple[Measurement, ...]
+    took: Took
+    piloted: Piloted | None = None
+
+    def columns(self, items: Items) -> tuple[dict[Measurement, Float32], dict[int, str]]:
+        """Every measurement of one number a row, float32 [n], and {position: error of a failed row}."""
+        found: dict[Measurement, Float32] = {}
+        errors: dict[int, str] = {}
+        for work in self.works:
+            some, failed = merge_columns(work, len(items))
+            for one, column in some.items():  # a pilot's rows are measured apart from the others
+                found[one] = np.where(np.isnan(column), found[one], column) if one in found else column
+            errors |= failed
+        for one in self.derived:
+            column = found[one] = np.full(len(items), np.nan, dtype=np.float32)
+            for positions, values in find(self.works[0], f"mean_{DENSE.name}").blocks():
+                column[positions] = self.model.losses_of(items, positions, values)
+        return found, errors
+
+    def vectors(self) -> list[Stored]:
+        """The measurements of several numbers a row."""
+        return [
+            find(work, one.column)
+            for work in self.works
+            for a_pass in work.passes
+            for one in a_pass.measurements
+            if one.probe.width(self.model) > 1
+        ]
+
+
+class Waves:
+    """All passes that the options ask for.
+
+    Without more ado there is one wave. Where losses are relative to states of the dense model, these come first. With
+    ``--subnets auto`` the dense model comes first, then the other passes over the pilot, then those that it kept over the rest.
+    """
+
+    def __init__(self, folder: RunFolder, model: Model, items: Items, wanted: Wanted, identity: dict[str, Any]) -> None:
+        self.model, self.items, self.wanted = model, items, wanted
+        self.rows = np.flatnonzero(items.scorable).astype(np.int64)
+        # Shortcuts change no number, but they decide which rows lie in which part.
+        self._parts = PartStore(folder / "parts" / "score", digest(identity | {"shortcuts": repr(model.shortcuts)}))
+        self._batch = identity["batch"]
+        first, later = list(wanted.measurements), []
+        self.derived: tuple[Measurement, ...] = ()
+        self.pilot_rows: Int64 | None = None
+        if wanted.tolerance is not None:
+            names = items.text_columns("content_hash")[0]
+            hashes = [names[i] for i in self.rows.tolist()]
+            self.pilot_rows = pilot_rows(self.rows, items.lengths[self.rows], hashes)
+        if model.compares or self.pilot_rows is not None:
+            later = [m for m in first if isinstance(m.probe, Loss) and m.spec != DENSE]
+            first = [m for m in first if m not in later]
+        if model.compares:
+            self.derived = tuple(m for m in first if isinstance(m.probe, Loss))
+            first = [m for m in first if m not in self.derived]
+        self.first = self._plan(first, self.rows)
+        self.pilot: Work | None = None
+        self._later = later
+        rest = self.rows
+        if self.pilot_rows is not None:
+            self.pilot = self._plan(later, self.pilot_rows, "pilot")
+            rest = np.setdiff1d(self.rows, self.pilot_rows)
+        self.rest = self._plan(later, rest) if later else None
+
+    def _plan(self, measurements: Sequence[Measurement], rows: Int64, into: str = "") -> Work:
+        parts = PartStore(self._parts.folder / into, self._parts.fingerprint)
+        return plan_work(self.model, self.items, measurements, self._batch, parts, rows)
+
+    @property
+    def works(self) -> tuple[Work, ...]:
+        """The waves, in order; before the pilot is measured, as if every pass were kept."""
+        return tuple(work for work in (self.first, self.pilot, self.rest) if work is not None)
+
+    def describe(self) -> str:
+        passes = dict.fromkeys(a_pass.name for work in self.works for a_pass in work.passes)
+        told = describe(self.first, self.model, list(passes))
+        if self.pilot_rows is None:
+            return told
+        return f"{told}; a pilot of {len(self.pilot_rows):,} rows decides which passes the others go through"
+
+    def run(self, folder: RunFolder, config: ScoreConfig, ranks: Ranks) -> Measured | None:
+        """All waves; what was measured, on the main process."""
+        took = run_work(folder, self.model, self.first, config, ranks)
+        if self.model.compares:
+            ranks.broadcast(None)  # every process waits until the main one has seen that the first wave is whole
+            reference = find(self.first, f"mean_{DENSE.name}")
+            self.model.fit(reference.blocks, self.items)
+        piloted: Piloted | None = None
+        if self.pilot is not None:
+            took = took + run_work(folder, self.model, self.pilot, config, ranks)
+            piloted = ranks.broadcast(self._decide() if ranks.is_main else None)
+            assert piloted is not None
+            kept = [m for m in self._later if m.spec in piloted.decision.kept]
+            self.rest = self._plan(kept, np.setdiff1d(self.rows, piloted.rows)) if kept else None
+        if self.rest is not None:
+            took = took + run_work(folder, self.model, self.rest, config, ranks)
+        return Measured(self.model, self.works, self.derived, took, piloted) if ranks.is_main else None
+
+    def _decide(self) -> Piloted:
+        assert self.pilot is not None
+        assert self.pilot_rows is not None
+        assert self.wanted.tolerance is not None
+        measured = Measured(self.model, (self.first, self.pilot), self.derived, Took.nothing())
+        columns, _ = measured.columns(self.items)
+        at, ladder = self.pilot_rows, self.wanted.ladder
+        losses = {one.spec: columns[one][at] for one in columns if isinstance(one.probe, Loss)}
+        losses = {spec: losses[spec] for spec in dict.fromkeys(ladder)}
+        good = np.logical_and.reduce([np.isfinite(column) for column in losses.values()])
+        guess = self.items.guess_losses(self.rows)
+        guess = guess[np.searchsorted(self.rows, at[good])] if len(guess) else guess
+        collapsed = left_out_of(subnet_health(losses, good, guess), ladder)
+        decision = decide(losses, ladder, self.items.n_response[at], collapsed, self.wanted.tolerance)
+        return Piloted(at, decision, self.wanted.tolerance)
