@@ -16,9 +16,9 @@ from instruct_prune.report.numbers import Numbers
 from instruct_prune.report.others import Other
 from instruct_prune.report.pack import pack, small_codes, spread
 from instruct_prune.report.pools import Boundary
-from instruct_prune.select.projection import Projection, project
 from instruct_prune.report.rows import RowFacts
 from instruct_prune.report.tables import FATES, Tables
+from instruct_prune.select.projection import Projection, project
 
 NEIGHBORS = 4
 NEAR = 0.03

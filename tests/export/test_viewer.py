@@ -47,7 +47,16 @@ def test_the_map_is_that_of_the_vectors(run: Path) -> None:
 
 
 def test_without_embeddings_there_is_no_map(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--data", str(run.parent / "rows.jsonl"), "--subnets", "perplexity", "--clusters", "none", "--method", "easiest"]
+    words = [
+        "--data",
+        str(run.parent / "rows.jsonl"),
+        "--subnets",
+        "perplexity",
+        "--clusters",
+        "none",
+        "--method",
+        "easiest",
+    ]
     model = (RunFolder(run).path / "manifest.json").read_text().split('"model": "')[1].split('"')[0]
     assert main(["score", *words[:4], "--model", model, "--out", str(tmp_path / "run")]) == 0
     assert main(["select", str(tmp_path / "run"), "--keep", "3", *words[4:]]) == 0

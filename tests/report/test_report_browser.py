@@ -16,10 +16,10 @@ import pytest
 from report_runs import HOSTILE, MIXED, hostile_samples, make_run, varied_samples, with_picture
 
 from instruct_prune.report.html import write_report
-from instruct_prune.select.projection import principal_components
 from instruct_prune.rows import open_data
 from instruct_prune.rows.row import Reject, Row
 from instruct_prune.run.folder import RunFolder
+from instruct_prune.select.projection import principal_components
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install playwright)")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

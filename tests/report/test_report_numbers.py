@@ -21,7 +21,6 @@ from instruct_prune.report.numbers import boundary_of, compute, shifts_of
 from instruct_prune.report.others import read_other
 from instruct_prune.report.pick import pick_rows
 from instruct_prune.report.pools import EASY_HARD, KEPT_DROPPED, find_boundary
-from instruct_prune.select.projection import principal_components
 from instruct_prune.report.rows import cut, image_address, read_rows, visible
 from instruct_prune.report.scripts import NAMES, scripts_of
 from instruct_prune.report.shift import bin_of, edges_of, histogram
@@ -30,6 +29,7 @@ from instruct_prune.rows.pixels import thumbnail_of
 from instruct_prune.rows.row import Message, Reject, Row
 from instruct_prune.run.records import ScoreFacts
 from instruct_prune.select.data import Pool, Selection
+from instruct_prune.select.projection import principal_components
 
 
 def test_counts_are_those_of_the_files(tmp_path: Path) -> None:
