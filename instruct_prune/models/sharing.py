@@ -150,7 +150,11 @@ def repeated(cache: Any, n_rows: int) -> Any:
             done[id(value)] = _copied(value, n_rows, copied)
         return done[id(value)]
 
-    return copied(cache)
+    try:
+        return copied(cache)
+    finally:
+        # ``copied`` refers to itself, so what it remembers would stay in memory until the next garbage collection.
+        done.clear()
 
 
 def _copied(value: Any, n_rows: int, copied: Callable[[Any], Any]) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,6 +63,18 @@ def test_a_cache_is_repeated_and_left_as_it_was(name: str) -> None:
         with torch.inference_mode():
             new.zero_()
     assert all(torch.equal(old, now) for old, now in zip(before, tensors(cache), strict=True))
+
+
+def test_a_copy_is_freed_as_soon_as_nobody_has_it() -> None:
+    # It holds the keys and values of a whole batch: copies that wait for the garbage collector fill the memory.
+    original = [torch.zeros(1, 2)]
+    gc.collect()
+    gc.disable()
+    try:
+        copy = weakref.ref(repeated(original, 3)[0])
+        assert copy() is None
+    finally:
+        gc.enable()
 
 
 def test_a_cache_that_cannot_be_continued_is_not_shared_and_the_price_is_said() -> None:
