@@ -24,25 +24,13 @@ def median_distance(x: Float32) -> float:
     return distance or 1.0
 
 
-def mmd_squared(x: Float32, y: Float32, width: float, shared: int = 0) -> float:
-    """Unbiased estimate of the squared maximum mean discrepancy of two samples; it may fall below zero.
-
-    Kernel exp(-||a - b||^2 / (2 width^2)). Source: Gretton et al., "A Kernel Two-Row Test", JMLR 2012, lemma 6.
-
-    Args:
-        x: float32 [m, d], m >= 2.
-        y: float32 [n, d], n >= 2.
-        width: of the kernel.
-        shared: rows that are in both samples. A row is not compared with itself, between the samples as within them.
-    """
-    return mean_kernel(x, width) + mean_kernel(y, width) - 2 * _between(x, y, width, shared)
-
-
 class WholeSet:
     """The set that subsets are compared with: how far is a subset's distribution from it, in embedding space?
 
-    The squared MMD is estimated on at most 2048 rows of each side; the width of the kernel is the median distance of the
-    whole set's sample. One comparison costs about 2 x 2048^2 kernel values, whatever the size of the set.
+    By the squared maximum mean discrepancy (MMD) with the kernel exp(-||a - b||^2 / (2 width^2)): Gretton et al., "A Kernel
+    Two-Sample Test", JMLR 2012, lemma 6. It is estimated on at most 2048 rows of each side; the width of the kernel is the
+    median distance of the whole set's sample. One comparison costs about 2 x 2048^2 kernel values, whatever the size of the
+    set.
 
     Args:
         vectors: float32 [n, d], L2-normalised, n >= 2.
@@ -65,7 +53,10 @@ class WholeSet:
         return np.sort(rows)
 
     def mmd_squared(self, rows: Int64) -> float:
-        """The squared MMD of the subset of these rows (int64 [m], m >= 2) to the whole set."""
+        """The squared MMD of the subset of these rows (int64 [m], m >= 2) to the whole set; it may fall below zero.
+
+        The estimate is unbiased: a row is not compared with itself, between the samples as within them.
+        """
         rows = self.sample(rows)
         y = np.asarray(self.vectors[rows], dtype=np.float32)
         shared = len(np.intersect1d(rows, self.rows))
@@ -102,6 +93,7 @@ def mean_kernel(x: Float32, width: float) -> float:
 
 
 def _between(x: Float32, y: Float32, width: float, shared: int) -> float:
+    """The mean kernel of two rows, one of each sample, that are not one row that both samples have."""
     pairs = len(x) * len(y) - shared
     return (_kernel_sum(x, y, width) - shared) / pairs if pairs else 1.0
 

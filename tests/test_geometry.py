@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from instruct_prune import geometry
-from instruct_prune.geometry import WholeSet, median_distance, mmd_squared, nearest_neighbors, nearest_similarity
+from instruct_prune.geometry import WholeSet, median_distance, nearest_neighbors, nearest_similarity
 
 
 def unit(n: int, d: int, seed: int) -> np.ndarray:
@@ -21,21 +21,16 @@ def block(request, monkeypatch):
 
 
 def test_mmd_is_its_definition(block):
-    x, y = unit(20, 4, 0), unit(15, 4, 1)
+    x, rows = unit(20, 4, 0), np.arange(3, 15)
+    width = median_distance(x)
 
-    def kernel(a, b):
-        return np.exp(-((a - b) ** 2).sum() / (2 * 0.7**2))
+    def mean_kernel(left, right):  # a row is not compared with itself
+        distances = [((x[i] - x[j]) ** 2).sum() for i in left for j in right if i != j]
+        return np.exp(-np.array(distances) / (2 * width**2)).mean()
 
-    within_x = np.mean([kernel(a, b) for i, a in enumerate(x) for j, b in enumerate(x) if i != j])
-    within_y = np.mean([kernel(a, b) for i, a in enumerate(y) for j, b in enumerate(y) if i != j])
-    between = np.mean([kernel(a, b) for a in x for b in y])
-    assert mmd_squared(x, y, 0.7) == pytest.approx(within_x + within_y - 2 * between, abs=1e-5)
-
-
-def test_mmd_of_one_distribution_is_about_zero_on_average():
-    values = [mmd_squared(unit(60, 3, 2 * s), unit(60, 3, 2 * s + 1), 1.0) for s in range(60)]
-    assert abs(np.mean(values)) < 4 * np.std(values) / np.sqrt(60)
-    assert min(values) < 0 < max(values)  # unbiased, so sometimes below zero
+    every = np.arange(20)
+    expected = mean_kernel(every, every) + mean_kernel(rows, rows) - 2 * mean_kernel(every, rows)
+    assert WholeSet(x, 0).mmd_squared(rows) == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_random_subset_is_as_near_to_the_whole_set_as_chance_has_it(monkeypatch):
@@ -45,6 +40,7 @@ def test_a_random_subset_is_as_near_to_the_whole_set_as_chance_has_it(monkeypatc
     rng = np.random.default_rng(0)
     values = [WholeSet(x, seed).mmd_squared(rng.choice(150, 60, replace=False)) for seed in range(80)]
     assert abs(np.mean(values)) < 4 * np.std(values) / np.sqrt(80)
+    assert min(values) < 0 < max(values)  # unbiased, so sometimes below zero
     lopsided = np.argsort(x[:, 0])[:60]
     assert WholeSet(x, 0).mmd_squared(lopsided) > 10 * np.std(values)
 

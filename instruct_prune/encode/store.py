@@ -6,16 +6,17 @@ row). Memory while writing does not grow with the number of rows; a reader holds
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from instruct_prune.arrays import Bool, Int32, Int64
 from instruct_prune.encode.item import Encoded, Status, Tokens
+from instruct_prune.storage import atomic, replaced
 
 ROWS_PER_GROUP = 8192
 STATUSES = tuple(status.value for status in Status)
@@ -138,41 +139,29 @@ def write_store(folder: Path, encoded: Iterable[tuple[Encoded, str, int]]) -> To
             ("reason", pa.string()),
         ]
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    rows_path = folder / "rows.parquet"
-    rows_path.unlink(missing_ok=True)
-    temporary = rows_path.with_suffix(".tmp")
-    group: list[tuple[Any, ...]] = []
-
+    (folder / "rows.parquet").unlink(missing_ok=True)
+    waiting = iter(encoded)
     with (
-        open(folder / "ids.bin", "wb") as ids,
-        open(folder / "mask.bin", "wb") as mask,
+        replaced(folder / "rows.parquet") as temporary,
+        atomic(folder / "ids.bin") as ids,
+        atomic(folder / "mask.bin") as mask,
         pq.ParquetWriter(temporary, schema) as writer,
     ):
-
-        def flush() -> None:
-            columns = [
-                pa.array(column, type=kind) for column, kind in zip(zip(*group, strict=True), schema.types, strict=True)
-            ]
-            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
-            group.clear()
-
-        for row, source, line in encoded:
-            length = len(row.input_ids) if row.status.scored else 0
-            if length:
-                ids.write(np.ascontiguousarray(row.input_ids, dtype=np.int32).data)
-                mask.write(np.ascontiguousarray(row.response_mask, dtype=np.bool_).data)
-            n_response = int(row.response_mask.sum()) if length else 0
-            status = STATUSES.index(row.status.value)
-            first = int(row.response_mask.argmax()) if length else 0
-            counts = (row.row_id, length, n_response, first, row.n_cut, status)
-            group.append((*counts, row.content_hash, line, source, row.reason))
-            if len(group) == ROWS_PER_GROUP:
-                flush()
-        if group:
-            flush()
-        for file in (ids, mask):
-            file.flush()
-            os.fsync(file.fileno())
-    os.replace(temporary, rows_path)
+        while lines := [_line(*one, ids, mask) for one in islice(waiting, ROWS_PER_GROUP)]:
+            columns = zip(zip(*lines, strict=True), schema.types, strict=True)
+            arrays = [pa.array(column, type=kind) for column, kind in columns]
+            writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
     return TokenStore.open(folder)
+
+
+def _line(row: Encoded, source: str, line: int, ids: IO[bytes], mask: IO[bytes]) -> tuple[Any, ...]:
+    """Write a row's tokens; what ``rows.parquet`` says of it, in the order of its columns."""
+    length = len(row.input_ids) if row.status.scored else 0
+    if length:
+        ids.write(np.ascontiguousarray(row.input_ids, dtype=np.int32).data)
+        mask.write(np.ascontiguousarray(row.response_mask, dtype=np.bool_).data)
+    n_response = int(row.response_mask.sum()) if length else 0
+    first = int(row.response_mask.argmax()) if length else 0
+    status = STATUSES.index(row.status.value)
+    counts = (row.row_id, length, n_response, first, row.n_cut, status)
+    return (*counts, row.content_hash, line, source, row.reason)

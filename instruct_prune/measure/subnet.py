@@ -62,4 +62,3 @@ class SubnetSpec:
 
 
 DENSE = SubnetSpec("dense")
-DENSE_ALONE = SubnetSpec("dense", view=ALONE)

@@ -11,7 +11,6 @@ import numpy as np
 from instruct_prune.arrays import Int32, Int64
 from instruct_prune.encode.item import Tokens
 from instruct_prune.errors import InputError
-from instruct_prune.measure.engine import ByPosition
 from instruct_prune.measure.subnet import ALONE
 from instruct_prune.models.model import Items, Model
 from instruct_prune.registry import load_attribute
@@ -69,6 +68,3 @@ class Viewed:
     def rows(self, rows: Int64) -> Int64:
         """The rows of which enough is left to predict something: a picture, or a response token after another token."""
         return rows[self.lengths[rows] > 0]
-
-
-__all__ = ["ByPosition", "View", "Viewed", "alone", "view_of"]

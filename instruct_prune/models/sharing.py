@@ -11,7 +11,7 @@ import copy
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from instruct_prune.encode.batching import Plan
 from instruct_prune.encode.item import Tokens
 from instruct_prune.errors import InputError
 from instruct_prune.models.decoder import long_above
+from instruct_prune.models.model import Model
 from instruct_prune.models.names import context_of
 
 PREFIX_LENGTHS = (24, 17)  # tokens of the two beginnings that are tried
@@ -52,17 +53,6 @@ class Shortcuts:
     reason: str = ""
 
 
-class Tried(Protocol):
-    """What is needed of a model to try it."""
-
-    shortcuts: Shortcuts
-
-    def start_pass(self, plan: Plan, depths: Sequence[int], pooled: bool) -> None: ...
-    def collate(self, items: Sequence[Tokens], prefix: int) -> Any: ...
-    def forward(self, batch: Any) -> Any: ...
-    def losses(self, batch: Any, states: Any, depth: int | None) -> Tensor: ...
-
-
 class Trial:
     """A few short rows, their losses by the model's own forward pass over each alone, and what is compared with these.
 
@@ -89,11 +79,11 @@ class Trial:
             [own[row.response_mask[1:]].mean() for own, row in zip(losses, self.rows, strict=True)]
         )
 
-    def alone(self, model: Tried) -> str:
+    def alone(self, model: Model) -> str:
         """What is wrong with a row that runs by itself as rows do here; "" where its loss is the model's own."""
         return self._differs(model, [(-1, [0])])
 
-    def shortcuts(self, model: Tried, prefixes: bool) -> Shortcuts:
+    def shortcuts(self, model: Model, prefixes: bool) -> Shortcuts:
         """What rows may share; the model's own ``shortcuts`` are set to what is tried.
 
         Args:
@@ -117,7 +107,7 @@ class Trial:
         """Nats by which a mean over so many tokens may differ: rounding is below, a cache that is not understood far above."""
         return EXACT if self._exact else ROUNDED / float(n_tokens) ** 0.5
 
-    def _differs(self, model: Tried, groups: Sequence[tuple[int, list[int]]]) -> str:
+    def _differs(self, model: Model, groups: Sequence[tuple[int, list[int]]]) -> str:
         """How (prefix, rows) batches differ from the reference; "" where they agree."""
         model.start_pass(Plan((), self.beginnings, len(self.rows), 0, 0), (), pooled=False)
         try:

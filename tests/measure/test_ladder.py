@@ -12,7 +12,7 @@ from instruct_prune.errors import InputError
 from instruct_prune.measure.ladder import parse_subnets, score_name_of
 from instruct_prune.measure.measurement import Measurement, measurements_of, plan_passes
 from instruct_prune.measure.probes import Loss, Probe, State, parse_probe
-from instruct_prune.measure.subnet import ALONE, DENSE, DENSE_ALONE, SubnetSpec
+from instruct_prune.measure.subnet import ALONE, DENSE, SubnetSpec
 
 
 def names(*texts: str, seeds: int = 1) -> list[str]:
@@ -23,7 +23,7 @@ def test_presets() -> None:
     assert names("dlc") == ["dense", "magnitude_0800", "magnitude_0640"]
     assert names("dlc-released") == ["dense", "magnitude_0800", "magnitude_0800"]
     assert names("ifd") == ["dense", "alone"]
-    assert parse_subnets(["ifd"]) == (DENSE, DENSE_ALONE)
+    assert parse_subnets(["ifd"]) == (DENSE, SubnetSpec("dense", view=ALONE))
     assert names("perplexity") == ["dense"]
     assert names("lc-dropout") == [f"dropout_0{i}00_s0" for i in range(1, 10)]
 

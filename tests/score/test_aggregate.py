@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from instruct_prune.errors import InputError
-from instruct_prune.measure.subnet import DENSE_ALONE, SubnetSpec
+from instruct_prune.measure.subnet import SubnetSpec
 from instruct_prune.score import Columns, aggregate
 from instruct_prune.score.health import by_seed, left_out_of, rank_spread, spearman, subnet_health
 
-DENSE, HALF, ALONE = SubnetSpec("dense"), SubnetSpec("magnitude", 0.5), DENSE_ALONE
+DENSE, HALF, ALONE = SubnetSpec("dense"), SubnetSpec("magnitude", 0.5), SubnetSpec("dense", view="alone")
 LOSSES = {
     DENSE: np.asarray([1.0, 2.0, 3.0], dtype=np.float32),
     HALF: np.asarray([2.0, 2.0, 5.0], dtype=np.float32),
