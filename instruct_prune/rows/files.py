@@ -90,7 +90,7 @@ class DataFile:
         self.name = name
         self.begin = b""
         self._identity: dict[str, Any] | None = None
-        self._head: tuple[bytes, BinaryIO, _Hashed] | None = None
+        self._begun: tuple[io.BufferedReader, _Hashed] | None = None  # opened for `head`, to be gone on with
 
     @property
     def compression(self) -> str | None:
@@ -109,44 +109,39 @@ class DataFile:
             InputError: it cannot be read, or the compressed data are damaged or cut off (also later, while reading).
         """
         with self._faults():
-            head, stream, hashed = self._head or self._begun()
-            self._head = None
+            stream, hashed = self._begun or self._begin()
+            self._begun = None
             with hashed, stream:
-                whole = io.BufferedReader(_Joined(head, stream), HEAD)
-                if head.startswith(codecs.BOM_UTF8):
-                    whole.read(3)
-                yield whole
-                if not whole.read(1):
+                if stream.peek(3).startswith(codecs.BOM_UTF8):
+                    stream.read(3)
+                yield stream
+                if not stream.read(1):
                     self._identity = self._named(hashed.sha256.hexdigest(), hashed.count)
 
     def head(self) -> bytes:
         """The first 64 KiB, decompressed. The file stays open, and the next ``open`` goes on with it."""
         with self._faults():
-            if self._head is None:
-                self._head = self._begun()
-            return self._head[0].removeprefix(codecs.BOM_UTF8)
+            self._begun = self._begun or self._begin()
+            return self._begun[0].peek(HEAD).removeprefix(codecs.BOM_UTF8)
 
-    def _begun(self) -> tuple[bytes, BinaryIO, _Hashed]:
+    def _begin(self) -> tuple[io.BufferedReader, _Hashed]:
         file = open(self.path, "rb")  # noqa: SIM115
         try:
             self.begin = file.read(8)
             file.seek(0)
             hashed = _Hashed(file)
-            stream = self._decompressed(io.BufferedReader(hashed, HEAD))
-            head = b""
-            while len(head) < HEAD and (more := stream.read(HEAD - len(head))):
-                head += more
+            raw: io.BufferedReader = io.BufferedReader(hashed, HEAD)
+            stream: io.BufferedReader = io.BufferedReader(self._decompressed(raw), HEAD) if self.compression else raw
+            stream.peek(HEAD)
         except BaseException:
             file.close()
             raise
-        return head, stream, hashed
+        return stream, hashed
 
     def _decompressed(self, raw: io.BufferedReader) -> Any:
         if self.compression == "gz":
             return gzip.GzipFile(fileobj=raw)
-        if self.compression == "xz":
-            return lzma.LZMAFile(raw)
-        return open_zstd(raw) if self.compression == "zst" else raw
+        return lzma.LZMAFile(raw) if self.compression == "xz" else open_zstd(raw)
 
     @contextmanager
     def _faults(self) -> Iterator[None]:
@@ -176,11 +171,10 @@ class DataFile:
         """The file as a memory map of Arrow's, for readers that jump about in it; hashed when it was read to the end."""
         import pyarrow as pa
 
-        if self._head is not None:
-            _, stream, hashed = self._head
-            self._head = None
-            stream.close()
-            hashed.close()
+        if self._begun is not None:
+            for opened in self._begun:
+                opened.close()
+            self._begun = None
         with pa.memory_map(str(self.path)) as content:
             yield content
             content.seek(0)
@@ -219,27 +213,6 @@ class OfFile(ReaderDefaults):
 
     def paths(self) -> Mapping[str, Path]:
         return {self.file.name: self.file.path}
-
-
-class _Joined(io.RawIOBase):
-    """Bytes that were read already, then the rest of the stream."""
-
-    def __init__(self, head: bytes, rest: BinaryIO) -> None:
-        super().__init__()
-        self.head, self.rest = memoryview(head), rest
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        count = min(len(buffer), len(self.head))
-        if count:
-            buffer[:count] = self.head[:count]
-            self.head = self.head[count:]
-            return count
-        data = self.rest.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
 
 
 def check_container(file: DataFile, head: bytes) -> None:

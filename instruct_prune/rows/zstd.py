@@ -18,7 +18,7 @@ def open_zstd(raw: io.BufferedReader) -> Any:
         import pyarrow as pa
 
         return pa.input_stream(pa.PythonFile(raw, mode="r"), compression="zstd")
-    return _Frames(raw, zstandard)
+    return io.BufferedReader(_Frames(raw, zstandard))
 
 
 class _Frames(io.RawIOBase):
