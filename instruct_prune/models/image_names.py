@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from functools import partial
 from typing import Any
 
@@ -14,7 +13,6 @@ from instruct_prune.errors import InputError
 from instruct_prune.models import names as models
 from instruct_prune.models.embedded import EMBEDDED
 from instruct_prune.models.image_features import ImageModel, Transform
-from instruct_prune.registry import load_attribute
 
 DEFAULT = models.DEFAULTS["image_encoder"]
 SIZES = (96, 128, 160, 192, 224)
@@ -133,12 +131,7 @@ def from_factory(name: str) -> ImageModel:
     Raises:
         InputError: no such module or function, it has parameters, or it returns no (module, transform).
     """
-    factory = load_attribute(name, "--model", "a factory, a function without parameters,")
-    try:
-        inspect.signature(factory).bind()  # TypeError: it has parameters
-    except (TypeError, ValueError) as error:
-        raise InputError(f"--model {name}: {error}. Write module:factory, a function without parameters.") from error
-    made = factory()
+    made = models.call_factory(name)
     if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module) and callable(made[1])):
         raise InputError(
             f"--model {name}: the factory must return (torch.nn.Module, transform); a transform takes a PIL image and "

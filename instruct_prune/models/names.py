@@ -7,6 +7,7 @@ installed is the same model on the Hub, which is said on standard error.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from instruct_prune.models.embedded import EMBEDDED, weights_of
 from instruct_prune.models.gguf import converted_gguf
 from instruct_prune.models.hub import check_on_hub, hub_commit
 from instruct_prune.models.identity import folder_fingerprint
-from instruct_prune.registry import suggestion
+from instruct_prune.registry import load_attribute, suggestion
 
 DEFAULTS = {"causal_lm": "smollm2-135m-instruct", "image_encoder": "efficientnet-lite0"}
 """{kind of model: the name that is taken when the user names none}."""
@@ -120,6 +121,20 @@ def name_for_trainers(name: str) -> str:
     if path.is_dir():
         return os.path.abspath(path)
     return entry.hub if entry is not None and entry.hub is not None else name
+
+
+def call_factory(name: str) -> Any:
+    """What the user's own ``module:factory`` makes.
+
+    Raises:
+        InputError: there is no such function, or it has parameters that must be given.
+    """
+    factory = load_attribute(name, "--model", "a factory, a function without parameters,")
+    try:
+        inspect.signature(factory).bind()  # TypeError: it has parameters
+    except (TypeError, ValueError) as error:
+        raise InputError(f"--model {name}: {error}. Write module:factory, a function without parameters.") from error
+    return factory()
 
 
 def load_tokenizer(source: ModelSource) -> Any:

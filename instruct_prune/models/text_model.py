@@ -20,7 +20,7 @@ from instruct_prune.errors import InputError
 from instruct_prune.models import names
 from instruct_prune.models.identity import weights_hash
 from instruct_prune.models.model import Advance, Items, Model
-from instruct_prune.registry import is_reference, load_attribute
+from instruct_prune.registry import is_reference
 from instruct_prune.rows.row import Row
 
 ENCODE_BATCH = 2048
@@ -154,9 +154,9 @@ def from_factory(name: str) -> tuple[Any, Any]:
     """Call a factory of the user's own: (transformers model, its tokenizer).
 
     Raises:
-        InputError: no such module or function, or it returns something else.
+        InputError: no such module or function, it has parameters, or it returns something else.
     """
-    made = load_attribute(name, "--model", "a factory, a function without parameters,")()
+    made = names.call_factory(name)
     if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module)):
         raise InputError(
             f"--model {name}: for texts, the factory must return (a causal language model of transformers, its tokenizer)."

@@ -12,6 +12,7 @@ from instruct_prune.errors import InputError
 from instruct_prune.models import embedded
 from instruct_prune.models.embedded import EMBEDDED
 from instruct_prune.models.names import find_model, load_tokenizer, name_for_trainers
+from instruct_prune.models.text_model import from_factory
 
 
 @pytest.fixture
@@ -66,3 +67,14 @@ def test_trainers_are_given_names_that_load_from_anywhere(
     assert name_for_trainers(tiny_model_folder.name) == str(tiny_model_folder)
     assert name_for_trainers("smollm2-135m-instruct") == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert name_for_trainers("Qwen/Qwen3-0.6B") == "Qwen/Qwen3-0.6B"
+
+
+def test_a_factory_of_texts_takes_no_parameters_and_gives_model_and_tokenizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "factory_of_texts.py").write_text("def sized(size): ...\ndef nothing(): ...\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="missing a required argument: 'size'"):
+        from_factory("factory_of_texts:sized")
+    with pytest.raises(InputError, match="a causal language model of transformers, its tokenizer"):
+        from_factory("factory_of_texts:nothing")

@@ -49,9 +49,7 @@ def answered(fields: Fields, which: str) -> list[Message]:
     Raises:
         RowError: the row has no such conversation.
     """
-    prompt, answer = _prompt(fields), fields.get(which)
-    if answer is None:
-        fields.text(which)  # raises
+    prompt, answer = _prompt(fields), fields.get(fields.required(which))
     if isinstance(answer, str):
         told = transcript(answer) if not prompt else None
         if told is None and not prompt:

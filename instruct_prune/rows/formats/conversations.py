@@ -12,10 +12,7 @@ from instruct_prune.rows.turns import messages_of
 
 def _conversation(*names: str) -> Callable[[Fields], Parsed]:
     def parse(fields: Fields) -> Parsed:
-        name = fields.present(*names)
-        if name is None:
-            fields.text(*names)  # raises, saying which
-        assert name is not None
+        name = fields.required(*names)
         said = messages_of(fields.get(name), name)
         if not any(message.role == "system" for message in said):
             said = opening(fields, "system", "system_prompt") + said

@@ -50,20 +50,29 @@ class Fields:
         """The first of these names that the row has a value for."""
         return next((name for name in names if self.get(name) is not None), None)
 
+    def required(self, *names: str) -> str:
+        """The first of these names that the row has a value for.
+
+        Raises:
+            RowError: it has none.
+        """
+        name = self.present(*names)
+        if name is None:
+            columns = [self.column(n) or n for n in names]
+            if any(self.column(n) in self.row for n in names):
+                raise RowError(f"the field {columns[0]!r} is null", columns[0])
+            raise RowError(f"there is no field {' or '.join(map(repr, columns))}", columns[0])
+        return name
+
     def text(self, *names: str, required: bool = True) -> str:
         """The text of the first of these fields that is there.
 
         Raises:
             RowError: none is there and one is required, or it is no text.
         """
-        name = self.present(*names)
+        name = self.required(*names) if required else self.present(*names)
         if name is None:
-            if not required:
-                return ""
-            columns = [self.column(n) or n for n in names]
-            if any(self.column(n) in self.row for n in names):
-                raise RowError(f"the field {columns[0]!r} is null", columns[0])
-            raise RowError(f"there is no field {' or '.join(map(repr, columns))}", columns[0])
+            return ""
         value = self.get(name)
         if not isinstance(value, str):
             column = self.column(name)
