@@ -75,7 +75,7 @@ class Recipe(TrainConfig):
     """Discard what --out holds and begin anew."""
 
 
-UNIMPORTANT = ("out", "merge", "restart", "run_folder", "log_steps", "save_steps", "micro_batch", "eval_steps")
+NEUTRAL = ("out", "merge", "restart", "run_folder", "log_steps", "save_steps", "micro_batch", "eval_steps", "report_to")
 """Options that do not change the adapter."""
 
 
@@ -201,7 +201,7 @@ def run_recipe(recipe: Recipe) -> None:
     say(summary(recipe, learnt, held_out, len(rows)))
     out = Path(recipe.out)
     identity = {
-        **{name: value for name, value in dataclasses.asdict(recipe).items() if name not in UNIMPORTANT},
+        **{name: value for name, value in dataclasses.asdict(recipe).items() if name not in NEUTRAL},
         "model": base.identity(),
         "rows": rows_hash(learnt),
         "held_out": rows_hash(held_out),
@@ -231,7 +231,7 @@ def fit(recipe: Recipe, rows: Sequence[TrainRow], held_out: Sequence[Encoded], b
 
     if held_out:
         look(0)  # a fresh adapter changes nothing: this is the base model, also when a checkpoint follows
-    result = train(model, rows, recipe, checkpoints=out / "checkpoints", on_step=on_step)
+    result = train(model, rows, recipe, checkpoints=out / "checkpoints", on_step=on_step, folder=out)
     if held_out and result.steps not in curve:
         look(result.steps)
     if not is_main():

@@ -164,9 +164,10 @@ def make_arms(study: Study, run: Run, pool: Mapping[int, Encoded]) -> list[Arm]:
 
 def run_arm(study: Study, arm: Arm, pool: Mapping[int, Encoded], sets: Sets, base: Any) -> dict[str, Any]:
     """Train one arm and measure it; the base model is as it was afterwards."""
-    options = dataclasses.replace(study, seed=arm.seed, log_steps=10**6)
+    log_steps = 10**6 if study.report_to == "none" else study.log_steps
+    options = dataclasses.replace(study, seed=arm.seed, log_steps=log_steps)
     model = attach_lora(base, options)
-    result = train(model, train_rows(pool[i] for i in arm.rows), options)
+    result = train(model, train_rows(pool[i] for i in arm.rows), options, folder=Path(study.out) / "arms" / arm.file)
     losses = losses_of(model, sets)
     model.unload()
     return {**dataclasses.asdict(result), "losses": losses, "rows": len(arm.rows)}
@@ -247,7 +248,7 @@ def run_study(study: Study) -> None:
     run, pool, sets = prepare(study)
     arms = make_arms(study, run, pool)
     found = find_base(study.model)
-    options = {field.name: getattr(study, field.name) for field in dataclasses.fields(TrainConfig)}
+    options = {f.name: getattr(study, f.name) for f in dataclasses.fields(TrainConfig) if f.name != "report_to"}
     hashes = {name: [row.content_hash for row in rows] for name, rows in sets.items()}
     (Path(study.out) / "arms").mkdir(exist_ok=True)
     base = found.load(study)

@@ -124,6 +124,7 @@ def test_both_default_wheels_are_told_together(
 ) -> None:
     found = importlib.util.find_spec
     packages = {entry.package for entry in embedded.EMBEDDED.values()}
+    embedded._say_once.cache_clear()  # another test may have made it say so
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in packages else found(name))
     words = ["run", "--data", score_words[1], "--keep", "0.5", "--out", str(tmp_path / "r")]
     told = refused(capsys, *words)

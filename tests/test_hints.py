@@ -25,6 +25,9 @@ OF_OTHER_TOOLS = {
     "--multi_gpu": "accelerate launch",
     "--num_processes": "accelerate launch",
     "--long": "zstd",
+    "--text": "embedding-atlas",
+    "--x": "embedding-atlas",
+    "--y": "embedding-atlas",
 }
 
 

@@ -1,4 +1,4 @@
-"""Two dimensions to draw the embeddings in: the map of the report, and of `export --to viewer`."""
+"""Two dimensions to draw the embeddings in: the map of the report and of the export `viewer`."""
 
 from __future__ import annotations
 

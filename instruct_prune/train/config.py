@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -51,12 +52,14 @@ class TrainConfig:
     """A checkpoint to go on from, every so many steps."""
     log_steps: int = 1
     """A line with the training loss, every so many steps."""
+    report_to: Literal["none", "trackio", "wandb", "tensorboard"] = "none"
+    """Where training loss and learning rate go too; TensorBoard's files lie in the output folder."""
 
     def check(self) -> None:
-        """Refuse numbers that would fail far from here, or train without learning.
+        """Refuse what would fail far from here, or train without learning.
 
         Raises:
-            InputError: one is out of range.
+            InputError: a number is out of range, or the tracker is not installed.
         """
 
         def flag(name: str) -> str:
@@ -76,6 +79,8 @@ class TrainConfig:
                 raise InputError(f"{flag(name)}: it must be above 0.")
         if not self.target_modules:
             raise InputError("--target-modules: name modules, or all-linear.")
+        if self.report_to != "none" and importlib.util.find_spec(self.report_to) is None:
+            raise InputError(f"{flag('report_to')}: it is not installed. pip install {self.report_to}")
 
 
 def step_count(n_rows: int, config: TrainConfig) -> int:

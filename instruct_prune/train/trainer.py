@@ -22,6 +22,7 @@ from instruct_prune.train.config import TrainConfig, step_count
 from instruct_prune.train.processes import resolved_dtype, say, world_size
 from instruct_prune.train.rows import TrainRow, training_order
 from instruct_prune.train.schedule import learning_rate_share
+from instruct_prune.train.tracking import tracker_arguments, tracker_callbacks
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ def train(
     *,
     checkpoints: Path | None = None,
     on_step: Callable[[int], None] | None = None,
+    folder: Path | None = None,
 ) -> TrainResult:
     """Train the adapter of a model.
 
@@ -61,6 +63,7 @@ def train(
         rows: what to train on.
         config: how.
         checkpoints: folder of checkpoints; a whole one that lies there is gone on from. None: none are written.
+        folder: of this training, which a tracker (``config.report_to``) calls it by; None: nothing is tracked.
         on_step: called with the number of optimiser steps done after each of them, in every process.
 
     Raises:
@@ -71,10 +74,10 @@ def train(
     with tempfile.TemporaryDirectory() as nowhere:
         trainer = _InOrder(
             model=model,
-            args=_arguments(config, steps, checkpoints or Path(nowhere), save=checkpoints is not None),
+            args=_arguments(config, steps, checkpoints, Path(nowhere), folder),
             train_dataset=_Ordered(rows, order),
             data_collator=_collator(model, config.packing),
-            callbacks=[_Log(), *([_OnStep(on_step)] if on_step else [])],
+            callbacks=[_Log(), *([_OnStep(on_step)] if on_step else []), *tracker_callbacks(config, folder)],
             config=config,
         )
         for callback in (PrinterCallback, ProgressCallback):
@@ -100,7 +103,9 @@ def last_checkpoint(folder: Path) -> Path | None:
     return max(whole, key=lambda path: int(path.name.partition("-")[2]), default=None)
 
 
-def _arguments(config: TrainConfig, steps: int, folder: Path, save: bool) -> TrainingArguments:
+def _arguments(
+    config: TrainConfig, steps: int, checkpoints: Path | None, nowhere: Path, folder: Path | None
+) -> TrainingArguments:
     world = world_size()
     accumulation, rest = divmod(config.batch_size, config.micro_batch * world)
     if rest or not accumulation:
@@ -110,7 +115,7 @@ def _arguments(config: TrainConfig, steps: int, folder: Path, save: bool) -> Tra
         )
     dtype = resolved_dtype(config.dtype)
     arguments = TrainingArguments(
-        output_dir=str(folder),
+        output_dir=str(checkpoints or nowhere),
         max_steps=steps,
         per_device_train_batch_size=config.micro_batch,
         gradient_accumulation_steps=accumulation,
@@ -121,11 +126,11 @@ def _arguments(config: TrainConfig, steps: int, folder: Path, save: bool) -> Tra
         use_cpu=not torch.accelerator.is_available(),
         logging_steps=config.log_steps,
         logging_nan_inf_filter=False,
-        save_strategy="steps" if save else "no",
+        save_strategy="no" if checkpoints is None else "steps",
         save_steps=config.save_steps,
         save_total_limit=2,
         seed=config.seed,
-        report_to="none",
+        **tracker_arguments(config, folder),
         remove_unused_columns=False,
         label_names=["labels"],
         dataloader_pin_memory=torch.cuda.is_available(),

@@ -17,10 +17,12 @@ import pytest
 from instruct_prune.errors import InputError
 from instruct_prune.export import ExportJob, export_selection, hub, tables
 
+# Values of different types in one column need datasets 4.7.
+MIXED = {"other": [1, "x"]} if hasattr(datasets, "Json") else {"k": 3}
 ROWS: list[dict[str, Any]] = [
     {"instruction": "a", "output": "1", "extra": None, "score": 1, "meta": {"k": 1}},
     {"instruction": "b", "output": "dropped", "extra": "no", "score": 2, "meta": {"k": 2}},
-    {"instruction": "c", "output": "3", "extra": "late", "score": 2.5, "meta": {"other": [1, "x"]}},
+    {"instruction": "c", "output": "3", "extra": "late", "score": 2.5, "meta": MIXED},
     {"instruction": "d", "output": "4", "score": 3, "tags": ["t"]},
 ]
 
@@ -37,7 +39,6 @@ def whole(row: dict[str, Any]) -> dict[str, Any]:
     return {name: row.get(name) for name in names}
 
 
-@pytest.mark.skipif(not hasattr(datasets, "Json"), reason="columns of mixed types need datasets 4.7")
 @pytest.mark.parametrize("batch", [1, 2048])
 def test_json_rows_as_parquet(
     tmp_path: Path, data: Path, job_of: Callable[..., ExportJob], monkeypatch: pytest.MonkeyPatch, batch: int
@@ -180,10 +181,13 @@ def test_push_without_a_token(data: Path, job_of: Callable[..., ExportJob], monk
 
 
 def test_an_older_datasets_library_is_told_where_it_cannot_hold_a_column(
-    data: Path, job_of: Callable[..., ExportJob], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, job_of: Callable[..., ExportJob], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(datasets, "Json", raising=False)  # as before 4.7
+    rows = [{"instruction": "a", "output": "b", "meta": {"k": value}} for value in (1, 2, [1, "x"])]
+    path = tmp_path / "mixed.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(InputError, match=r"(?s)values of different types.*pip install 'datasets>=4.7'"):
-        export_selection(["parquet"], job_of(data))
-    (done,) = export_selection(["parquet"], job_of(data, keep=[0, 1]))
+        export_selection(["parquet"], job_of(path))
+    (done,) = export_selection(["parquet"], job_of(path, keep=[0, 1]))
     assert pq.read_table(done.paths[0]).column("meta").to_pylist() == [{"k": 1}, {"k": 2}]

@@ -112,7 +112,8 @@ def test_messages_keep_tool_calls_and_answer_them(tmp_path: Path, job_of: Callab
     (done,) = export_selection(["messages"], job_of(jsonl(tmp_path / "a.jsonl", WITH_TOOLS), template="chat"))
     first, _, third = loaded(done.paths[0], tmp_path / "cache")
     assert first["messages"][1]["tool_calls"] == [CALL]
-    assert first["messages"][2] == {
+    # datasets before 4.7 fills up turns with the keys of others.
+    assert {key: value for key, value in first["messages"][2].items() if value is not None} == {
         "role": "tool", "content": '{"rain": true}', "tool_call_id": "c00010000", "name": "weather"
     }  # fmt: skip
     assert first["tools"] == [TOOL]

@@ -19,7 +19,8 @@ from sample_rows import write_jsonl
 from instruct_prune import DataConfig, Encoded, Run, ScoreConfig, SelectConfig
 from instruct_prune.encode.store import TokenStore
 from instruct_prune.run.folder import RunFolder
-from instruct_prune.train import IGNORED, TokenLosses, evaluate, find_base, train_rows
+from instruct_prune.train import IGNORED, TokenLosses, TrainConfig, evaluate, find_base, train_rows
+from instruct_prune.train.tracking import tracker_arguments
 
 ROOT = Path(__file__).parents[2]
 FAST = ["--rank", "4", "--batch-size", "4", "--micro-batch", "2", "--dtype", "float32", "--dropout", "0.0"]
@@ -245,6 +246,7 @@ def test_another_models_chat_template(
         (["--learning-rate", "nan"], "--learning-rate nan: it must be above 0"),
         (["--epochs", "inf"], "above 0"),
         (["--max-length", "0"], "at least 2 tokens"),
+        (["--report-to", "trackio"], "--report-to trackio: it is not installed. pip install trackio"),
     ],
 )
 def test_options_out_of_range(
@@ -271,3 +273,26 @@ def test_without_a_run_any_file_can_be_trained_on(tiny_run: Path, tiny_model_fol
     more = ["--max-steps", "1", "--eval-share", "0", "--packing", "--max-length", "200"]
     assert lora.main([*arguments, *FAST, *more]) == 0
     assert json.loads((tmp_path / "o" / "training.json").read_text())["steps"] == 1
+
+
+# ---- trackers ----
+
+
+def test_tensorboard_has_every_step_and_the_adapter_is_the_same(tiny_run: Path, trained: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed (extra dev)")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert lora.main(words(tiny_run, tmp_path / "out", "--report-to", "tensorboard")) == 0
+    written = EventAccumulator(str(tmp_path / "out" / "tensorboard"))
+    written.Reload()
+    losses = dict(json.loads((tmp_path / "out" / "training.json").read_text())["losses"])
+    assert {event.step: event.value for event in written.Scalars("train/loss")} == pytest.approx(losses, abs=1e-4)
+    assert all(torch.equal(value, adapter(trained)[name]) for name, value in adapter(tmp_path / "out").items())
+    assert lora.main(words(tiny_run, tmp_path / "out")) == 0  # trained before: a tracker changes no adapter
+
+
+@pytest.mark.parametrize("tracker", ["trackio", "wandb"])
+def test_trackers_stay_on_this_machine_and_are_called_by_the_folder(tracker: Any) -> None:
+    told = tracker_arguments(TrainConfig(report_to=tracker), Path("adapters/first"))
+    assert told == {"report_to": tracker, "run_name": "first", "trackio_space_id": None}
+    assert tracker_arguments(TrainConfig(report_to=tracker), None)["report_to"] == "none"
