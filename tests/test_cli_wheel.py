@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
@@ -16,7 +18,8 @@ from sample_rows import alpaca_rows, write_jsonl
 
 ROOT = Path(__file__).parents[1]
 
-pytest.importorskip("hatchling", reason="the wheel is built by hatchling (extra dev)")
+for builder in ("hatchling", "hatch_fancy_pypi_readme"):
+    pytest.importorskip(builder, reason="the wheel is built by hatchling (extra dev)")
 
 
 def run(words: list[str], folder: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -59,6 +62,19 @@ def test_the_wheel_is_typed_and_carries_what_users_copy_and_no_benchmarks(wheel:
     assert {name for name in recipes if "__pycache__" not in name} <= shipped
     assert "data_samples/alpaca.jsonl" in shipped
     assert not any("benchmarks" in name or "__pycache__" in name for name in shipped)
+
+
+def test_the_links_of_the_package_page_are_whole(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        metadata = archive.read(next(name for name in archive.namelist() if name.endswith("/METADATA"))).decode()
+    address = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Homepage"]
+    assert f"Project-URL: Homepage, {address}" in metadata
+    here = re.findall(r"\]\((?!\w+:|#)([^)]+)\)", (ROOT / "README.md").read_text())
+    assert len(here) > 10
+    assert [target for target in here if not (ROOT / target).exists()] == []
+    links = re.findall(r"\]\(([^)]+)\)", metadata)
+    assert sorted(link for link in links if link.startswith(address)) == sorted(f"{address}/{target}" for target in here)
+    assert all("://" in link for link in links)
 
 
 def test_help_lists_and_recipes(tool: str, tmp_path: Path) -> None:
