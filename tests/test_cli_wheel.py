@@ -73,7 +73,9 @@ def test_the_links_of_the_package_page_are_whole(wheel: Path) -> None:
     assert len(here) > 10
     assert [target for target in here if not (ROOT / target).exists()] == []
     links = re.findall(r"\]\(([^)]+)\)", metadata)
-    assert sorted(link for link in links if link.startswith(address)) == sorted(f"{address}/{target}" for target in here)
+    assert sorted(link for link in links if link.startswith(address)) == sorted(
+        f"{address}/{target}" for target in here
+    )
     assert all("://" in link for link in links)
 
 

@@ -137,9 +137,9 @@ def test_the_same_rows_in_every_container(tmp_path: Path, kind: str) -> None:
 
 def test_the_same_rows_in_memory() -> None:
     assert said(open_data(as_dataset())) == said(open_data(ROWS))
+
+
 @needs_json
-
-
 @pytest.mark.parametrize("to", ["parquet", "disk"])
 def test_exports_read_back_as_what_they_were(tmp_path: Path, job_of: Callable[..., ExportJob], to: str) -> None:
     rows = [row | {"messages": [{**turn, "name": None} for turn in row["messages"]]} for row in ROWS]
