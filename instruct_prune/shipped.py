@@ -66,7 +66,7 @@ def copy_recipe(name: str, to: str) -> Path:
     """Copy one into a folder; nothing is overwritten.
 
     Raises:
-        InputError: there is no such recipe, or the file is there already.
+        InputError: there is no such recipe, the file is there already, or it cannot be written.
     """
     known = recipes()
     short = {key.rpartition("/")[2]: key for key in reversed(known)}  # where two share a name, the script is meant
@@ -79,8 +79,11 @@ def copy_recipe(name: str, to: str) -> Path:
         raise InputError(
             f"{target} is there already, and was not overwritten. Move it, or copy into another folder with --to."
         )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+    except OSError as error:
+        raise InputError(f"--to {to}: {target} cannot be written: {error.strerror}.") from None
     return target
 
 

@@ -164,6 +164,33 @@ def test_a_push_without_a_login_is_told_first(run: Path, monkeypatch: pytest.Mon
 # ---- a restart discards what it names and what was made from it ----
 
 
+def test_a_folder_that_cannot_be_made_is_told_first(tmp_path: Path, score_words: list[str], capsys: Any) -> None:
+    (tmp_path / "file").write_text("")
+    told = refused(
+        capsys, "run", *score_words, "--keep", "5", "--embedder", "nosuch", "--out", str(tmp_path / "file" / "r")
+    )
+    assert f"the folder cannot be made in {tmp_path / 'file'}, because it is a file" in told
+    assert "--embedder nosuch" in told  # with all else that is wrong
+    assert "cannot be written: Not a directory" in refused(
+        capsys, "recipe", "lora", "--to", str(tmp_path / "file" / "r")
+    )
+
+
+def test_options_of_a_push_without_a_push(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--to hub, which is not asked for" in refused(capsys, "export", str(run), "--hub-repo", "me/rows")
+
+
+def test_inspect_asks_the_hub_once(
+    score_words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("instruct_prune.models.names.check_on_hub", refusing)
+    assert "asked once" in refused(capsys, "inspect", score_words[1], "--model", "nobody/model")
+
+
+def refusing(repo: str, *ignored: Any) -> None:
+    raise InputError(f"{repo}: asked once")
+
+
 def test_a_corrected_embedder_keeps_the_scores(
     finished: Path, run: Path, score_words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

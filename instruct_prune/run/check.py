@@ -28,7 +28,7 @@ from instruct_prune.rows import Source
 from instruct_prune.rows.find import is_hub_id
 from instruct_prune.rows.table import RowTable
 from instruct_prune.run.by import find_by
-from instruct_prune.run.folder import RunFolder, open_run
+from instruct_prune.run.folder import RunFolder, new_run
 from instruct_prune.run.records import RowsFacts
 from instruct_prune.run.row_facts import predicate_of
 from instruct_prune.run.rows import absolute, open_source
@@ -82,7 +82,7 @@ def check_run(config: RunConfig) -> Source | None:
     """
     seen = Seen()
     told_together(
-        lambda: open_run(config.run.out),
+        lambda: new_run(config.run.out),
         lambda: seen.look_at(config.run.out, config.data),
         lambda: check_model(config.score, seen.kind),
         lambda: check_embedder(config.embed, seen.kind),
@@ -122,7 +122,7 @@ def check_score(out: str, data: DataConfig, encode: EncodeConfig, score: ScoreCo
     """
     seen = Seen()
     told_together(
-        lambda: open_run(out),
+        lambda: new_run(out),
         lambda: seen.look_at(out, data),
         lambda: check_model(score, seen.kind),
         lambda: check_scoring(encode, score, seen.kind),
@@ -207,6 +207,8 @@ def check_export(config: ExportConfig) -> None:
 
 def _check_push(config: ExportConfig) -> None:
     if "hub" not in config.to:
+        if config.hub_repo or config.hub_public:
+            raise InputError("--hub-repo and --hub-public are of --to hub, which is not asked for.")
         return
     if not config.hub_repo:
         raise InputError("--to hub needs --hub-repo owner/name: where the dataset is pushed to.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -122,6 +123,20 @@ def open_run(out: str) -> RunFolder:
     if not out:
         raise InputError("--out is missing: name the folder of the run.")
     return RunFolder(out)
+
+
+def new_run(out: str) -> RunFolder:
+    """The run folder of this path, which will be written to.
+
+    Raises:
+        InputError: it cannot be, as far as can be seen without making it.
+    """
+    folder = open_run(out)
+    there = next(path for path in (folder.path.absolute(), *folder.path.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "no files can be written there" if there.is_dir() else "it is a file"
+        raise InputError(f"--out {out}: the folder cannot be made in {there}, because {why}.")
+    return folder
 
 
 def existing_run(out: str) -> RunFolder:

@@ -6,6 +6,7 @@ from instruct_prune.config import InspectCommand, ScoreConfig
 from instruct_prune.errors import InputError
 from instruct_prune.models.causal_lm import CausalLM
 from instruct_prune.report.inspect import Inspection, inspect_data
+from instruct_prune.run.check import check_model
 from instruct_prune.run.encode import make_model
 from instruct_prune.run.rows import open_source
 
@@ -18,6 +19,7 @@ def inspect(config: InspectCommand) -> Inspection:
     """
     source = open_source(config.data)
     score = ScoreConfig(model=config.model, model_revision=config.model_revision)
+    check_model(score, source.model_kind)
     model = make_model(score, config.encode, source.model_kind, source.format)
     if not isinstance(model, CausalLM):
         raise InputError(
