@@ -175,6 +175,10 @@ class SelectConfig:
     """Drop near-duplicates above this cosine similarity (exact ones always count), keeping one of each group."""
     dedup_keep: Literal["hardest", "longest", "first"] = "hardest"
     """Which of a group of duplicates stays."""
+    decontaminate: tuple[str, ...] = ()
+    """Files of tests and benchmarks: rows that repeat one of theirs (the same words, or 13 words in a row) are taken out."""
+    decontaminate_above: Real = None
+    """Also take out rows whose embedding's cosine with one of theirs reaches this (0.95 is usual)."""
     seed: int = 0
     """Seed of clustering and selection."""
 

@@ -51,6 +51,10 @@ def print_selection(folder: RunFolder) -> None:
         print(
             f"          {facts.duplicates:,} near-duplicates were dropped; selection.parquet names the row that stands for each"
         )
+    if facts.contaminated:
+        print(
+            f"          {facts.contaminated:,} rows were dropped because they repeat a row of --decontaminate; selection.parquet names it"
+        )
     if facts.unstable is not None:
         print(
             f"          {facts.unstable:,} rows would flip between kept and dropped with another mask seed (column `unstable`)"

@@ -27,12 +27,12 @@ from instruct_prune.registry import is_reference, load_attribute, resolve
 from instruct_prune.rows import Source
 from instruct_prune.rows.find import is_hub_id
 from instruct_prune.rows.table import RowTable
+from instruct_prune.run.asked import check_selection
 from instruct_prune.run.by import find_by
 from instruct_prune.run.folder import RunFolder, new_run
 from instruct_prune.run.records import RowsFacts
 from instruct_prune.run.row_facts import predicate_of
 from instruct_prune.run.rows import absolute, open_source
-from instruct_prune.run.select import check_selection
 from instruct_prune.run.target_facts import TargetFacts
 from instruct_prune.run.tasks import tasks_of
 from instruct_prune.score.columns import LOSS

@@ -16,9 +16,9 @@ from instruct_prune.run.target_facts import COMPARED, TargetFacts
 from instruct_prune.score.health import by_seed, rank_spread
 from instruct_prune.score.scores import LADDER, find_score
 from instruct_prune.score.table import ScoreTable
-from instruct_prune.select.data import Pool, Selection
+from instruct_prune.select.data import Selection
 from instruct_prune.select.target import Cosine, Target, Values
-from instruct_prune.select.targeted import attribute
+from instruct_prune.select.turns import Taken
 
 
 def chosen_by(folder: RunFolder, by: str | None) -> str:
@@ -89,19 +89,16 @@ def seed_stability(
     return {"rank_spread": spread, "unstable": unstable}
 
 
-def taken_by(pool: Pool, selection: Selection) -> dict[str, Any]:
+def taken_by(target: Target, taken: Taken) -> dict[str, Any]:
     """Columns of ``selection.parquet``: which task and query took a row, at which turn, with which similarity."""
     import pyarrow as pa
 
-    assert pool.target is not None
-    picked = selection.selected & (np.asarray(selection.reasons)[selection.reason] == "picked")
-    found = attribute(pool, picked)
-    nobody = found.turn < 0
+    nobody = taken.turn < 0
     return {
-        "target_task": pa.DictionaryArray.from_arrays(pa.array(found.task, mask=nobody), list(pool.target.tasks)),
-        "target_row": pa.array(found.query, mask=found.query < 0),
-        "target_turn": pa.array(found.turn, mask=nobody),
-        "similarity": found.similarity,
+        "target_task": pa.DictionaryArray.from_arrays(pa.array(taken.task, mask=nobody), list(target.tasks)),
+        "target_row": pa.array(taken.query, mask=taken.query < 0),
+        "target_turn": pa.array(taken.turn, mask=nobody),
+        "similarity": pa.array(taken.similarity, mask=np.isnan(taken.similarity)),
     }
 
 

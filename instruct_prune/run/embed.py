@@ -222,6 +222,11 @@ def _by_encoder(folder: RunFolder, items: Items, config: EmbedConfig, embedder: 
     return False
 
 
+def is_encoder(embedder: str) -> bool:
+    """Whether vectors come from an embedding model, which can make those of other texts too."""
+    return not (_is_model(embedder) or embedder.endswith(".npy"))
+
+
 def encode_texts(embedder: str, texts: list[str]) -> Float32:
     """float32 [n, d], L2-normalised: texts as the run's embedder sees them.
 
@@ -230,9 +235,11 @@ def encode_texts(embedder: str, texts: list[str]) -> Float32:
     """
     from instruct_prune.models.sentence_encoder import TextEncoder
 
-    if embedder.partition(":")[0] == MODEL or embedder.endswith(".npy"):
+    if not is_encoder(embedder):
         raise InputError(
-            f"--by embedding compares with an embedding model, and the vectors of this run come from {embedder}. Use --by rds."
+            f"rows of other files can be compared with an embedding model's vectors only, and those of this run come from "
+            f"{embedder}. Use --by rds (for a target), or embed anew: instruct-prune embed RUN --restart embed --embedder "
+            f"{TEXT_EMBEDDER}"
         )
     found = names.find_model(embedder, option="--embedder")
     return TextEncoder(found.location, found.name).encode(texts)

@@ -154,6 +154,7 @@ class SelectFacts:
         tokens: of these rows.
         score: name of the score that rows were ranked by.
         duplicates: near-duplicates that were dropped.
+        contaminated: rows that were dropped because they repeat a row of ``--decontaminate``.
         unstable: rows that another mask seed would have decided otherwise; None with fewer than two seeds.
         selected_hash: of the kept rows' ids.
         params: how to make the selection again.
@@ -171,6 +172,7 @@ class SelectFacts:
     tokens: TokenCounts
     score: str
     duplicates: int
+    contaminated: int
     unstable: int | None
     selected_hash: str
     params: Mapping[str, Any]

@@ -14,6 +14,7 @@ from instruct_prune.models.model import Items, Model
 from instruct_prune.progress import clock, say
 from instruct_prune.rows import Source
 from instruct_prune.rows.table import RowTable
+from instruct_prune.run.asked import check_budget
 from instruct_prune.run.check import check_tolerance
 from instruct_prune.run.embed import embed as embed_rows
 from instruct_prune.run.encode import encode, make_model
@@ -22,7 +23,6 @@ from instruct_prune.run.measure import batch_cost
 from instruct_prune.run.merge import merge
 from instruct_prune.run.records import EmbedFacts, EncodeFacts, RowsFacts, ScoreFacts
 from instruct_prune.run.rows import InMemory, read_rows
-from instruct_prune.run.select import check_budget
 from instruct_prune.run.wanted import Wanted
 from instruct_prune.run.waves import Measured, Waves
 from instruct_prune.score.table import ScoreTable

@@ -6,132 +6,31 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from instruct_prune.arrays import Int64
+from instruct_prune.arrays import Bool, Int64
 from instruct_prune.config import SelectConfig
-from instruct_prune.errors import InputError, told_together
+from instruct_prune.errors import InputError
 from instruct_prune.measure.ladder import parse_subnets
 from instruct_prune.rows.table import RowTable
-from instruct_prune.run.chosen import chosen_by, load_target, seed_stability, taken_by, token_counts
+from instruct_prune.run.asked import Asked, ask, check_selection, clusters_wanted, score_params
+from instruct_prune.run.chosen import load_target, seed_stability, taken_by, token_counts
 from instruct_prune.run.columns import columns_for
+from instruct_prune.run.contaminated import Contaminated, find_contaminated
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.records import EmbedFacts, ScoreFacts, SelectFacts
 from instruct_prune.run.row_facts import RowFacts, read_facts
 from instruct_prune.run.target_facts import COMPARED, TargetFacts
 from instruct_prune.score.aggregate import rescored
-from instruct_prune.score.scores import find_score
 from instruct_prune.score.table import ScoreTable
-from instruct_prune.select import Method, build_pool, find_method, resolve_budget, select_rows
+from instruct_prune.select import build_pool, resolve_budget, select_rows
 from instruct_prune.select.clusters import cluster, name_clusters
 from instruct_prune.select.data import Clusters, Embeddings, Pool, Selection
 from instruct_prune.select.duplicates import find_duplicates, keep_priority
-from instruct_prune.storage import row_ids_hash
-
-
-def check_selection(config: SelectConfig) -> None:
-    """What can be known to be wrong before an hour is spent.
-
-    Raises:
-        InputError: a budget, method, parameter or number of clusters that is none; all of them in one message.
-    """
-
-    def check_method() -> None:
-        method, params = method_of(config)
-        method.needs_of(params)
-
-    told_together(
-        lambda: check_budget(config, None),
-        check_method,
-        lambda: config.score is None or score_params(config, config.score),
-        lambda: clusters_wanted(config),
-    )
-
-
-def check_budget(config: SelectConfig, n: int | None) -> None:
-    """Refuse a budget that ``n`` rows cannot meet; with None, one that no dataset can.
-
-    Raises:
-        InputError: as `resolve_budget` says it.
-    """
-    if config.keep is None and config.keep_tokens is None:
-        raise InputError("say how much to keep: --keep 0.3 (a share), --keep 5000 (rows) or --keep-tokens 2000000.")
-    if config.keep is None:
-        return
-    known = n if n is not None else 2**40 if isinstance(config.keep, int) else 10**6
-    # A pool of the right length and no memory: only the number of rows matters here.
-    empty = np.broadcast_to(np.int32(0), known)
-    resolve_budget(config.keep, config.keep_tokens, Pool(empty, empty, empty, empty))  # type: ignore[arg-type]
-
-
-def method_of(config: SelectConfig) -> tuple[Method, dict[str, Any]]:
-    """The method, and the parameters that are set; ``--split`` is short for ``--param split=``."""
-    method = find_method(config.method or "flexrand")
-    return method, method.parse([*config.param, *([] if config.split == "auto" else [f"split={config.split}"])])
-
-
-def score_params(config: SelectConfig, name: str) -> dict[str, Any]:
-    """The parameters of a score: those that are set, and the defaults of the others."""
-    found = find_score(name)
-    return found.bind(found.parse(config.score_param, "--score-param"))
-
-
-def clusters_wanted(config: SelectConfig) -> int | str:
-    """--clusters as a number, "auto" or "none"."""
-    if config.clusters in ("auto", "none"):
-        return config.clusters
-    if not config.clusters.isdigit() or int(config.clusters) < 1:
-        raise InputError(f"--clusters {config.clusters}: expected a number of clusters, auto or none.")
-    return int(config.clusters)
-
-
-@dataclasses.dataclass(frozen=True)
-class Asked:
-    """What a selection was asked for, with its method found and its strata decided.
-
-    Attributes:
-        config: the options.
-        method: the method.
-        params: its parameters that were set.
-        clustered: whether clusters are the strata.
-        embeddings: whether rows are compared by their vectors.
-        by: how rows are compared with a target; None for methods that have none.
-    """
-
-    config: SelectConfig
-    method: Method
-    params: dict[str, Any]
-    clustered: bool
-    embeddings: bool
-    by: str | None
-
-
-def ask(folder: RunFolder, config: SelectConfig, strata: str | None) -> Asked:
-    """Decide what the options leave open.
-
-    Args:
-        folder: the run.
-        config: the options.
-        strata: the column that says by itself which rows belong together, or None.
-
-    Raises:
-        InputError: the method selects towards a target that was not measured, or ``--by`` is given and it does not.
-    """
-    method, params = method_of(config)
-    wants = method.strata == "clusters" and config.stratify is None
-    if wants and config.clusters == "auto" and strata is not None:
-        config, wants = dataclasses.replace(config, stratify=strata), False
-    needs = method.needs_of(params)
-    compares = config.dedup is not None or "embeddings" in needs
-    if "target" in needs:
-        config = dataclasses.replace(config, by=chosen_by(folder, config.by))
-    elif config.by is not None:
-        raise InputError(
-            f"--by {config.by} is for selection towards a target: {method} has none. Use --method targeted."
-        )
-    return Asked(config, method, params, wants and config.clusters != "none", compares, config.by)
+from instruct_prune.storage import row_ids_hash, sha256_of
 
 
 def select(folder: RunFolder, config: SelectConfig) -> Selection:
@@ -161,6 +60,8 @@ def select(folder: RunFolder, config: SelectConfig) -> Selection:
     table = _under_score(measured, rescore, scored, config)
     embeddings = _embeddings(folder, asked)
     facts = read_facts(folder, table, asked.config, naming=asked.clustered)
+    contaminated = find_contaminated(folder, table, config)
+    target = None if asked.by is None else load_target(folder, table, asked.by)
     clusters, names = None, None
     if asked.clustered:
         assert embeddings is not None
@@ -171,9 +72,9 @@ def select(folder: RunFolder, config: SelectConfig) -> Selection:
         clusters=clusters,
         values=facts.strata,
         cluster_names=names,
-        target=None if asked.by is None else load_target(folder, table, asked.by),
+        target=target,
     )
-    draw = functools.partial(_draw, asked=asked, facts=facts, make_pool=make_pool)
+    draw = functools.partial(_draw, asked=asked, facts=facts, make_pool=make_pool, out=contaminated)
     selection = draw(table)
     told: dict[str, Any] = {f"score {key}": value for key, value in params.items()}
     told |= {} if asked.by is None else {"by": asked.by}
@@ -181,8 +82,8 @@ def select(folder: RunFolder, config: SelectConfig) -> Selection:
     if len(selection) != int(table.scored.sum()):
         raise AssertionError("scored rows were lost in selection")
     more: dict[str, Any] = dict(seed_stability(scored, table, draw, rescore) or {})
-    if asked.by is not None:
-        more |= taken_by(make_pool(table), selection)
+    more |= {} if target is None or selection.taken is None else taken_by(target, selection.taken)
+    more |= {} if contaminated is None else contaminated.columns()
     _write(folder, asked, table, selection, clusters, more, began)
     return selection
 
@@ -200,6 +101,7 @@ def _write(
     inputs = (ScoreFacts, *((EmbedFacts,) if asked.clustered or asked.embeddings else ()))
     inputs = (*inputs, *(() if asked.by is None else (COMPARED[asked.by],)))
     options = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(asked.config).items()}
+    options["decontaminate"] = [[path, _content(path)] for path in asked.config.decontaminate]
     folder.begin(SelectFacts, options, inputs, replace=True)
     folder.write_selection(selection, more)
     if clusters is None:
@@ -215,6 +117,7 @@ def _write(
             tokens=token_counts(table, selection),
             score=table.score_name,
             duplicates=0 if selection.duplicate_of is None else int((selection.duplicate_of >= 0).sum()),
+            contaminated=int((np.asarray(selection.reasons)[selection.reason] == "contaminated").sum()),
             unstable=int(more["unstable"].sum()) if "unstable" in more else None,
             selected_hash=row_ids_hash(selection.kept),
             params=dict(selection.params),
@@ -223,6 +126,11 @@ def _write(
             seconds=round(time.monotonic() - began, 3),
         )
     )
+
+
+def _content(path: str) -> str | None:
+    file = Path(path).expanduser()
+    return sha256_of(file) if file.is_file() else None
 
 
 def selection_of(folder: RunFolder) -> Selection:
@@ -240,24 +148,39 @@ def selection_of(folder: RunFolder) -> Selection:
     return selection
 
 
-def _draw(table: ScoreTable, asked: Asked, facts: RowFacts, make_pool: Callable[..., Pool]) -> Selection:
+def _draw(
+    table: ScoreTable, asked: Asked, facts: RowFacts, make_pool: Callable[..., Pool], out: Contaminated | None
+) -> Selection:
     pool, config = make_pool(table), asked.config
+    budget = resolve_budget(config.keep, config.keep_tokens, pool)
+    if pool.target is not None and budget.rows is not None and budget.rows < len(pool.target.tasks):
+        raise InputError(
+            f"the target has {len(pool.target.tasks)} tasks and the budget {budget.rows} rows, so that some task would get none. "
+            "Keep more rows, or give fewer tasks."
+        )
+    contaminated = None if out is None else out.rows
     return select_rows(
         pool,
-        resolve_budget(config.keep, config.keep_tokens, pool),
+        budget,
         method=asked.method,
         params=asked.params,
         seed=config.seed,
         min_per_stratum=config.min_per_stratum,
         must_keep=facts.must_keep,
-        duplicate_of=_duplicates(config, pool, facts, table),
+        duplicate_of=_duplicates(config, pool, facts, table, contaminated),
+        contaminated=contaminated,
     )
 
 
-def _duplicates(config: SelectConfig, pool: Pool, facts: RowFacts, table: ScoreTable) -> Int64 | None:
+def _duplicates(
+    config: SelectConfig, pool: Pool, facts: RowFacts, table: ScoreTable, contaminated: Bool | None
+) -> Int64 | None:
     if config.dedup is None:
         return None
     priority = keep_priority(pool, config.dedup_keep, facts.must_keep)
+    if contaminated is not None:  # a row that goes must not stand for one that could be kept
+        order = np.lexsort((priority, contaminated))
+        priority[order] = np.arange(len(priority))
     keys = None if facts.keys is None else facts.keys[table.scored]
     return find_duplicates(pool.row_id, priority, keys=keys, vectors=pool.embeddings, threshold=config.dedup)
 

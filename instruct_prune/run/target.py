@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from instruct_prune.config import EncodeConfig, ScoreConfig, TargetConfig
 from instruct_prune.errors import InputError
@@ -17,14 +20,16 @@ from instruct_prune.progress import Progress, say
 from instruct_prune.rows import open_data
 from instruct_prune.rows.table import RowTable, write_rows
 from instruct_prune.run.by import DEFAULT, find_by
+from instruct_prune.run.contaminated import SIMILAR, repeats_of, similar_rows, told
+from instruct_prune.run.embed import is_encoder
 from instruct_prune.run.encode import make_model
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.measuring import Measuring, Task
 from instruct_prune.run.records import EmbedFacts, EncodeFacts, ScoreFacts
 from instruct_prune.run.target_facts import COMPARED, TargetFacts, TaskFacts
 from instruct_prune.run.tasks import tasks_of
-from instruct_prune.select.duplicates import text_keys
-from instruct_prune.storage import sha256_of, write_array
+from instruct_prune.select.contamination import EMBEDDING, HOW, References
+from instruct_prune.storage import arrow_column, sha256_of, write_array, write_parquet
 
 
 def target(folder: RunFolder, config: TargetConfig, by: str | None = None) -> None:
@@ -74,9 +79,49 @@ def _read(folder: RunFolder, model: Model, tasks: dict[str, str], pool: RowTable
     ):
         return
     shutil.rmtree(folder / "targets" / "tasks", ignore_errors=True)
-    keys = set(text_keys(row.text for row in pool).tolist())
-    facts = [_task(folder, model, task, path, pool, keys) for task, path in tasks.items()]
+    found = [_task(folder, model, name, path, pool) for name, path in tasks.items()]
+    repeats = _repeats(folder, model, pool, found)
+    facts = [
+        TaskFacts(task.name, path, task.table.facts.read, len(task.row_id), counts)
+        for task, path, counts in zip(found, tasks.values(), repeats, strict=True)
+    ]
     folder.finish(TargetFacts(tasks=tuple(facts), seconds=round(time.monotonic() - began, 3)))
+
+
+def _repeats(folder: RunFolder, model: Model, pool: RowTable, tasks: Sequence[Task]) -> list[dict[str, int]]:
+    """Rows of the pool that repeat a row of each task, counted by how that was seen; which they are: ``repeats.parquet``."""
+    import pyarrow as pa
+
+    texts = [row.text for task in tasks for row in task.table.take(task.row_id)]
+    owner = np.repeat(np.arange(len(tasks)), [len(task.row_id) for task in tasks])
+    items = model.open_items(folder / "items")
+    row_id = items.row_id[items.scorable]
+    found = repeats_of(References(texts), pool, row_id)
+    embedded = folder.find(EmbedFacts)
+    compared = embedded is not None and embedded.facts is not None and is_encoder(embedded.facts.embedder)
+    if compared:
+        found = found.with_similar(similar_rows(folder, row_id, texts, SIMILAR))
+    rows = np.flatnonzero(found.of >= 0)
+    of, how = found.of[rows], found.how[rows]
+    columns = {
+        "row_id": row_id[rows],
+        "task": [tasks[t].name for t in owner[of]],
+        "target_row": np.concatenate([task.row_id for task in tasks])[of],
+        "how": [HOW[code] for code in how],
+    }
+    write_parquet(
+        folder / "targets" / "repeats.parquet", pa.table({name: arrow_column(c) for name, c in columns.items()})
+    )
+    known = HOW if compared else HOW[:EMBEDDING]
+    counts = [
+        {word: int((how[owner[of] == t] == code).sum()) for code, word in enumerate(known)} for t in range(len(tasks))
+    ]
+    if len(rows):
+        say(
+            f"note: {len(rows):,} rows of the pool repeat a row of the target ({told(found)}; {folder / 'targets/repeats.parquet'} "
+            "lists them). Rows that will judge the model are taken out with select --decontaminate FILE"
+        )
+    return counts
 
 
 def _open(folder: RunFolder, model: Model, name: str) -> Task:
@@ -84,7 +129,7 @@ def _open(folder: RunFolder, model: Model, name: str) -> Task:
     return Task(name, own, RowTable.open(own / "rows"), model.open_items(own / "items"))
 
 
-def _task(folder: RunFolder, model: Model, name: str, path: str, pool: RowTable, keys: set[int]) -> TaskFacts:
+def _task(folder: RunFolder, model: Model, name: str, path: str, pool: RowTable) -> Task:
     """Read and encode the rows of one task."""
     own = folder / "targets" / "tasks" / name
     opened = pool.facts.opened_with
@@ -100,12 +145,9 @@ def _task(folder: RunFolder, model: Model, name: str, path: str, pool: RowTable,
             f"--target {path}: none of its {table.facts.read} rows can be encoded, so there is nothing to aim at."
         )
     write_array(own / "rows.npy", task.row_id)
-    repeated = len(keys & set(text_keys(row.text for row in table.take(task.row_id)).tolist()))
     if table.facts.format.split("-")[0] != pool.facts.format.split("-")[0]:
         say(
             f"note: the target {name} is in the format {table.facts.format}, the pool in {pool.facts.format}: both are written "
             "by the same template, and selection pays where they look alike"
         )
-    if repeated:
-        say(f"note: {repeated} rows of the target {name} stand in the pool too (the same words)")
-    return TaskFacts(name, path, table.facts.read, len(task.row_id), repeated)
+    return task

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,14 +18,15 @@ class TaskFacts:
         file: where its rows came from.
         read: rows read.
         queries: rows that steer the selection.
-        repeated: of these, rows whose words stand in the pool too.
+        repeats: {how: rows of the pool that repeat one of them} by text, by 13-gram and, where the pool has vectors of an
+            embedding model, by embedding; each row counts once, for the first row that it repeats.
     """
 
     name: str
     file: str
     read: int
     queries: int
-    repeated: int
+    repeats: Mapping[str, int]
 
 
 @dataclass(frozen=True)

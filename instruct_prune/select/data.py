@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from instruct_prune.arrays import Bool, Float32, Int32, Int64
 from instruct_prune.select.target import Target
+from instruct_prune.select.turns import Taken
 
 if TYPE_CHECKING:
     import pandas
@@ -139,6 +140,7 @@ class Selection:
         strata_names: name of stratum i at position i.
         duplicate_of: int64 [n], the row_id that stands for this one, -1 where none does; or None.
         method, seed, params: how to make this selection again.
+        taken: which query of a target took each row; or None.
     """
 
     row_id: Int64
@@ -153,6 +155,7 @@ class Selection:
     params: Mapping[str, Any]
     strata_names: tuple[str, ...] = ("all",)
     duplicate_of: Int64 | None = None
+    taken: Taken | None = None
 
     def __post_init__(self) -> None:
         n = len(self.row_id)

@@ -14,6 +14,7 @@ from instruct_prune.errors import InputError
 from instruct_prune.select.budget import largest_remainder
 from instruct_prune.select.data import Budget, Picks, Pool
 from instruct_prune.select.stratum import BUDGET, FIRST_KEPT, Codes, Spend, Stratum
+from instruct_prune.select.turns import Turns
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ class Draw:
         forced: bool [n], open rows that must be kept.
         min_per_stratum: least rows kept in each stratum, or all of it where it is smaller.
         seed: of the generator.
+        turns: of the queries of the pool's target, where it has one.
 
     Raises:
         InputError: the budget cannot hold what must be kept, or be filled with what is left.
@@ -98,6 +100,7 @@ class Draw:
     forced: Bool
     min_per_stratum: int
     seed: int
+    turns: Turns | None = None
 
     def __post_init__(self) -> None:
         must, have = int(self.cost[self.forced].sum()), int(self.cost[self.open_rows].sum())
@@ -108,8 +111,8 @@ class Draw:
             )
         if have < self.total:
             raise InputError(
-                f"the budget is {self.total} {self.unit}, but only {have} are left once near-duplicates are out. "
-                "Keep less, or raise the similarity at which rows count as duplicates."
+                f"the budget is {self.total} {self.unit}, but only {have} are left once near-duplicates and rows that repeat a "
+                "test (--decontaminate) are out. Keep less, or raise the similarity at which rows count as duplicates."
             )
 
     @property
@@ -155,7 +158,7 @@ class Draw:
         # Each stratum leaves a bit of its share that no row of it fits in: spend those bits on all rows together.
         rows = easiest_first(self.pool.score)
         rows = rows[self.open_rows[rows]]
-        rest = method(Stratum(self.pool, rows, self.cost[rows], self.total, kept[rows], rng))
+        rest = method(Stratum(self.pool, rows, self.cost[rows], self.total, kept[rows], rng, self.turns))
         codes[rows] = np.where(kept[rows], codes[rows], rest)
         return codes
 
@@ -186,7 +189,7 @@ class Draw:
         codes = np.full(len(self.pool), BUDGET, dtype=np.int8)
         for rows, share in zip(self.strata, largest_remainder(total, size, size, floor).tolist(), strict=True):
             if share:
-                codes[rows] = method(Stratum(self.pool, rows, cost[rows], share, forced[rows], rng))
+                codes[rows] = method(Stratum(self.pool, rows, cost[rows], share, forced[rows], rng, self.turns))
         return codes
 
     def _sums(self, cost: Int64, among: Bool) -> Int64:

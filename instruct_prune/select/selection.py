@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from instruct_prune.arrays import Int64
+from instruct_prune.arrays import Bool, Int64
 from instruct_prune.errors import InputError
 from instruct_prune.plugin import Value
 from instruct_prune.select.data import Budget, Pool, Selection
 from instruct_prune.select.draw import Draw, forced_rows, rank_rows
 from instruct_prune.select.methods import Method, Rule, find_method
-from instruct_prune.select.stratum import DUPLICATE, FIRST_KEPT, REASONS, Codes, Stratum
+from instruct_prune.select.stratum import CONTAMINATED, DUPLICATE, FIRST_KEPT, REASONS, Codes, Stratum
+from instruct_prune.select.turns import Turns
 
 
 def select_rows(
@@ -27,6 +28,7 @@ def select_rows(
     min_per_stratum: int = 0,
     must_keep: Sequence[int] | Int64 = (),
     duplicate_of: Int64 | None = None,
+    contaminated: Bool | None = None,
 ) -> Selection:
     """Keep exactly the budget, every stratum its share of it, and say for each row why.
 
@@ -52,6 +54,8 @@ def select_rows(
         must_keep: row ids that are kept in any case; they count in the budget.
         duplicate_of: int64 [n], the row id that stands for the row, -1 where it stands for itself, in the order of the
             pool (`instruct_prune.select.duplicates.find_duplicates`).
+        contaminated: bool [n], rows that are never kept, because they repeat a row of a test or benchmark
+            (`instruct_prune.select.contamination`).
 
     Returns:
         One entry per row of the pool, in ascending row id. ``params`` holds the method and all its parameters as they
@@ -66,16 +70,22 @@ def select_rows(
     bound = found.bind(params)
     _check(pool, min_per_stratum, duplicate_of)
     found.check(pool, bound)
+    out = np.zeros(len(pool), dtype=bool) if contaminated is None else contaminated
+    out = out[np.argsort(pool.row_id, kind="stable")]
     pool, duplicate_of = _ascending(pool, duplicate_of)
     forced = forced_rows(pool, must_keep)
+    _refuse_both(pool.row_id[forced & out])
     if duplicate_of is not None:
         duplicate_of = np.where(forced, -1, duplicate_of)
-    open_rows = np.ones(len(pool), dtype=bool) if duplicate_of is None else duplicate_of < 0
-    draw = Draw(pool, budget, rank_rows(pool), open_rows, forced, min_per_stratum, seed)
-    return _selected(draw, found, bound, duplicate_of)
+    open_rows = ~out if duplicate_of is None else (duplicate_of < 0) & ~out
+    turns = None if pool.target is None else Turns(pool.target, pool.row_id)
+    draw = Draw(pool, budget, rank_rows(pool), open_rows, forced, min_per_stratum, seed, turns)
+    return _selected(draw, found, bound, duplicate_of, out)
 
 
-def _selected(draw: Draw, found: Method, bound: dict[str, Value], duplicate_of: Int64 | None) -> Selection:
+def _selected(
+    draw: Draw, found: Method, bound: dict[str, Value], duplicate_of: Int64 | None, contaminated: Bool
+) -> Selection:
     """Let the method spend the budget, and say for each row why it was kept or dropped."""
     pool = draw.pool
     notes: dict[str, Any] = {}
@@ -84,6 +94,7 @@ def _selected(draw: Draw, found: Method, bound: dict[str, Value], duplicate_of: 
         bound |= settled
     codes = draw.run(lambda stratum: _answer(found, bound, stratum))
     codes[~draw.open_rows] = DUPLICATE
+    codes[contaminated] = CONTAMINATED
     selected = codes >= FIRST_KEPT
     wanted = draw.budget.rows
     if wanted is not None and selected.sum() != wanted:
@@ -101,6 +112,7 @@ def _selected(draw: Draw, found: Method, bound: dict[str, Value], duplicate_of: 
         params={"method": found.name, **bound, **notes},
         strata_names=pool.strata_names,
         duplicate_of=duplicate_of,
+        taken=None if draw.turns is None else draw.turns.taken,
     )
 
 
@@ -136,6 +148,15 @@ def _check(pool: Pool, min_per_stratum: int, duplicate_of: Int64 | None) -> None
         raise InputError(f"--min-per-stratum {min_per_stratum} must be 0 or more.")
     if duplicate_of is not None and len(duplicate_of) != len(pool):
         raise InputError(f"duplicates are given for {len(duplicate_of)} rows, the pool has {len(pool)} scored rows.")
+
+
+def _refuse_both(row_id: Int64) -> None:
+    """Refuse rows that must be kept and must not."""
+    if len(row_id):
+        raise InputError(
+            f"row {row_id[0]} (and {len(row_id) - 1} more) must be kept, and repeats a row that must not be in the data. Take it "
+            "off the list of rows to keep, or select without that file of --decontaminate."
+        )
 
 
 def _ascending(pool: Pool, duplicate_of: Int64 | None) -> tuple[Pool, Int64 | None]:

@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from instruct_prune.arrays import Bool, Float32, Int64
 from instruct_prune.errors import InputError
 from instruct_prune.select.data import Picks, Pool
+from instruct_prune.select.turns import Turns
 
 REASONS = (
     "budget",  # dropped: others came first and the budget was full
     "duplicate",  # dropped: another row of its group of near-duplicates stands for it
+    "contaminated",  # dropped: it repeats a row of a test, a benchmark, or what else must not be in the data
     "too hard",  # dropped: among the hardest rows, which the method cuts off
     "too similar",  # dropped: too near to a row that was kept before it
     "easy pool",  # kept: drawn from the easy pool
@@ -23,7 +25,7 @@ REASONS = (
     "picked",  # kept: by the rule of the method
     "must keep",  # kept: the user said so
 )
-BUDGET, DUPLICATE, TOO_HARD, TOO_SIMILAR, EASY_POOL, HARD_POOL, PICKED, MUST_KEEP = range(len(REASONS))
+BUDGET, DUPLICATE, CONTAMINATED, TOO_HARD, TOO_SIMILAR, EASY_POOL, HARD_POOL, PICKED, MUST_KEEP = range(len(REASONS))
 FIRST_KEPT = EASY_POOL
 """Reasons from this one on are reasons to keep."""
 
@@ -42,6 +44,7 @@ class Stratum:
         budget: what may be spent in this stratum, forced rows included.
         forced: bool [m], rows that are kept whatever the method says; they fit in the budget.
         rng: the selection's generator.
+        turns: of the queries of the pool's target, where it has one.
     """
 
     pool: Pool
@@ -50,6 +53,7 @@ class Stratum:
     budget: int
     forced: Bool
     rng: np.random.Generator
+    turns: Turns | None = None
 
     def __len__(self) -> int:
         return len(self.rows)

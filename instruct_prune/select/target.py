@@ -9,11 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from instruct_prune.arrays import Bool, Float32, Int32, Int64
-from instruct_prune.geometry import blocks
+from instruct_prune.arrays import Float32, Int32, Int64
+from instruct_prune.geometry import BLOCK, blocks
 
-SPARE = 64
-"""Candidates a query keeps beyond four times what it will be served."""
 NOWHERE = np.finfo(np.float32).min
 """Below every number: the similarity of a row that could not be measured."""
 
@@ -102,64 +100,5 @@ class Target:
 
     def similarity(self, queries: Int64) -> Iterator[tuple[slice, Float32]]:
         """Blocks of the pool, a slice of n, with how near some queries are to its rows, float32 [queries, rows]."""
-        for block in blocks(len(self.at)):
+        for block in blocks(len(self.at), BLOCK):
             yield block, np.nan_to_num(self.near(queries, self.at[block]), nan=float(NOWHERE))
-
-
-class Nearest:
-    """The rows of each query from the nearest on, for as long as they are allowed; memory is a short list a query.
-
-    Rows may only ever be disallowed, never allowed again: a query goes through its list once.
-
-    Args:
-        target: n rows and q queries.
-        tie: int64 [n]; of equally near rows the lower comes first.
-        served: rows that a query will be asked for, about.
-    """
-
-    def __init__(self, target: Target, tie: Int64, served: int) -> None:
-        self._target, self._tie = target, tie
-        self._length = min(len(target.at), 4 * served + SPARE)
-        self._lists = self._first_lists()
-        self._next = np.zeros(len(target), dtype=np.int64)
-
-    def _first_lists(self) -> list[tuple[Int64, Float32]]:
-        q = len(self._target)
-        rows, values = np.empty((q, 0), dtype=np.int64), np.empty((q, 0), dtype=np.float32)
-        for block, cosine in self._target.similarity(np.arange(q)):
-            rows = np.hstack([rows, np.broadcast_to(np.arange(block.start, block.stop), cosine.shape)])
-            values = np.hstack([values, cosine])
-            order = np.lexsort((self._tie[rows], -values), axis=1)[:, : self._length]
-            rows, values = np.take_along_axis(rows, order, axis=1), np.take_along_axis(values, order, axis=1)
-        return list(zip(rows, values, strict=True))
-
-    def best(self, query: int, allowed: Bool) -> tuple[int, float] | None:
-        """The nearest allowed row (a position) and its cosine; None where no row is allowed any more."""
-        while True:
-            rows, values = self._lists[query]
-            while self._next[query] < len(rows):
-                at = self._next[query]
-                if allowed[rows[at]]:
-                    return int(rows[at]), float(values[at])
-                self._next[query] += 1
-            if not allowed.any():
-                return None
-            self._lists[query] = self._rest(query, allowed)
-            self._next[query] = 0
-
-    def _rest(self, query: int, allowed: Bool) -> tuple[Int64, Float32]:
-        """All rows that are still allowed, for a query that has gone through its list."""
-        found = np.concatenate([cosine[0] for _, cosine in self._target.similarity(np.asarray([query]))])
-        rows = np.flatnonzero(allowed)
-        order = np.lexsort((self._tie[rows], -found[rows]))
-        return rows[order], found[rows[order]]
-
-
-def turns(target: Target) -> Iterator[int]:
-    """Queries in the order in which they are served, without end: tasks take turns, and in each task its queries do."""
-    own = [np.flatnonzero(target.task == t) for t in range(len(target.tasks))]
-    at = 0
-    while True:
-        for queries in own:
-            yield int(queries[at % len(queries)])
-        at += 1

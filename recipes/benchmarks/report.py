@@ -168,7 +168,7 @@ def select_facts(table: ScoreTable, selection: Selection) -> SelectFacts:
     return SelectFacts(
         scored=len(table), kept=int(kept.sum()), dropped=int((~kept).sum()), score=table.score_name,
         tokens=TokenCounts(int(response.sum()), int(response[kept].sum()), int(whole.sum()), int(whole[kept].sum())),
-        duplicates=int((selection.duplicate_of >= 0).sum()), unstable=None,
+        duplicates=int((selection.duplicate_of >= 0).sum()), contaminated=0, unstable=None,
         selected_hash=row_ids_hash(selection.kept), params=dict(selection.params), clustered=True, strata=GROUPS,
         seconds=0.1,
     )  # fmt: skip

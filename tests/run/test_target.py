@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from sample_rows import alpaca_rows
 
 from instruct_prune import Run, SelectConfig, TargetConfig
 from instruct_prune.cli import main
+from instruct_prune.measure.parts import PartStore
 from instruct_prune.run.folder import RunFolder
+from instruct_prune.run.measuring import Measuring
 from instruct_prune.run.records import ScoreFacts, SelectFacts
 from instruct_prune.run.target_facts import TargetFacts
 
@@ -48,7 +51,12 @@ def selection(out: Path) -> dict[str, list[object]]:
 def test_rows_that_are_the_queries_are_taken_first(scored: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = scored / "RUN"
     facts = RunFolder(out).facts(TargetFacts)
-    assert [(t.name, t.read, t.queries, t.repeated) for t in facts.tasks] == [("dev", 3, 3, 3)]
+    assert [(t.name, t.read, t.queries) for t in facts.tasks] == [("dev", 3, 3)]
+    assert facts.tasks[0].repeats["text"] == 3
+    repeats = pq.read_table(out / "targets" / "repeats.parquet").to_pylist()
+    assert [row for row in repeats if row["how"] == "text"] == [
+        {"row_id": 5 + i, "task": "dev", "target_row": i, "how": "text"} for i in range(3)
+    ]
     kept = selection(out)
     first = {row: query for row, query, turn in zip(kept["row_id"], kept["target_row"], kept["target_turn"], strict=True) if turn < 3}  # type: ignore[operator]  # fmt: skip
     assert first == {5: 0, 6: 1, 7: 2}
@@ -189,3 +197,121 @@ def test_in_python(scored: Path) -> None:
     assert run.select(SelectConfig(keep=3, by="rds")).kept.tolist() == [5, 6, 7]
     run.target(TargetConfig((f"a={scored / 'dev.jsonl'}", f"b={scored / 'other.jsonl'}")), by="rds")
     assert run.select(SelectConfig(keep=2)).kept.tolist() == [5, 20]
+
+
+# ---- rows that must not be in the data ----
+
+
+def fates(out: Path) -> dict[int, tuple[str, str | None, int | None, str | None]]:
+    table = pq.read_table(out / "selection.parquet").to_pylist()
+    return {
+        row["row_id"]: (row["reason"], row["repeats_file"], row["repeats_line"], row["repeats_how"]) for row in table
+    }
+
+
+def test_rows_of_a_test_are_taken_out_and_named(scored: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out, tests = scored / "RUN", scored / "tests.jsonl"
+    assert aim(scored, "rds") == 0
+    rows = alpaca_rows(40)
+    # A row as it is, and one that holds 13 words of row 12 in a format that no reader knows.
+    shared = " ".join(f"{rows[12]['instruction']} {rows[12]['output']}".split())
+    tests.write_text(json.dumps(rows[6]) + "\n")
+    other = write(scored / "benchmark.jsonl", [{"stem": f"Q: {shared}", "choices": ["a", "b"], "gold": 1}])  # type: ignore[dict-item]
+    assert select(scored, "--by", "rds", "--decontaminate", str(tests), str(other), "--dedup", "0.99") == 0
+    found = fates(out)
+    assert found[6] == ("contaminated", str(tests), 1, "text")
+    assert found[12] == ("contaminated", str(other), 1, "13-gram")
+    assert sorted(row for row, fate in found.items() if fate[1] is not None) == [6, 12]
+    facts = RunFolder(out).facts(SelectFacts)
+    assert (facts.kept, facts.contaminated) == (3, 2)
+    captured = capfd.readouterr()
+    assert "2 of 40 rows repeat one of 2 rows (1 by text, 1 by 13-gram)" in captured.err
+    assert "2 rows were dropped because they repeat" in captured.out
+
+
+def test_embeddings_find_more_where_a_threshold_is_given(scored: Path) -> None:
+    out, tests = scored / "RUN", write(scored / "near.jsonl", alpaca_rows(40)[9:10])
+    words = ["--method", "random", "--decontaminate", str(tests)]
+    assert select(scored, *words) == 0
+    assert [row for row, fate in fates(out).items() if fate[1]] == [9]
+    vectors = np.load(out / "embeddings.npy")
+    cosine = vectors @ vectors[9]
+    fourth = float(np.sort(cosine)[-4])
+    assert select(scored, *words, "--decontaminate-above", str(fourth - 1e-4)) == 0
+    found = {row: fate[3] for row, fate in fates(out).items() if fate[1]}
+    assert found == {int(row): "text" if row == 9 else "embedding" for row in np.argsort(cosine)[-4:]}
+    assert select(scored, *words, "--decontaminate-above", "-1") == 2
+    assert select(scored, "--method", "random", "--decontaminate-above", "0.9") == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(None, "does not exist"), ("", "has no rows"), ('{"a": 1}\n', "no rows with text"), ('{"a": "x"}\n{"a', "line 2")],
+)
+def test_bad_files_to_decontaminate_by(
+    scored: Path, content: str | None, says: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = scored / f"bad{len(content or 'none')}.jsonl"
+    if content is not None:
+        file.write_text(content)
+    assert select(scored, "--method", "random", "--decontaminate", str(file)) == 2
+    assert says in " ".join(capfd.readouterr().err.split())
+
+
+# ---- budgets, kills, processes ----
+
+
+def test_more_tasks_than_rows(scored: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = [f"t{i}={scored / 'dev.jsonl'}" for i in range(4)]
+    assert main(["target", str(scored / "RUN"), "--target", *words, "--by", "rds"]) == 0
+    assert select(scored) == 2
+    assert "4 tasks and the budget 3 rows" in capfd.readouterr().err
+
+
+def test_killed_and_run_again_it_is_the_same(
+    scored: Path, tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pass over the pool is stopped in its midst, and then the pass over the target."""
+    words = ["--data", str(scored / "pool.jsonl"), "--model", str(tiny_model_folder), "--subnets", "dense"]
+    whole, killed = tmp_path / "WHOLE", tmp_path / "KILLED"
+    for out in (whole, killed):
+        assert main(["score", *words, "--dtype", "float32", "--out", str(out)]) == 0
+    command = ["--target", str(scored / "dev.jsonl"), "--by", "gradient"]
+    assert main(["target", str(whole), *command]) == 0
+    write_part = PartStore.write
+    for last in (3, 1):
+        written: list[str] = []
+
+        def stop(self: PartStore, name: str, chunk: int, columns: object, most: int = last) -> None:
+            if len(written) == most:  # noqa: B023
+                raise KeyboardInterrupt
+            written.append(name)  # noqa: B023
+            write_part(self, name, chunk, columns)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(PartStore, "write", stop)
+        assert main(["target", str(killed), *command]) == 130
+        assert main(["select", str(killed), "--keep", "3"]) == 2
+    monkeypatch.undo()
+    assert main(["target", str(killed), *command]) == 0
+    files = sorted(str(p.relative_to(whole)) for p in (whole / "targets").rglob("*.npy"))
+    assert len(files) == 4
+    for name in files:
+        assert (killed / name).read_bytes() == (whole / name).read_bytes()
+    assert not (killed / "parts" / "target" / "gradient").exists()
+
+
+def test_parts_of_a_target_that_was_given_up_are_not_those_of_another(
+    scored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command for one target is stopped when its rows are measured, and then another target of the same shape is given."""
+    out = tmp_path / "RUN"
+    shutil.copytree(scored / "RUN", out)
+    first = write(tmp_path / "first.jsonl", alpaca_rows(40)[14:17])
+    second = write(tmp_path / "second.jsonl", alpaca_rows(40)[24:27])
+    save = Measuring.save_queries
+    monkeypatch.setattr(Measuring, "save_queries", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert main(["target", str(out), "--target", f"dev={first}", "--by", "rds"]) == 130
+    monkeypatch.setattr(Measuring, "save_queries", save)
+    assert main(["target", str(out), "--target", f"dev={second}", "--by", "rds"]) == 0
+    assert main(["select", str(out), "--keep", "3", "--by", "rds"]) == 0
+    assert selection(out)["row_id"] == [24, 25, 26]

@@ -11,7 +11,7 @@ from instruct_prune.errors import InputError
 from instruct_prune.select import METHODS, find_method, largest_remainder, select_rows
 from instruct_prune.select.data import Budget, Pool
 from instruct_prune.select.draw import easiest_first
-from instruct_prune.select.stratum import fitting
+from instruct_prune.select.stratum import FIRST_KEPT, fitting
 
 UNAIMED = sorted(
     name for name in METHODS if "target" not in find_method(name).needs_of()
@@ -71,7 +71,7 @@ def test_rows_exactly_whatever_the_order(case):
     assert np.isin(must_keep, selection.kept).all()
     assert (np.bincount(selection.stratum[selection.selected], minlength=case["k"]) >= np.minimum(minimum, sizes)).all()
     assert np.array_equal(selection.row_id, pool.row_id)
-    assert np.array_equal(selection.selected, selection.reason >= 4)
+    assert np.array_equal(selection.selected, selection.reason >= FIRST_KEPT)
 
     other, _ = shuffled(pool, seed=1)
     again = select_rows(other, Budget(rows=keep), **options)

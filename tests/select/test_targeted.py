@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from instruct_prune.errors import InputError
 from instruct_prune.select import Budget, Pool, select_rows
 from instruct_prune.select.target import Cosine, Target, Values
-from instruct_prune.select.targeted import attribute
+from instruct_prune.select.turns import Turns
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
@@ -85,8 +85,8 @@ def test_each_query_in_turn_takes_its_best_row(
     selection = select_rows(pool, budget, method="targeted")
     expected = by_hand(pool, budget)
     assert selection.kept.tolist() == sorted(row for row, _ in expected)
-    found = attribute(pool, selection.selected)
-    assert pool.target is not None
+    found = selection.taken
+    assert found is not None
     for turn, (row, query) in enumerate(expected):
         at = pool.row_id.tolist().index(row)
         assert (found.turn[at], found.query[at], found.task[at]) == (turn, 100 + query, tasks[query])
@@ -118,7 +118,8 @@ def test_row_order_changes_nothing_and_must_keep_counts() -> None:
 
 def test_every_query_of_a_task_is_served_before_any_is_served_twice() -> None:
     pool = make_pool(40, [0] * 8, seed=2)
-    found = attribute(pool, select_rows(pool, Budget(rows=8), method="targeted").selected)
+    found = select_rows(pool, Budget(rows=8), method="targeted").taken
+    assert found is not None
     assert sorted(found.query[found.turn >= 0].tolist()) == list(range(100, 108))
 
 
@@ -148,10 +149,114 @@ def test_values_without_queries_are_taken_from_the_highest_down_tasks_in_turn() 
     target = Target(("a", "b"), whole, np.full(2, -1), Values(values), np.arange(6))
     pool = Pool(pool.row_id, pool.score, pool.n_response, pool.strata, target=target)
     selection = select_rows(pool, Budget(rows=4), method="targeted")
-    found = attribute(pool, selection.selected)
+    found = selection.taken
+    assert found is not None
     # a: row 0 (5); b: row 1 (9); a: row 2 (3); b: row 4 (7). Row ids are three times the positions.
     assert selection.kept.tolist() == [0, 3, 6, 12]
     assert found.turn.tolist() == [0, 1, 2, -1, 3, -1]
     assert found.task.tolist() == [0, 1, 0, -1, 1, -1]
     assert found.query.tolist() == [-1] * 6
     assert found.similarity.tolist() == [5, 9, 3, 2, 7, 0]
+    assert select_rows(pool, Budget(rows=6), method="targeted").selected.all()
+
+
+def with_strata(pool: Pool, k: int, seed: int) -> Pool:
+    strata = np.random.default_rng(seed).integers(0, k, len(pool)).astype(np.int32)
+    return replace(pool, strata=strata, strata_names=tuple(f"s{i}" for i in range(k)))
+
+
+@given(
+    n=st.integers(8, 60),
+    q=st.integers(1, 9),
+    n_tasks=st.integers(1, 3),
+    k=st.integers(1, 4),
+    least=st.integers(0, 1),
+    seed=st.integers(0, 10_000),
+    share=st.floats(0.3, 0.9),
+    by_tokens=st.booleans(),
+)
+def test_with_everything_at_once_the_budget_is_exact_and_no_query_is_passed_over(
+    n: int, q: int, n_tasks: int, k: int, least: int, seed: int, share: float, by_tokens: bool
+) -> None:
+    """Strata, least rows of each, rows to keep, duplicates and contaminated rows."""
+    rng = np.random.default_rng(seed)
+    pool = with_strata(make_pool(n, sorted([i % n_tasks for i in range(max(q, n_tasks))]), seed), k, seed)
+    forced = pool.row_id[:2]
+    out = np.zeros(n, dtype=bool)
+    out[n - 2] = True
+    duplicate_of = np.where(np.arange(n) == n - 1, pool.row_id[3], -1)
+    total = int(pool.n_response[: n - 2].sum())
+    budget = Budget(tokens=max(int(share * total), 100)) if by_tokens else Budget(rows=max(6, int(share * (n - 2))))
+    options = {"min_per_stratum": least, "must_keep": forced, "seed": seed}
+    try:
+        selection = select_rows(pool, budget, method="targeted", duplicate_of=duplicate_of, contaminated=out, **options)  # type: ignore[arg-type]
+    except InputError as error:  # small pools cannot hold it all, which is said
+        if "budget" not in str(error):
+            raise
+        return
+    taken = selection.taken
+    assert taken is not None
+    reasons = np.asarray(selection.reasons)[selection.reason]
+    assert (reasons[:2] == "must keep").all()
+    assert (reasons[n - 2 :] == ["contaminated", "duplicate"]).all()
+    spent = int(pool.n_response[selection.selected].sum())
+    if budget.rows is not None:
+        assert int(selection.selected.sum()) == budget.rows
+    else:
+        left = (budget.tokens or 0) - spent
+        assert left >= 0
+        assert (pool.n_response[(reasons == "budget")] > left).all()
+    assert (taken.turn >= 0).tolist() == (reasons == "picked").tolist()
+    assert sorted(taken.turn[taken.turn >= 0].tolist()) == list(range(int((taken.turn >= 0).sum())))
+    # Tasks take turns, and each task serves all its queries before it serves one twice.
+    assert pool.target is not None
+    for t in range(n_tasks):
+        mine = np.flatnonzero(pool.target.task == t)
+        served = np.bincount(taken.query[taken.task == t] - 100, minlength=len(pool.target))[mine]
+        assert served.max() - served.min() <= 1
+    by_task = np.bincount(taken.task[taken.task >= 0], minlength=n_tasks)
+    assert by_task.max() - by_task.min() <= 1
+    order = rng.permutation(n)
+    assert pool.target is not None
+    shuffled = Pool(
+        pool.row_id[order], pool.score[order], pool.n_response[order], pool.strata[order], pool.strata_names,
+        target=pool.target.of_rows(order),
+    )  # fmt: skip
+    again = select_rows(
+        shuffled, budget, method="targeted", duplicate_of=duplicate_of[order], contaminated=out[order], **options  # type: ignore[arg-type]
+    )  # fmt: skip
+    assert again.kept.tolist() == selection.kept.tolist()
+    assert again.taken is not None
+    for name in ("query", "task", "turn"):
+        assert getattr(again.taken, name).tolist() == getattr(taken, name).tolist()
+
+
+def test_short_lists_are_made_anew_and_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Queries that are alike want the same rows, and go through their lists."""
+    pool = make_pool(300, [0] * 12 + [1] * 3, seed=4, coarse=True)
+    expected = by_hand(pool, Budget(rows=250))
+    monkeypatch.setattr("instruct_prune.select.turns.LISTED", 15)
+    monkeypatch.setattr("instruct_prune.select.turns.SPARE", 3)
+    monkeypatch.setattr("instruct_prune.select.target.BLOCK", 7)
+    taken = select_rows(pool, Budget(rows=250), method="targeted").taken
+    assert taken is not None
+    turn = {int(t): (int(pool.row_id[i]), int(taken.query[i]) - 100) for i, t in enumerate(taken.turn) if t >= 0}
+    assert [turn[i] for i in range(250)] == expected
+
+
+def test_a_stratum_goes_on_with_the_query_whose_turn_it_is() -> None:
+    pool = make_pool(4, [0, 0])
+    assert pool.target is not None
+    turns = Turns(pool.target, pool.row_id)
+    for row in range(4):
+        turns.spend(np.array([row]), np.ones(1, dtype=np.int64), np.ones(1, dtype=bool), 1)
+    assert turns.taken.query.tolist() == [100, 101, 100, 101]
+
+
+def test_rows_that_must_stay_out_are_not_kept_by_force() -> None:
+    pool = make_pool(5, [0])
+    out = np.array([False, True, False, False, False])
+    with pytest.raises(InputError, match=r"row 3 .* must be kept, and repeats a row"):
+        select_rows(pool, Budget(rows=2), method="targeted", must_keep=[3], contaminated=out)
+    with pytest.raises(InputError, match="only 4 are left"):
+        select_rows(pool, Budget(rows=5), method="random", contaminated=out)

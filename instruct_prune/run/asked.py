@@ -1,0 +1,119 @@
+"""What a selection was asked for: its options checked, its method found, its strata decided."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from instruct_prune.config import SelectConfig
+from instruct_prune.errors import InputError, told_together
+from instruct_prune.run.chosen import chosen_by
+from instruct_prune.run.folder import RunFolder
+from instruct_prune.score.scores import find_score
+from instruct_prune.select import Method, find_method, resolve_budget
+from instruct_prune.select.data import Pool
+
+
+def check_selection(config: SelectConfig) -> None:
+    """What can be known to be wrong before an hour is spent.
+
+    Raises:
+        InputError: a budget, method, parameter or number of clusters that is none; all of them in one message.
+    """
+
+    def check_method() -> None:
+        method, params = method_of(config)
+        method.needs_of(params)
+
+    told_together(
+        lambda: check_budget(config, None),
+        check_method,
+        lambda: config.score is None or score_params(config, config.score),
+        lambda: clusters_wanted(config),
+    )
+
+
+def check_budget(config: SelectConfig, n: int | None) -> None:
+    """Refuse a budget that ``n`` rows cannot meet; with None, one that no dataset can.
+
+    Raises:
+        InputError: as `resolve_budget` says it.
+    """
+    if config.keep is None and config.keep_tokens is None:
+        raise InputError("say how much to keep: --keep 0.3 (a share), --keep 5000 (rows) or --keep-tokens 2000000.")
+    if config.keep is None:
+        return
+    known = n if n is not None else 2**40 if isinstance(config.keep, int) else 10**6
+    # A pool of the right length and no memory: only the number of rows matters here.
+    empty = np.broadcast_to(np.int32(0), known)
+    resolve_budget(config.keep, config.keep_tokens, Pool(empty, empty, empty, empty))  # type: ignore[arg-type]
+
+
+def method_of(config: SelectConfig) -> tuple[Method, dict[str, Any]]:
+    """The method, and the parameters that are set; ``--split`` is short for ``--param split=``."""
+    method = find_method(config.method or "flexrand")
+    return method, method.parse([*config.param, *([] if config.split == "auto" else [f"split={config.split}"])])
+
+
+def score_params(config: SelectConfig, name: str) -> dict[str, Any]:
+    """The parameters of a score: those that are set, and the defaults of the others."""
+    found = find_score(name)
+    return found.bind(found.parse(config.score_param, "--score-param"))
+
+
+def clusters_wanted(config: SelectConfig) -> int | str:
+    """--clusters as a number, "auto" or "none"."""
+    if config.clusters in ("auto", "none"):
+        return config.clusters
+    if not config.clusters.isdigit() or int(config.clusters) < 1:
+        raise InputError(f"--clusters {config.clusters}: expected a number of clusters, auto or none.")
+    return int(config.clusters)
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What a selection was asked for, with its method found and its strata decided.
+
+    Attributes:
+        config: the options.
+        method: the method.
+        params: its parameters that were set.
+        clustered: whether clusters are the strata.
+        embeddings: whether rows are compared by their vectors.
+        by: how rows are compared with a target; None for methods that have none.
+    """
+
+    config: SelectConfig
+    method: Method
+    params: dict[str, Any]
+    clustered: bool
+    embeddings: bool
+    by: str | None
+
+
+def ask(folder: RunFolder, config: SelectConfig, strata: str | None) -> Asked:
+    """Decide what the options leave open.
+
+    Args:
+        folder: the run.
+        config: the options.
+        strata: the column that says by itself which rows belong together, or None.
+
+    Raises:
+        InputError: the method selects towards a target that was not measured, or ``--by`` is given and it does not.
+    """
+    method, params = method_of(config)
+    wants = method.strata == "clusters" and config.stratify is None
+    if wants and config.clusters == "auto" and strata is not None:
+        config, wants = dataclasses.replace(config, stratify=strata), False
+    needs = method.needs_of(params)
+    compares = config.dedup is not None or "embeddings" in needs
+    if "target" in needs:
+        config = dataclasses.replace(config, by=chosen_by(folder, config.by))
+    elif config.by is not None:
+        raise InputError(
+            f"--by {config.by} is for selection towards a target: {method} has none. Use --method targeted."
+        )
+    return Asked(config, method, params, wants and config.clusters != "none", compares, config.by)
