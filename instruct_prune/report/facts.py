@@ -152,6 +152,7 @@ def seconds_by_stage(run: Records) -> dict[str, float]:
     """Seconds that each finished stage took."""
     found = {"read": run.rows.seconds, "encode": run.encode.seconds, "score": run.score.seconds}
     found |= {} if run.embed is None else {"embed": run.embed.seconds}
+    found |= {} if run.target_seconds is None else {"target": run.target_seconds}
     return found | ({} if run.select is None else {"select": run.select.seconds})
 
 
@@ -179,6 +180,9 @@ def warnings_of(tables: Tables) -> list[str]:
         lines.append(
             f"{int(tables.unstable.sum()):,} rows are unstable: with another mask seed they would have been decided otherwise."
         )
+    contaminated = 0 if tables.run.select is None else tables.run.select.contaminated
+    if contaminated:
+        lines.append(f"{contaminated:,} rows repeat a row of --decontaminate and were dropped.")
     if duplicates:
         lines.append(f"{duplicates:,} rows are near-duplicates of another row, which stands for them.")
     return lines

@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from instruct_prune.errors import InputError
+from instruct_prune.report.aim import with_sources
 from instruct_prune.report.numbers import Numbers, boundary_of, compute, shifts_of
 from instruct_prune.report.others import Other, read_other
 from instruct_prune.report.pack import squeeze
@@ -25,7 +26,7 @@ TEXT_BYTES = 10_000_000
 """UTF-8 bytes of all inlined texts together (they compress to a third); a row may have LEAST_BYTES to MOST_BYTES of them."""
 LEAST_BYTES, MOST_BYTES = 500, 8000
 STYLES = ("report.css",)
-SCRIPTS = ("data.js", "filters.js", "charts.js", "map.js", "tables.js", "detail.js", "page.js")
+SCRIPTS = ("data.js", "filters.js", "charts.js", "map.js", "tables.js", "targets.js", "detail.js", "page.js")
 
 
 def write_report(
@@ -55,11 +56,16 @@ def write_report(
     compared = _others(folder, tables, others)
     first = compute(folder, tables, others=compared)
     boundary = boundary_of(tables)
-    picks = pick_rows(tables, boundary, first.groups, first.duplicates, samples)
+    queries = [] if first.target is None else first.target.queries
+    picks = pick_rows(tables, boundary, first.groups, first.duplicates, samples, queries)
     limit = min(MOST_BYTES, max(LEAST_BYTES, TEXT_BYTES // max(len(picks), 1)))
     typical = [row for group in first.groups for row in group.typical]
     facts = read_rows(rows, tables.row_id, picks, limit, typical)
-    numbers = dataclasses.replace(first, shifts=shifts_of(tables, facts.columns, compared))
+    numbers = dataclasses.replace(
+        first,
+        shifts=shifts_of(tables, facts.columns, compared),
+        target=with_sources(first.target, tables.aim, facts.columns),
+    )
     write_json(folder / "report.json", numbers.to_json())
     page = _render(numbers, page_data(tables, numbers, boundary, picks, facts, compared))
     with atomic(folder / "report.html", "w") as file:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from instruct_prune.arrays import Bool
+from instruct_prune.report.aim import Contaminated, TargetNumbers, read_contaminated, target_numbers
 from instruct_prune.report.curves import Family, families_of
 from instruct_prune.report.facts import Counts, Facts, Seconds, by_tokens, counts_of, facts_of, seconds_of, warnings_of
 from instruct_prune.report.others import Other, OtherNumbers, other_numbers
@@ -88,6 +89,8 @@ class Numbers:
     duplicates: list[DuplicateGroup]
     rejected: Rejected
     others: list[OtherNumbers]
+    target: TargetNumbers | None
+    contaminated: Contaminated | None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; numbers that are not finite become null."""
@@ -104,7 +107,7 @@ def compute(folder: RunFolder, tables: Tables, others: Sequence[Other] = ()) -> 
         others: selections over the same rows to compare with.
 
     Returns:
-        The report without ``shifts``, which need the data (`shifts_of`).
+        The report without ``shifts`` and the sources of ``target``, which need the data (`shifts_of`, `with_sources`).
     """
     fate = tables.fate
     fates = {name: fate == i for i, name in enumerate(FATES) if (fate == i).any()}
@@ -134,6 +137,8 @@ def compute(folder: RunFolder, tables: Tables, others: Sequence[Other] = ()) -> 
         health=_health(tables),
         duplicates=_duplicates(tables),
         rejected=_rejected(folder),
+        target=target_numbers(folder, tables.aim, tables.row_id),
+        contaminated=read_contaminated(folder, 0 if tables.run.select is None else tables.run.select.contaminated),
         others=[other_numbers(tables, o, mmd) for o, mmd in zip(others, mmds[1:], strict=True)],
     )
 

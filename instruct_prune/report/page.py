@@ -50,6 +50,7 @@ def page_data(
     arrays: dict[str, NDArray[Any]] = {}
     for more, columns in (
         _fates(tables, boundary, others),
+        _takers(tables, numbers),
         _losses(tables),
         _maps(tables),
         _columns(facts),
@@ -80,6 +81,25 @@ def _fates(tables: Tables, boundary: Boundary | None, others: Sequence[Other]) -
     for i, other in enumerate(others):  # 0 not scored, 1 dropped, 2 kept
         arrays[f"other{i}"] = np.where(other.scored, 1 + other.kept.astype(np.uint8), 0).astype(np.uint8)
     return {"reasons": [] if tables.selection is None else tables.selection.reasons}, arrays
+
+
+def _takers(tables: Tables, numbers: Numbers) -> Part:
+    """Which query took each row, as its place among the report's queries; those that are not in the page have a task alone."""
+    aim = tables.aim
+    if aim is None or numbers.target is None:
+        return {}, {}
+    place = {(query.task, query.row): i for i, query in enumerate(numbers.target.queries)}
+    names = [task.name for task in aim.tasks]
+    query = np.full(len(tables), -1, dtype=np.int64)
+    for at in np.flatnonzero(aim.task >= 0).tolist():
+        query[at] = place.get((names[aim.task[at]], int(aim.query[at])), -1)
+    arrays: dict[str, NDArray[Any]] = {
+        "task": small_codes(aim.task, missing=True),
+        "query": small_codes(query, missing=True),
+        "turn": small_codes(aim.turn, missing=True),
+        "similarity": aim.similarity,
+    }
+    return {}, arrays
 
 
 def _losses(tables: Tables) -> Part:

@@ -7,9 +7,13 @@ from collections.abc import Iterable
 import numpy as np
 
 from instruct_prune.arrays import Int64
+from instruct_prune.report.aim import Query
 from instruct_prune.report.numbers import DuplicateGroup, Group
 from instruct_prune.report.pools import Boundary
 from instruct_prune.report.tables import Tables
+
+TOOK = 3
+"""Rows of each query that are shown with their text."""
 
 
 def pick_rows(
@@ -18,18 +22,21 @@ def pick_rows(
     groups: Iterable[Group],
     duplicates: Iterable[DuplicateGroup],
     count: int,
+    queries: Iterable[Query] = (),
     seed: int = 0,
 ) -> Int64:
     """int64 [min(count, n)], ascending positions: what people ask for first, then kept and dropped rows at random, half and half.
 
-    First come rows typical of the largest clusters (a quarter of the room at most), the largest groups of duplicates, the
-    rows nearest to the pools' boundary, and the easiest and hardest rows (an eighth each).
+    First come the rows that each query of a target took first and rows typical of the largest clusters (a quarter of the room
+    each at most), the largest groups of duplicates, the rows nearest to the pools' boundary, and the easiest and hardest rows
+    (an eighth each).
     """
     n = len(tables)
     if count >= n:
         return np.arange(n)
     by_size = sorted(groups, key=lambda group: -group.size)
     typical = _positions(tables, (row for group in by_size for row in group.typical))
+    taken = _positions(tables, (row for query in queries for row in query.took[:TOOK]))
     copies = _positions(tables, (row for group in duplicates for row in (group.row, *group.others)))
     near = np.empty(0, dtype=np.int64)
     if boundary is not None:
@@ -37,7 +44,7 @@ def pick_rows(
     by_score = np.argsort(tables.score, kind="stable")
     ends = np.stack([by_score, by_score[::-1]], axis=1).ravel()
     part = count // 8
-    chosen = [typical[: 2 * part], copies[:part], near[:part], ends[:part]]
+    chosen = [taken[: 2 * part], typical[: 2 * part], copies[:part], near[:part], ends[:part]]
     rng = np.random.default_rng(seed)
     kept, dropped = (rng.permutation(np.flatnonzero(side)) for side in (tables.kept, ~tables.kept))
     both = min(len(kept), len(dropped))

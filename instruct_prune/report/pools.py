@@ -34,8 +34,9 @@ class Boundary:
 def find_boundary(selection: Selection | None, n_response: Int64 | None = None) -> Boundary | None:
     """The boundary that the method drew; None for methods that draw none.
 
-    FlexRand cuts each stratum, easiest first and without its near-duplicates, at ``split`` of its rows, or of its response
-    tokens where the budget was in tokens. Methods that keep one end of each stratum cut at the last kept row.
+    A method with pools (FlexRand) cuts each stratum, easiest first and without rows that are no candidates, at ``split`` of its
+    rows, or of its response tokens where the budget was in tokens. Methods that keep one end of each stratum cut at the last
+    kept row.
 
     Args:
         selection: of the n rows.
@@ -43,14 +44,14 @@ def find_boundary(selection: Selection | None, n_response: Int64 | None = None) 
     """
     if selection is None or not len(selection):
         return None
-    split = selection.params.get("split") if selection.method == "flexrand" else None
+    split = selection.params.get("split") if _has_pools(selection) else None
     cost = np.ones(len(selection), dtype=np.int64) if n_response is None else n_response.astype(np.int64)
     k = len(selection.strata_names)
     score = np.full(k, np.nan, dtype=np.float32)
     distance = np.full(len(selection), np.nan, dtype=np.float32)
     in_easy = np.zeros(len(selection), dtype=bool)
     order = np.lexsort((selection.rank, selection.stratum))
-    order = order[~_duplicates(selection)[order]]
+    order = order[_open(selection)[order]]
     starts = np.searchsorted(selection.stratum[order], np.arange(k + 1))
     for i, (first, last) in enumerate(itertools.pairwise(starts.tolist())):
         rows = order[first:last]
@@ -64,10 +65,17 @@ def find_boundary(selection: Selection | None, n_response: Int64 | None = None) 
     return Boundary(KEPT_DROPPED if split is None else EASY_HARD, score, distance, in_easy)
 
 
-def _duplicates(selection: Selection) -> Bool:
-    if selection.duplicate_of is None:
-        return np.zeros(len(selection), dtype=bool)
-    return np.asarray(selection.duplicate_of >= 0)
+def _has_pools(selection: Selection) -> bool:
+    return bool(_because(selection, "easy pool", "hard pool").any())
+
+
+def _open(selection: Selection) -> Bool:
+    """bool [n]: rows that the method could keep."""
+    return ~_because(selection, "duplicate", "contaminated")
+
+
+def _because(selection: Selection, *reasons: str) -> Bool:
+    return np.isin(selection.reason, [code for code, reason in enumerate(selection.reasons) if reason in reasons])
 
 
 def _share(cost: Int64, split: float) -> int:

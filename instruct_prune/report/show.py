@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from instruct_prune.arrays import Int64
+from instruct_prune.report.aim import Query, TargetNumbers, as_line, target_numbers, with_sources
 from instruct_prune.report.facts import counts_of, facts_of, warnings_of
 from instruct_prune.report.numbers import groups_of
-from instruct_prune.report.rows import read_rows
+from instruct_prune.report.pick import TOOK
+from instruct_prune.report.rows import Text, read_rows
 from instruct_prune.report.tables import Tables, read_tables
 from instruct_prune.rows.row import Reject, Row
 from instruct_prune.run.folder import RunFolder
@@ -47,12 +49,20 @@ def show(folder: RunFolder, rows: Iterable[Row | Reject], console: Console | Non
     if tables.selection is not None:
         sides = {"kept": np.flatnonzero(tables.kept), "dropped": np.flatnonzero(~tables.kept)}
     picks = {name: _spread(tables, at) for name, at in sides.items()}
-    texts = read_rows(rows, tables.row_id, np.concatenate(list(picks.values())), 2000).texts
+    target = target_numbers(folder, tables.aim, tables.row_id)
+    queries = [] if target is None else _some([query for query in target.queries if query.took])
+    taken = np.searchsorted(tables.row_id, [row for query in queries for row in query.took[:TOOK]]).astype(np.int64)
+    found = read_rows(rows, tables.row_id, np.concatenate([*picks.values(), taken]), 2000)
+    texts = found.texts
+    target = with_sources(target, tables.aim, found.columns)
+    if target is not None:
+        console.print(_tasks(target))
+        console.print(_queries(queries, tables, texts))
     for name, chosen in picks.items():
         table = _table(f"{name}, from the easiest to the hardest", ["row", "score", "why"], ["text"])
         for at in chosen.tolist():
-            text = " → ".join(turn.text.strip() for turn in texts[at].turns if turn.role != "system")
-            _add(table, str(tables.row_id[at]), f"{tables.score[at]:.3f}", _reason(tables, at), one_line(text, 300))
+            text = one_line(as_line(texts[at]), 300)
+            _add(table, str(tables.row_id[at]), f"{tables.score[at]:.3f}", _reason(tables, at), text)
         console.print(table)
 
 
@@ -91,6 +101,36 @@ def _groups(tables: Tables) -> Table:
     return table
 
 
+def _tasks(target: TargetNumbers) -> Table:
+    """What each task of the target took, and from where."""
+    of = f" ({target.column}; in brackets its share of all rows)" if target.column else ""
+    table = _table(
+        f"target, compared by {target.by}", ["queries", "rows taken", "tokens", "similarity"], ["task", f"from{of}"]
+    )
+    for task in target.tasks:
+        sources = ", ".join(f"{v} {share:.1%} ({whole:.1%})" for v, rows, share, whole in task.sources[:5] if rows)
+        numbers = [f"{task.queries:,}", f"{task.rows:,}", f"{task.tokens:,}", f"{task.similarity:.3f}"]
+        _add(table, *numbers, one_line(task.name, 60), one_line(sources, 300))
+    return table
+
+
+def _queries(queries: list[Query], tables: Tables, texts: Mapping[int, Text]) -> Table:
+    """Some queries, each above the rows that it took."""
+    table = _table("queries and the rows that they took first", ["row", "similarity"], ["text"])
+    for query in queries:
+        _add(table, f"{one_line(query.task, 30)} {query.row}", "", one_line(query.text, 300))
+        for row, similarity in zip(query.took[:TOOK], query.similarity, strict=False):
+            at = int(np.searchsorted(tables.row_id, row))
+            _add(table, f"took {row}", f"{similarity:.3f}", "  " + one_line(as_line(texts[at]), 300))
+    return table
+
+
+def _some(queries: list[Query]) -> list[Query]:
+    """Some of the queries, evenly from the first to the last."""
+    places = np.unique(np.linspace(0, len(queries) - 1, min(EXAMPLES, len(queries))).round().astype(np.int64))
+    return [queries[at] for at in places.tolist()] if queries else []
+
+
 def _table(title: str, numbers: list[str], words: list[str]) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -117,5 +157,9 @@ def _spread(tables: Tables, at: Int64) -> Int64:
 
 
 def _reason(tables: Tables, at: int) -> str:
-    chosen = tables.selection
-    return "" if chosen is None else chosen.reasons[chosen.reason[at]]
+    chosen, aim = tables.selection, tables.aim
+    reason = "" if chosen is None else chosen.reasons[chosen.reason[at]]
+    if aim is None or aim.task[at] < 0:
+        return reason
+    query = "" if aim.query[at] < 0 else f" {aim.query[at]}"
+    return f"{reason} by {one_line(aim.tasks[aim.task[at]].name, 30)}{query}"

@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from instruct_prune.arrays import Bool, Float32, Int32, Int64, positions_of
 from instruct_prune.errors import InputError
 from instruct_prune.measure.subnet import SubnetSpec
+from instruct_prune.report.aim import Aim, read_aim
 from instruct_prune.rows.facts import RowFacts
 from instruct_prune.rows.table import RowTable
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.records import EmbedFacts, EncodeFacts, RowsFacts, ScoreFacts, SelectFacts
+from instruct_prune.run.target_facts import COMPARED, TargetFacts
 from instruct_prune.select.data import Selection
 
 FATES = ("dropped", "kept: easy pool", "kept: hard pool", "kept", "scored")
@@ -32,6 +34,7 @@ class Records:
     Attributes:
         source: what is known of the rows.
         chosen: the options of the selection.
+        target_seconds: that reading a target and comparing it with the pool took, in all ways that were tried; None without one.
     """
 
     source: RowFacts
@@ -41,6 +44,7 @@ class Records:
     embed: EmbedFacts | None
     select: SelectFacts | None
     chosen: Mapping[str, Any]
+    target_seconds: float | None
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ class Tables:
         label_names: name of label i at position i.
         label_kind: "cluster", "stratum", or "" where all rows are together.
         distance: float32 [n] to the cluster's centre, or None.
+        aim: who took each row; None where the selection has no target.
         unstable: bool [n], rows that another mask seed would have decided otherwise; None with fewer than two seeds.
         run: the records of the stages that these tables come from.
     """
@@ -86,6 +91,7 @@ class Tables:
     label_kind: str
     distance: Float32 | None
     unstable: Bool | None
+    aim: Aim | None
     run: Records
 
     def __len__(self) -> int:
@@ -148,6 +154,7 @@ def read_tables(folder: RunFolder) -> Tables:
         label_kind=kind,
         distance=distance,
         unstable=_unstable(folder) if selection is not None else None,
+        aim=None if records.select is None else read_aim(folder, records.chosen.get("by"), table.n_response[scored]),
         run=records,
     )
 
@@ -169,7 +176,14 @@ def read_records(folder: RunFolder) -> Records:
         embed=None if embed is None else embed.facts,
         select=None if select is None else select.facts,
         chosen={} if select is None else select.config,
+        target_seconds=_target_seconds(folder),
     )
+
+
+def _target_seconds(folder: RunFolder) -> float | None:
+    read = folder.find(TargetFacts)
+    compared = [record.facts for kind in COMPARED.values() if (record := folder.find(kind)) is not None]
+    return None if read is None else sum(facts.seconds for facts in (read.facts, *compared) if facts is not None)
 
 
 def _selection(folder: RunFolder, row_id: Int64) -> Selection:

@@ -46,7 +46,6 @@ def target(folder: RunFolder, config: TargetConfig, by: str | None = None) -> No
     """
     by = by or DEFAULT
     how = find_by(by)
-    began = time.monotonic()
     tasks = tasks_of(config)
     after = {"score": ScoreFacts, "embed": EmbedFacts}[how.after]
     for kind in (ScoreFacts, after):
@@ -55,6 +54,7 @@ def target(folder: RunFolder, config: TargetConfig, by: str | None = None) -> No
     name = ScoreConfig(model=encoded.model, model_revision=encoded.revision)
     model = make_model(name, EncodeConfig(**encoded.options), pool.facts.model_kind, pool.facts.format)
     _read(folder, model, tasks, pool)
+    began = time.monotonic()
     found = [_open(folder, model, task) for task in tasks]
     options = how.identity(config)
     kind = COMPARED[by]

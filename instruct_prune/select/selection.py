@@ -70,16 +70,13 @@ def select_rows(
     bound = found.bind(params)
     _check(pool, min_per_stratum, duplicate_of)
     found.check(pool, bound)
-    out = np.zeros(len(pool), dtype=bool) if contaminated is None else contaminated
-    out = out[np.argsort(pool.row_id, kind="stable")]
+    out = _in_order(pool, contaminated)
     pool, duplicate_of = _ascending(pool, duplicate_of)
     forced = forced_rows(pool, must_keep)
     _refuse_both(pool.row_id[forced & out])
-    if duplicate_of is not None:
-        duplicate_of = np.where(forced, -1, duplicate_of)
+    duplicate_of = None if duplicate_of is None else np.where(forced, -1, duplicate_of)
     open_rows = ~out if duplicate_of is None else (duplicate_of < 0) & ~out
-    turns = None if pool.target is None else Turns(pool.target, pool.row_id)
-    draw = Draw(pool, budget, rank_rows(pool), open_rows, forced, min_per_stratum, seed, turns)
+    draw = Draw(pool, budget, rank_rows(pool), open_rows, forced, min_per_stratum, seed, turns_of(pool))
     return _selected(draw, found, bound, duplicate_of, out)
 
 
@@ -148,6 +145,16 @@ def _check(pool: Pool, min_per_stratum: int, duplicate_of: Int64 | None) -> None
         raise InputError(f"--min-per-stratum {min_per_stratum} must be 0 or more.")
     if duplicate_of is not None and len(duplicate_of) != len(pool):
         raise InputError(f"duplicates are given for {len(duplicate_of)} rows, the pool has {len(pool)} scored rows.")
+
+
+def turns_of(pool: Pool) -> Turns | None:
+    """The turns of the queries of a pool's target, where it has one."""
+    return None if pool.target is None else Turns(pool.target, pool.row_id)
+
+
+def _in_order(pool: Pool, rows: Bool | None) -> Bool:
+    """bool [n], in ascending row id; all False where none are given."""
+    return np.zeros(len(pool), dtype=bool) if rows is None else rows[np.argsort(pool.row_id, kind="stable")]
 
 
 def _refuse_both(row_id: Int64) -> None:

@@ -195,6 +195,7 @@ def make_run(
                 tokens=TokenCounts(*(int(n.sum()) for n in (length, length[chosen], whole, whole[chosen]))),
                 score="dlc",
                 duplicates=int((stands >= 0).sum()),
+                contaminated=0,
                 unstable=None,
                 selected_hash=row_ids_hash(selection.kept),
                 params=dict(selection.params),

@@ -172,11 +172,13 @@ def test_selection_of_older_scores_is_refused(tmp_path: Path) -> None:
 
 def selection_of(selected: list[bool], *, split: float | None, method: str = "flexrand", **more: object) -> Selection:
     n = len(selected)
+    kept = 2 if split is not None else 3
+    stands_for_itself = np.asarray(more.get("duplicate_of", np.full(n, -1))) < 0
     return Selection(
         row_id=np.arange(n),
         selected=np.array(selected),
-        reason=np.zeros(n, dtype=np.int8),
-        reasons=("budget",),
+        reason=np.where(stands_for_itself, np.where(selected, kept, 0), 1).astype(np.int8),
+        reasons=("budget", "duplicate", "hard pool", "picked"),
         stratum=np.zeros(n, dtype=np.int32),
         score=np.arange(n, dtype=np.float32),
         rank=np.arange(n, dtype=np.int32),

@@ -39,6 +39,8 @@ function facts(at) {
   if (D.numbers.facts.tokens) add('tokens', `${whole(D.prompt[at])} prompt, ${whole(D.response[at])} response`);
   D.subnets.forEach((subnet, j) => add(`loss, ${subnet.name}`, short(loss(j, at))));
   FIELDS.filter(f => f.key.startsWith('column')).forEach(field => add(field.label, field.values[field.of(at)]));
+  takenBy(at).forEach(([name, value]) => add(name, value));
+  if (D.similarity) add(`similarity by ${D.numbers.target.by}`, short(D.similarity[at]));
   RANGES.slice(3).forEach(range => add(range.label, short(range.of(at))));
   if (D.slot[at] >= 0) {
     const [source, line] = D.texts[D.slot[at]];

@@ -5,6 +5,7 @@ async function start() {
     startClusters();
     startSamples();
     startDuplicates();
+    startTargets();
     drawBar();
     await loadPlotly();
     startMap();

@@ -70,7 +70,7 @@ function clusterRow(group, g, field, state) {
 const compareValues = (a, b) => (typeof a === 'string' ? a.localeCompare(b, 'en', { numeric: true }) : a - b);
 
 const WHY = {
-  budget: 'dropped: others came first and the budget was full', duplicate: 'dropped: another row stands for it', 'too hard': 'dropped: the method cuts off the hardest rows',
+  budget: 'dropped: others came first and the budget was full', duplicate: 'dropped: another row stands for it', contaminated: 'dropped: it repeats a row of a test', 'too hard': 'dropped: the method cuts off the hardest rows',
   'too similar': 'dropped: too near to a row kept before it', 'easy pool': 'kept: drawn from the easy pool', 'hard pool': 'kept: drawn from the hard pool',
   picked: 'kept: by the rule of the method', 'must keep': 'kept: you said so',
 };
@@ -148,6 +148,7 @@ function marksOf(at) {
     marks.push(el('button', { type: 'button', class: 'mark', dir: 'auto', textContent: groupName(at), title: 'Filter by this', onclick: () => toggleField(field, D.label[at]) }));
   }
   if (D.selected) marks.push(el('span', { class: isKept(at) ? 'mark is-kept' : 'mark', textContent: D.reasons[D.reason[at]], title: WHY[D.reasons[D.reason[at]]] ?? '' }));
+  if (wasTaken(at)) marks.push(el('span', { class: 'mark', dir: 'auto', textContent: takenBy(at)[0][1], title: 'who took it' }));
   if (D.unstable?.[at]) marks.push(el('span', { class: 'mark', textContent: 'unstable', title: 'another mask seed decides otherwise' }));
   if (D.near?.[at]) marks.push(el('span', { class: 'mark', textContent: 'near the boundary' }));
   return marks;
