@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -39,3 +42,10 @@ def positions_of(wanted: Int64, row_id: Int64, what: str) -> Int64:
             "Make it again."
         )
     return at.astype(np.int64)
+
+
+def let_go(array: NDArray[Any]) -> None:
+    """Take the pages of a memory-mapped array that were read out of this process; they stay in the system's cache."""
+    mapped = getattr(array, "_mmap", None)
+    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
