@@ -1,10 +1,13 @@
-"""What do pooled hidden states cost beside the loss, when one pass of the dense model reads both?
+"""What do measurements cost beside the loss: pooled hidden states, which are read in the same pass, and gradient sketches, which
+take a pass of their own?
 
-    python recipes/benchmarks/measurements.py --data alpaca.json --rows 96 --repeats 5
+    python recipes/benchmarks/measurements.py --data alpaca.json
+    python recipes/benchmarks/measurements.py --data alpaca.json --rows 96 --repeats 5 --lines loss "loss + mean"
 
-Passes take turns (loss, loss + mean, loss + three states, again from the start), each in a process of its own, so that peak
-memory can be told apart; medians are printed. What is timed is the engine's loop: batches, forward passes, probes, and
-writing the parts. Peak memory is the resident set on a CPU, the memory that torch held on a GPU.
+Passes take turns (all lines once, again from the start), each in a process of its own, so that peak memory can be told apart;
+medians are printed. What is timed is the engine's loop: batches, forward passes, probes, and writing the parts. The ratio is
+that of seconds, and, for machines that have other work too, of processor seconds. Peak memory is the resident set on a CPU, the
+memory that torch held on a GPU.
 """
 
 from __future__ import annotations
@@ -26,28 +29,52 @@ import numpy as np
 from instruct_prune import EncodeConfig, Row, ScoreConfig, load_data
 from instruct_prune.arrays import Float32
 
-PASSES = {"loss": (), "loss + mean": ("mean",), "loss + mean, weighted, last": ("mean", "weighted", "last")}
+
+@dataclass(frozen=True)
+class Line:
+    """One pass that is timed.
+
+    Attributes:
+        probes: what it reads, as in --probes.
+        subnet: under which weights and view, as in --subnets.
+        loss: whether it reads the loss too. Gradients have a pass of their own, without it.
+    """
+
+    probes: tuple[str, ...] = ()
+    subnet: str = "dense"
+    loss: bool = True
+
+
+LINES: dict[str, Line] = {
+    "loss": Line(),
+    "loss + mean": Line(("mean",)),
+    "loss + mean, weighted, last": Line(("mean", "weighted", "last")),
+    "gradient sketch, 4,096 numbers": Line(("gradient",), loss=False),
+    "gradient sketch, 8,192 numbers": Line(("gradient@8192",), loss=False),
+    # A pass under an adapter or behind demonstrations is a line with its subnet: Line(subnet="adapter:FOLDER").
+}
 
 
 @dataclass(frozen=True)
 class Took:
-    """One pass: seconds, peak memory in bytes, float32 [n] losses."""
+    """One pass: seconds, processor seconds, peak memory in bytes, float32 [n] losses where it read them."""
 
     seconds: float
+    processor: float
     peak: int
-    losses: Float32
+    losses: Float32 | None
 
 
-def one_pass(folder: Path, config: ScoreConfig, probes: Sequence[str], device_name: str | None) -> Took:
-    """Time one dense pass over the rows whose items lie in ``folder``."""
+def one_pass(folder: Path, config: ScoreConfig, line: Line, device_name: str | None) -> Took:
+    """Time one pass over the rows whose items lie in ``folder``."""
     import torch
 
     from instruct_prune.measure.engine import measure_parts, run_batch
-    from instruct_prune.measure.measurement import measurements_of
+    from instruct_prune.measure.ladder import parse_subnets
+    from instruct_prune.measure.measurement import Measurement
     from instruct_prune.measure.parts import PartStore
-    from instruct_prune.measure.probes import parse_probe
+    from instruct_prune.measure.probes import Loss, parse_probe
     from instruct_prune.measure.stored import merge_columns
-    from instruct_prune.measure.subnet import DENSE
     from instruct_prune.models.causal_lm import CausalLM
     from instruct_prune.run.measure import batch_cost, plan_work
 
@@ -55,7 +82,9 @@ def one_pass(folder: Path, config: ScoreConfig, probes: Sequence[str], device_na
     model = CausalLM(config, EncodeConfig(), None)
     model.load(model.dtype(config.dtype, device), device)
     items = model.open_items(folder)
-    measurements = measurements_of([DENSE], [parse_probe(text) for text in probes])
+    (spec,) = parse_subnets([line.subnet])
+    loss = Measurement(spec, Loss())
+    measurements = [*([loss] if line.loss else []), *(Measurement(spec, parse_probe(text)) for text in line.probes)]
     with tempfile.TemporaryDirectory() as parts:
         work = plan_work(
             model, items, measurements, batch_cost(model, config, device.type), PartStore(Path(parts), "benchmark")
@@ -64,13 +93,14 @@ def one_pass(folder: Path, config: ScoreConfig, probes: Sequence[str], device_na
         model.start_pass(plan, a_pass.depths, a_pass.pooled)
         run_batch(model, a_pass, items, plan.chunks[-1][-1])  # warm-up
         todo = work.missing()
-        began = time.perf_counter()
+        began, processor = time.perf_counter(), time.process_time()
         measure_parts(model, work, todo)
-        seconds = time.perf_counter() - began
+        seconds, processor = time.perf_counter() - began, time.process_time() - processor
         columns, _ = merge_columns(work, len(items))
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return Took(seconds, torch.cuda.max_memory_allocated() if device.type == "cuda" else peak, columns[measurements[0]])
+    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else peak
+    return Took(seconds, processor, peak, columns.get(loss))
 
 
 def write_items(folder: Path, options: argparse.Namespace, config: ScoreConfig) -> tuple[int, int]:
@@ -87,38 +117,49 @@ def write_items(folder: Path, options: argparse.Namespace, config: ScoreConfig) 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True)
-    parser.add_argument("--rows", type=int, default=96, help="the first so many")
+    parser.add_argument("--rows", type=int, default=200, help="the first so many")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--model", help="the embedded default when not given")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto")
     parser.add_argument("--device", help="cuda or cpu; the GPU where there is one")
     parser.add_argument("--batch-tokens", type=int)
     parser.add_argument("--probes", nargs="+", default=[], help="one more pass, with these: mean@15 last@20 ...")
+    parser.add_argument(
+        "--lines", nargs="+", choices=LINES, default=list(LINES), help="which lines; loss is always the first"
+    )
     return parser.parse_args()
 
 
 def main() -> None:
     options = arguments()
     config = ScoreConfig(model=options.model, dtype=options.dtype, batch_tokens=options.batch_tokens)
-    passes: dict[str, tuple[str, ...]] = dict(PASSES)
+    lines = {name: LINES[name] for name in dict.fromkeys(["loss", *options.lines])}
     if options.probes:
-        passes["loss + " + ", ".join(options.probes)] = tuple(options.probes)
-    found: dict[str, list[Took]] = {name: [] for name in passes}
+        lines["loss + " + ", ".join(options.probes)] = Line(tuple(options.probes))
+    found: dict[str, list[Took]] = {name: [] for name in lines}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "items"
         rows, tokens = write_items(folder, options, config)
         for _ in range(options.repeats):
-            for name, probes in passes.items():
+            for name, line in lines.items():
                 with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-                    found[name].append(process.submit(one_pass, folder, config, probes, options.device).result())
+                    found[name].append(process.submit(one_pass, folder, config, line, options.device).result())
     print(f"{rows:,} rows, {tokens:,} tokens, {options.dtype}, {options.repeats} repeats\n")
-    print(f"{'what one pass reads':<40}{'seconds':>10}{'ratio':>8}{'peak MB':>10}{'largest difference of a loss':>31}")
-    alone = found["loss"]
+    print(
+        f"{'what one pass reads':<34}{'seconds':>9}{'ratio':>8}{'CPU s':>9}{'ratio':>8}{'peak MB':>9}{'largest difference of a loss':>30}"
+    )
+    base = found["loss"]
     for name, runs in found.items():
-        seconds, base = (statistics.median(run.seconds for run in each) for each in (runs, alone))
-        peak = statistics.median(run.peak for run in runs)
-        difference = float(np.nanmax(np.abs(runs[0].losses - alone[0].losses)))
-        print(f"{name:<40}{seconds:>10.2f}{seconds / base:>8.3f}{peak / 1e6:>10,.0f}{difference:>31.1e}")
+        seconds, processor, peak = (median(runs, of) for of in ("seconds", "processor", "peak"))
+        ratios = seconds / median(base, "seconds"), processor / median(base, "processor")
+        loss, losses = base[0].losses, runs[0].losses
+        difference = "-" if loss is None or losses is None else f"{float(np.nanmax(np.abs(losses - loss))):.1e}"
+        numbers = f"{seconds:>9.2f}{ratios[0]:>8.3f}{processor:>9.2f}{ratios[1]:>8.3f}{peak / 1e6:>9,.0f}"
+        print(f"{name:<34}{numbers}{difference:>30}")
+
+
+def median(runs: Sequence[Took], of: str) -> float:
+    return float(statistics.median(getattr(run, of) for run in runs))
 
 
 if __name__ == "__main__":

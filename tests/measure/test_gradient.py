@@ -15,7 +15,7 @@ from instruct_prune.encode.item import Tokens
 from instruct_prune.errors import InputError
 from instruct_prune.measure.engine import run_batch
 from instruct_prune.measure.measurement import Measurement, Pass
-from instruct_prune.measure.probes import Gradient
+from instruct_prune.measure.probes import Gradient, parse_probe
 from instruct_prune.measure.probes.gradient import linear_layers
 from instruct_prune.measure.subnet import DENSE, FULL
 from instruct_prune.models.causal_lm import CausalLM
@@ -131,8 +131,23 @@ def test_projections_depend_on_names_and_seeds_only() -> None:
     assert not torch.equal(Gradient().projection("model.layers.2.mlp.up_proj:in", 48), first)
 
 
+def test_widths_that_are_no_squares(tiny_llama: Callable[..., Any]) -> None:
+    model = CausalLM.holding(tiny_llama())
+    items = rows(12)
+    probe = parse_probe("gradient@8192")
+    assert isinstance(probe, Gradient)
+    assert (probe.sides, probe.width(model), probe.name) == ({"out": 64, "in": 128}, 8192, "gradient_all_8192_s0")
+    found = sketches(model, items, probe)
+    true = torch.nn.functional.normalize(true_gradients(model.module, items))
+    assert (found @ found.T - true @ true.T).square().mean().sqrt() < 0.05
+
+
 def test_bad_parameters() -> None:
-    with pytest.raises(InputError, match="no square number"):
-        Gradient(width=5000)
+    with pytest.raises(InputError, match="not near a square"):
+        Gradient(width=5003)
+    with pytest.raises(InputError, match="not near a square"):
+        Gradient(width=0)
+    with pytest.raises(InputError, match="such as gradient@8192"):
+        parse_probe("gradient@wide")
     with pytest.raises(InputError, match="blocks"):
         Gradient(blocks="first")

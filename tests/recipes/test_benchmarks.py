@@ -76,10 +76,22 @@ def test_measurements(data: Path, tiny_model_folder: Path) -> None:
     words = ["--data", str(data), "--rows", "8", "--repeats", "1", "--model", str(tiny_model_folder)]
     found = run("measurements", *words, "--dtype", "float32")
     assert found.startswith("8 rows,")
-    lines = [line for line in found.splitlines() if line.startswith("loss")]
-    assert [line[:40].strip() for line in lines] == ["loss", "loss + mean", "loss + mean, weighted, last"]
-    assert float(lines[0].split()[-3]) == 1.0
-    assert all(float(line.split()[-1]) < 1e-5 for line in lines)  # what else is read changes no loss
+    lines = found.splitlines()[3:]
+    assert [line[:34].strip() for line in lines] == [
+        "loss",
+        "loss + mean",
+        "loss + mean, weighted, last",
+        "gradient sketch, 4,096 numbers",
+        "gradient sketch, 8,192 numbers",
+    ]
+    assert float(lines[0].split()[2]) == float(lines[0].split()[4]) == 1.0
+    assert all(float(line.split()[-1]) < 1e-5 for line in lines[:3])  # what else is read changes no loss
+
+
+def test_targets() -> None:
+    found = run("targets", "--rows", "300", "--queries", "6", "--width", "16", "--keep", "20").splitlines()
+    assert [line.split()[0] for line in found[2:]] == ["300", "300"]
+    assert "20 rows for 6 queries" in found[2]
 
 
 def test_duplicates(

@@ -13,7 +13,8 @@ __all__ = ["Gradient", "Loss", "Probe", "State", "parse_probe"]
 
 
 def parse_probe(text: str) -> Probe:
-    """Read one entry of ``--probes``: ``mean``, ``weighted@12`` (after 12 blocks), ``last``, ``gradient``, or ``module:Class``.
+    """Read one entry of ``--probes``: ``mean``, ``weighted@12`` (after 12 blocks), ``last``, ``gradient``, ``gradient@8192`` (of
+    another width), or ``module:Class``.
 
     Raises:
         InputError: an unknown name, a depth that is no number, or a class that is no `Probe`.
@@ -24,13 +25,15 @@ def parse_probe(text: str) -> Probe:
         if not isinstance(probe, Probe):
             raise InputError(f"--probes {text}: expected a subclass of instruct_prune.Probe, found {found!r}.")
         return probe
-    if text == "gradient":
-        return Gradient()
     how, at, depth = text.partition("@")
+    if how == "gradient":
+        if at and not depth.isdigit():
+            raise InputError(f"--probes {text}: the width of a gradient sketch is a number, such as gradient@8192.")
+        return Gradient(int(depth)) if at else Gradient()
     if how not in HOW:
         raise InputError(
             f"--probes {text}: unknown probe {how!r}.{suggestion(how, (*HOW, 'gradient'))} Known: {', '.join(HOW)}, each with "
-            "@DEPTH where you like, gradient, or your own as module:Class."
+            "@DEPTH where you like, gradient (or gradient@WIDTH), or your own as module:Class."
         )
     if at and not (depth.isdigit() and int(depth)):
         raise InputError(f"--probes {text}: a depth is a number of blocks, 1 or more.")

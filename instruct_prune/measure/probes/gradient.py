@@ -46,7 +46,7 @@ class Gradient(Probe):
     Projections are drawn by the name of the layer, so that every process and machine has the same.
 
     Args:
-        width: numbers of a sketch; a square number.
+        width: numbers of a sketch: a power of two (or a square), shared between the columns of P and of A.
         blocks: which blocks: "all", the "middle" third, or the "last" third.
         seed: of the projections.
     """
@@ -55,18 +55,19 @@ class Gradient(Probe):
     half = True
 
     def __init__(self, width: int = WIDTH, blocks: str = "all", seed: int = 0) -> None:
-        side = math.isqrt(width)
-        if side * side != width or side < 1:
-            raise InputError(f"gradient: the width {width} is no square number, such as 1024, 4096 or 16384.")
+        rows = next((side for side in range(math.isqrt(max(width, 0)), 0, -1) if width % side == 0), 0)
+        if not rows or width // rows > 2 * rows:
+            raise InputError(f"gradient: the width {width} is not near a square, such as 1024, 4096 or 8192.")
         if blocks not in BLOCKS:
             raise InputError(f"gradient: blocks are {', '.join(BLOCKS)}, not {blocks!r}.")
-        self.side, self.blocks, self.seed = side, blocks, seed
+        self.sides = {"out": rows, "in": width // rows}
+        self.blocks, self.seed = blocks, seed
         self.name = "gradient" if (width, blocks, seed) == (WIDTH, "all", 0) else f"gradient_{blocks}_{width}_s{seed}"
         self._projections: dict[tuple[str, int, torch.device], Tensor] = {}
         self._watched = Watched()
 
     def width(self, model: Model) -> int:
-        return self.side**2
+        return self.sides["out"] * self.sides["in"]
 
     @contextmanager
     def watch(self, model: Model, batch: Any) -> Iterator[None]:
@@ -96,17 +97,23 @@ class Gradient(Probe):
         self._watched.total = piece if self._watched.total is None else self._watched.total + piece
 
     def _project(self, name: str, values: Tensor) -> Tensor:
-        """float32 [b, t, side] of values [b, t, d]."""
+        """float32 [b, t, columns] of values [b, t, d]."""
         key = (name, values.shape[-1], values.device)
         if key not in self._projections:
             self._projections[key] = self.projection(name, values.shape[-1]).to(values.device, values.dtype)
         return (values @ self._projections[key]).float()
 
     def projection(self, name: str, size: int) -> Tensor:
-        """float32 [size, side]: normal numbers over the square root of ``side``, the same for a name everywhere."""
+        """float32 [size, columns]: normal numbers over the square root of ``columns``, the same for a name everywhere.
+
+        Args:
+            name: of the layer, with ":in" or ":out".
+            size: of the layer's inputs or outputs.
+        """
+        columns = self.sides[name.rpartition(":")[2]]
         number = hashlib.blake2b(f"{self.seed}:{name}".encode(), digest_size=8).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(number, "little") >> 1)
-        return torch.randn(size, self.side, generator=generator) / math.sqrt(self.side)
+        return torch.randn(size, columns, generator=generator) / math.sqrt(columns)
 
     def __call__(self, model: Model, batch: Any, states: States) -> Tensor:
         torch.autograd.backward(model.losses(batch, states, None).sum())
