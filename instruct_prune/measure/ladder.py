@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from instruct_prune.errors import InputError
+from instruct_prune.measure.adapter import AdapterFolder, adapter_name
 from instruct_prune.measure.subnet import ALONE, DENSE, FULL, SubnetSpec
 from instruct_prune.registry import suggestion
 
@@ -17,7 +19,9 @@ FAMILIES = {
     "random": "a seeded choice of weights, as random:0.8",
     "dropout": "a fixed, seeded set of hidden units left out, as dropout:0.1,0.2 (shares that are left out)",
     "depth": "the first blocks only, as depth:6,12",
+    "adapter": "all weights with a LoRA adapter switched on, as adapter:FOLDER or adapter:NAME=FOLDER",
 }
+EXAMPLES = {"depth": "6,12", "adapter": "FOLDER"}
 OWN = re.compile(r"([A-Za-z_][\w.]*:[A-Za-z_]\w*)(?::(.*))?")
 """A user's own family, ``module:function`` or ``module:function:0.1,0.2``."""
 
@@ -88,28 +92,31 @@ def parse_subnets(texts: Sequence[str], n_seeds: int = 1, presets: Presets = PRE
         if named.setdefault(spec.name, spec) != spec:
             raise InputError(
                 f"--subnets: two different subnets would both be called {spec.name!r} ({_told(named[spec.name])} and "
-                f"{_told(spec)}), and their losses could not be told apart. Rename your function, or choose values that differ "
-                "in the first three decimals."
+                f"{_told(spec)}), and their losses could not be told apart. Rename your function, name adapters as in "
+                "adapter:NAME=FOLDER, or choose values that differ in the first three decimals."
             )
     return tuple(found)
 
 
 def _told(spec: SubnetSpec) -> str:
-    return f"{spec.kind}:{spec.value:g}@{spec.view}"
+    return f"{spec.kind}:{spec.folder or format(spec.value, 'g')}@{spec.view}"
 
 
 def score_name_of(texts: Sequence[str], presets: Presets = PRESETS) -> str:
-    """The score a preset stands for; "dlc" for an explicit list, "loss" for a lone dense model."""
+    """The score a preset stands for; "dlc" for an explicit list, "loss" for a lone dense model, "drop" with one adapter beside it."""
     named = [presets[t].score for t in texts if t in presets]
     if named:
         return named[0]
-    return "loss" if list(texts) == ["dense"] else "dlc"
+    adapters = [text for text in texts if text.startswith("adapter:")]
+    if set(texts) - set(adapters) != {"dense"}:
+        return "dlc"
+    return "drop" if len(adapters) == 1 else "loss"
 
 
 def _parse_one(text: str, n_seeds: int, presets: Presets) -> list[SubnetSpec]:
     if text == ALONE:
         text = f"dense@{ALONE}"
-    weights, at, view = text.partition("@")
+    weights, at, view = text.rpartition("@") if "@" in text else (text, "", "")
     if at and not (view in (FULL, ALONE) or OWN.fullmatch(view)):
         raise InputError(
             f"--subnets {text}: unknown view {view!r}.{suggestion(view, (FULL, ALONE))} Known: {FULL}, {ALONE}, or your own "
@@ -137,10 +144,25 @@ def _parse_weights(text: str, weights: str, n_seeds: int, presets: Presets) -> l
         return [DENSE]
     if not values:
         raise InputError(
-            f"--subnets {family}: give values after a colon, as in {family}:{'6,12' if family == 'depth' else '0.8'}."
+            f"--subnets {family}: give values after a colon, as in {family}:{EXAMPLES.get(family, '0.8')}."
         )
+    if family == "adapter":
+        return [_adapter(values)]
     numbers = [_number(text, word) for word in values.split(",") if word.strip()]
     return [spec for number in numbers for spec in _spec(text, family, number, n_seeds)]
+
+
+def _adapter(text: str) -> SubnetSpec:
+    """NAME=FOLDER, or FOLDER, which is then named after itself."""
+    name, sign, folder = text.partition("=")
+    if not sign or Path(text).expanduser().exists():
+        name, folder = adapter_name(text), text
+    if not re.fullmatch(r"\w+", name):
+        raise InputError(
+            f"--subnets adapter:{text}: {name!r} is no name for a column; take letters, digits and underscores."
+        )
+    AdapterFolder.open(folder)
+    return SubnetSpec("adapter", folder=folder, label=name)
 
 
 def _number(text: str, word: str) -> float:

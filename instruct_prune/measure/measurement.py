@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from instruct_prune.errors import InputError
 from instruct_prune.measure.ladder import FAMILIES
@@ -46,8 +46,7 @@ class Pass:
     @property
     def name(self) -> str:
         """Of its folder of parts."""
-        weights = SubnetSpec(self.weights.kind, self.weights.value, self.weights.seed, self.weights.scope, self.view)
-        return weights.name + ("_gradients" if self.needs_grad else "")
+        return replace(self.weights, view=self.view).name + ("_gradients" if self.needs_grad else "")
 
     @property
     def needs_grad(self) -> bool:

@@ -1,7 +1,7 @@
 """Switching a model from one subnet to the next.
 
-Weights (magnitude, random) are masked in place by WeightMasker; dropout acts on activations through hooks; depth is
-read off the hidden states by the backbone, so the model stays dense.
+Weights (magnitude, random) are masked in place by WeightMasker; dropout and adapters act on activations through hooks;
+depth is read off the hidden states by the backbone, so the model stays dense.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from instruct_prune.errors import InputError
+from instruct_prune.measure.lora import switch_on
 from instruct_prune.measure.subnet import SubnetSpec
 from instruct_prune.measure.weights import WeightMasker, seeded
 from instruct_prune.registry import load_attribute
@@ -54,6 +55,8 @@ class SubnetSwitch:
             self._masker.apply(spec)
         if spec.kind == "dropout":
             self._hooks = inject_dropout(self.model, spec)
+        if spec.kind == "adapter":
+            self._hooks = switch_on(self.model, spec.folder)
         if ":" in spec.kind:
             made = load_attribute(spec.kind, "--subnets")(self.model, spec.value, spec.seed)
             if not isinstance(made, AbstractContextManager):

@@ -61,4 +61,4 @@ class Head:
     @property
     def is_plain(self) -> bool:
         """Whether the head is its weight and nothing else: not quantised, not offloaded, no adapter on it."""
-        return type(self.module) is nn.Linear and not hasattr(self.module, "_hf_hook")
+        return type(self.module) is nn.Linear and not (hasattr(self.module, "_hf_hook") or self.module._forward_hooks)

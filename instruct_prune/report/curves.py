@@ -40,7 +40,7 @@ def thirds(tables: Tables) -> Int64:
 def families_of(tables: Tables) -> list[Family]:
     """Families with at least two points; the dense model is the first point of each."""
     third = thirds(tables)
-    kinds = dict.fromkeys(spec.kind for spec in tables.subnets if spec.kind != "dense" and spec.is_full)
+    kinds = dict.fromkeys(spec.kind for spec in tables.subnets if spec.kind != "dense" and spec.is_averaged)
     found = []
     for kind in kinds:
         points = [(j, spec) for j, spec in enumerate(tables.subnets) if spec.kind in (kind, "dense") and spec.is_full]

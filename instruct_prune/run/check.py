@@ -35,7 +35,7 @@ from instruct_prune.run.row_facts import predicate_of
 from instruct_prune.run.rows import absolute, open_source
 from instruct_prune.run.target_facts import TargetFacts
 from instruct_prune.run.tasks import tasks_of
-from instruct_prune.score.columns import LOSS
+from instruct_prune.score.columns import ADAPTED, LOSS
 from instruct_prune.score.scores import find_score
 
 TEMPLATES = ("auto", "alpaca", "chat", "plain")
@@ -277,9 +277,12 @@ def _check_score(select: SelectConfig, score: ScoreConfig, kind: str | None) -> 
     if ladder is None:
         return
     measured = {LOSS + spec.name for spec in ladder}
+    if any(name.startswith(ADAPTED) for name in measured):
+        measured.add(ADAPTED)  # any adapter will do
     missing = [need for need in needs if need.startswith(LOSS) and need not in measured]
     if missing:
+        wanted = "an adapter" if missing[0] == ADAPTED else repr(missing[0].removeprefix(LOSS))
         raise InputError(
-            f"--score {select.score} needs the loss under {missing[0].removeprefix(LOSS)!r}, which --subnets "
+            f"--score {select.score} needs the loss under {wanted}, which --subnets "
             f"{' '.join(score.subnets)} does not measure. Name it there too, or a preset that measures it."
         )

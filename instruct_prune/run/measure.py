@@ -16,6 +16,7 @@ from instruct_prune.encode.batching import Plan, plan_batches
 from instruct_prune.errors import IncompleteRunError, InputError
 from instruct_prune.measure.engine import Spent, Work, measure_parts, share
 from instruct_prune.measure.heartbeat import Heartbeat, wait_for_ranks
+from instruct_prune.measure.lora import read_added
 from instruct_prune.measure.measurement import Measurement, plan_passes
 from instruct_prune.measure.parts import PartStore
 from instruct_prune.measure.ranks import Ranks
@@ -75,7 +76,7 @@ def plan_work(
         some: int64, positions of the rows to measure, ascending; all that can be scored when not given.
 
     Raises:
-        InputError: a view that leaves nothing of any row; a depth or a dropout subnet that the model does not have.
+        InputError: a view that leaves nothing of any row; a depth, a dropout subnet or an adapter that does not fit the model.
     """
     passes = plan_passes(measurements)
     scorable = np.flatnonzero(items.scorable).astype(np.int64)
@@ -112,6 +113,8 @@ def plan_work(
         model.start_pass(plan, a_pass.depths, a_pass.pooled)
         if a_pass.weights.kind == "dropout":
             block_outputs(model.module)
+        if a_pass.weights.kind == "adapter":
+            read_added(model.module, a_pass.weights.folder)
     return Work(passes, tuple(shown), tuple(plans), parts)
 
 

@@ -76,9 +76,9 @@ def merge(
     )
     save_states(folder.path, items, measured.vectors())
     more = columns_for(folder, RowTable.open(folder / "rows"), table, name)
-    full = tuple(spec for spec in ladder if spec.is_full)
+    averaged = tuple(spec for spec in ladder if spec.is_averaged)
     collapsed = tuple(left_out_of(health, ladder)) if piloted is None else piloted.decision.collapsed
-    table = rescored(table, name, subnets=full, leave_out=collapsed, more=more)
+    table = rescored(table, name, subnets=averaged, leave_out=collapsed, more=more)
     if piloted is not None:
         table = _predicted(folder, table, piloted, whole)
     list_rejected(folder, items, status, errors)

@@ -201,9 +201,9 @@ def _under_score(
         and not (config.score_subnets or config.score_weights)
     ):
         return measured  # a predicted score is no average over the subnets that all rows went through
-    ladder = parse_subnets(config.score_subnets) if config.score_subnets else scored.ladder
+    named = parse_subnets(config.score_subnets) if config.score_subnets else ()
     return rescore(
-        subnets=tuple(spec for spec in ladder if spec.is_full),
+        subnets=tuple(s for s in named if s.is_full) if named else tuple(s for s in scored.ladder if s.is_averaged),
         weights=config.score_weights or None,
         leave_out=() if config.include_collapsed else scored.collapsed,
     )

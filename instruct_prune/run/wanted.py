@@ -7,6 +7,7 @@ from typing import Any
 
 from instruct_prune.config import EmbedConfig, ScoreConfig
 from instruct_prune.errors import InputError
+from instruct_prune.measure.adapter import AdapterFolder
 from instruct_prune.measure.ladder import AUTO, PRESETS, Preset, parse_subnets, score_name_of
 from instruct_prune.measure.measurement import Measurement, measurements_of
 from instruct_prune.measure.probes import Probe, State, parse_probe
@@ -41,6 +42,11 @@ class Wanted:
         named = [word for text in config.subnets if text in presets for word in presets[text].probes]
         if len(config.subnets) > 1 and EVERY in named:
             raise InputError(f"--subnets {self.score} stands alone: it is read off the states of the dense model.")
+        if not any(spec.is_averaged for spec in self.ladder):
+            raise InputError(
+                f"--subnets {' '.join(config.subnets)}: no score can be made of it, since adapters and losses of the response alone "
+                "are not averaged. Name dense beside it."
+            )
         if model.compares and any(spec.depth is not None for spec in self.ladder):
             raise InputError(
                 f"--subnets depth is for language models: {type(model).__name__} compares states of the whole model. Use dlc, "
@@ -54,6 +60,7 @@ class Wanted:
     @property
     def identity(self) -> dict[str, Any]:
         """All that decides the numbers beside rows, dtype and batches."""
+        adapters = {s.name: AdapterFolder.open(s.folder).identity for s in self.ladder if s.kind == "adapter"}
         return {
             "model": dict(self.model.identity),
             "subnets": [spec.name for spec in self.ladder],
@@ -61,6 +68,7 @@ class Wanted:
             "include_head": self.config.include_head,
             "share_prefix": self.config.share_prefix,
             **({} if self.tolerance is None else {"auto": {"tolerance": self.tolerance, "pilot": PILOT}}),
+            **({"adapters": adapters} if adapters else {}),
             **own_code([class_name(self.model)], "--model"),
             **own_code([name for spec in self.ladder for name in (spec.kind, spec.view)], "--subnets"),
             **own_code(self.texts, "--probes"),

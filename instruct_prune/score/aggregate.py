@@ -62,7 +62,7 @@ def rescored(
     Args:
         table: of n rows.
         name: as `find_score` takes it.
-        subnets: which are averaged, repeated as often as they count; those that see the whole row when not given.
+        subnets: which are averaged, repeated as often as they count; those of `SubnetSpec.is_averaged` when not given.
         weights: one for each of ``subnets``.
         leave_out: names of collapsed subnets. Only an average can leave a subnet out: other scores name their columns.
         params: the score's parameters by name.

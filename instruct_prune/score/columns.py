@@ -15,6 +15,8 @@ from instruct_prune.measure.subnet import SubnetSpec
 
 LOSS = "loss_"
 """Begins the name of a column of losses: "loss_dense", "loss_magnitude_0800"; float32 [n], nats per response token."""
+ADAPTED = "loss_adapter_"
+"""Begins the name of a column of losses of the model with an adapter: "loss_adapter_math"; float32 [n]."""
 POOLED = "pooled_"
 """Begins the name of a column of pooled hidden states, one for each depth, shallow first; float32 [n, d]."""
 LABEL = "label"
@@ -56,7 +58,7 @@ class Columns:
 
         Args:
             losses: {subnet: float32 [n]}.
-            subnets: which are averaged, repeated as often as they count; those that see the whole row when not given.
+            subnets: which are averaged, repeated as often as they count; those of `SubnetSpec.is_averaged` when not given.
             weights: one for each of ``subnets``.
             leave_out: collapsed subnets, which are not averaged.
             more: further columns by name.
@@ -64,7 +66,7 @@ class Columns:
         Raises:
             InputError: weights that do not fit the subnets, or are negative or not finite.
         """
-        wanted = list(subnets) if subnets is not None else [spec for spec in losses if spec.is_full]
+        wanted = list(subnets) if subnets is not None else [spec for spec in losses if spec.is_averaged]
         factors = list(weights) if weights is not None else [1.0] * len(wanted)
         if len(factors) != len(wanted):
             raise InputError(f"{len(factors)} weights were given for {len(wanted)} subnets; give one for each.")
@@ -96,6 +98,10 @@ class Columns:
     def pooled(self) -> tuple[Float32, ...]:
         """float32 [n, d] for each depth: the pooled states, in the order in which they were measured."""
         return tuple(column for name, column in self.values.items() if name.startswith(POOLED))
+
+    def adapted(self) -> tuple[str, ...]:
+        """Names of the columns of losses with an adapter."""
+        return tuple(name for name in self.values if name.startswith(ADAPTED))
 
     def average(self, function: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> NDArray[np.float64]:
         """float64 [n]: the weighted mean over the ladder of a function of each subnet's losses.

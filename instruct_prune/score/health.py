@@ -113,7 +113,7 @@ def subnet_health(losses: Mapping[SubnetSpec, Float32], scored: Bool, unigram: F
 
 def left_out_of(health: Health, ladder: Sequence[SubnetSpec]) -> list[str]:
     """Names of collapsed subnets that the score leaves out: never the dense model, never all there are."""
-    averaged = {spec.name for spec in ladder if spec.is_full}
+    averaged = {spec.name for spec in ladder if spec.is_averaged}
     collapsed = [row.name for row in health.subnets if row.collapsed and row.name in averaged - {DENSE.name}]
     return collapsed if averaged - set(collapsed) else []
 
@@ -121,7 +121,7 @@ def left_out_of(health: Health, ladder: Sequence[SubnetSpec]) -> list[str]:
 def by_seed(ladder: Sequence[SubnetSpec]) -> list[tuple[SubnetSpec, ...]]:
     """The ladder as if only one mask seed had been used, for each seed; empty without seeded subnets."""
     seeded = [s for s in ladder if s.kind in ("random", "dropout")]
-    plain = [s for s in ladder if s.kind not in ("random", "dropout") and s.is_full]
+    plain = [s for s in ladder if s.kind not in ("random", "dropout") and s.is_averaged]
     return [(*plain, *(s for s in seeded if s.seed == seed)) for seed in sorted({s.seed for s in seeded})]
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from instruct_prune.arrays import Float32
-from instruct_prune.score.columns import Columns
+from instruct_prune.errors import InputError
+from instruct_prune.score.columns import ADAPTED, Columns
 from instruct_prune.score.scores import LADDER, score
 
 
@@ -43,3 +44,34 @@ def ifd(columns: Columns) -> Float32:
     """
     ratio: Float32 = np.exp(columns["loss_dense"] - columns["loss_alone"]).astype(np.float32)
     return ratio
+
+
+def _needs_of_drop(adapter: str) -> tuple[str, ...]:
+    return ("loss_dense", ADAPTED + adapter)
+
+
+@score(needs=_needs_of_drop)
+def drop(columns: Columns, *, adapter: str = "") -> Float32:
+    """The share of a row's loss that an adapter takes away, (L0 - L1) / L0: high where a row is like what it was trained on.
+
+    Not a difficulty: rows to be kept stand at the upper end (``--method hardest`` takes them first). Source: the normalised
+    endpoint loss drop of Yang et al., arXiv 2605.09404.
+
+    Args:
+        columns: of n rows.
+        adapter: its name; may be left out where one adapter was measured.
+    """
+    known = columns.adapted()
+    if not adapter and len(known) > 1:
+        names = ", ".join(name.removeprefix(ADAPTED) for name in known)
+        raise InputError(
+            f"the score 'drop': several adapters were measured. Name one: --score-param adapter=NAME ({names})."
+        )
+    return relative_drop(columns["loss_dense"], columns[ADAPTED + adapter if adapter else known[0]])
+
+
+def relative_drop(before: Float32, after: Float32) -> Float32:
+    """float32 [n]: (before - after) / before; 0 where nothing is left to lose."""
+    before64 = before.astype(np.float64)
+    lost = np.divide(before64 - after, before64, out=np.zeros(len(before)), where=before64 != 0)
+    return lost.astype(np.float32)

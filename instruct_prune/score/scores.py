@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from instruct_prune.arrays import Float32
 from instruct_prune.errors import InputError
 from instruct_prune.plugin import Needs, Plugin, find_plugin
-from instruct_prune.score.columns import LABEL, LOSS, POOLED, Columns
+from instruct_prune.score.columns import ADAPTED, LABEL, LOSS, POOLED, Columns
 
 SCORES: dict[str, str] = {
     "dlc": "instruct_prune.score.losses:dlc",
@@ -17,6 +17,7 @@ SCORES: dict[str, str] = {
     "loss": "instruct_prune.score.losses:loss",
     "perplexity": "instruct_prune.score.losses:perplexity",
     "ifd": "instruct_prune.score.losses:ifd",
+    "drop": "instruct_prune.score.losses:drop",
     "knn_lc": "instruct_prune.score.knn:knn_lc",
 }
 """{name: "module:function"}. One file and one line here add a score."""
@@ -34,7 +35,7 @@ class Score(Plugin):
 
     Attributes:
         needs: names of columns ("loss_dense", "loss_alone", "label", those of the user's probes), "ladder" (the subnets
-            that are averaged) or "pooled_" (pooled states of any depths).
+            that are averaged), "pooled_" (pooled states of any depths) or "loss_adapter_" (the loss with any adapter).
     """
 
     word: ClassVar[str] = "score"
@@ -59,6 +60,10 @@ class Score(Plugin):
                 missing = [name for name in columns.ladder if name not in columns]
             elif need == POOLED:
                 missing = [] if columns.pooled() else ["the pooled states"]
+            elif need == ADAPTED:
+                missing = (
+                    [] if columns.adapted() else ["the loss with an adapter, as in --subnets dense adapter:FOLDER"]
+                )
             else:
                 missing = [] if need in columns else [need]
             if missing:
