@@ -15,6 +15,7 @@ from typing import IO, Any
 import numpy as np
 
 from instruct_prune.arrays import Bool, Int32, Int64
+from instruct_prune.encode.batching import shared_prefixes
 from instruct_prune.encode.item import Encoded, Status, Tokens
 from instruct_prune.storage import atomic, replaced
 
@@ -87,6 +88,10 @@ class TokenStore:
     def status_names(self) -> np.ndarray[Any, np.dtype[np.str_]]:
         names: np.ndarray[Any, np.dtype[np.str_]] = np.asarray(STATUSES, dtype=np.str_)
         return names.take(self.status)
+
+    def shared_prefixes(self, rows: Int64) -> tuple[Int32, tuple[Int32, ...]]:
+        """For each of the rows, which beginning it shares with others (an index or -1), and the beginnings."""
+        return shared_prefixes(self.ids, self.offset, rows, self.first_target[rows])
 
     def text_columns(self, *names: str) -> tuple[list[str], ...]:
         """Columns that are only needed at the end: "content_hash", "source", "reason"."""

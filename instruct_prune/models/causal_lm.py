@@ -40,6 +40,7 @@ from instruct_prune.models.sharing import Shortcuts, Trial, repeated
 from instruct_prune.models.text_batch import TextBatch, pooled_states
 from instruct_prune.models.text_model import TextModel
 
+MOST_PREFIXES = 32  # shared beginnings whose caches are held at a time
 CACHES = ("cache", "past_key_values", "cache_params", "state")  # names that models give to what they keep of a row
 
 
@@ -268,6 +269,8 @@ class CausalLM(TextModel):
     def _prefix(self, index: int) -> Prefix:
         """What a shared prefix leaves, computed once for each subnet."""
         if index not in self._shared:
+            if len(self._shared) == MOST_PREFIXES:
+                del self._shared[next(iter(self._shared))]  # the oldest: a cache may take as much memory as a batch
             ids = self._prefixes[index][None].to(self.device)
             states, cache = self._output({"input_ids": ids, "use_cache": True})
             self._shared[index] = Prefix(cache, {d: s[0] for d, s in states.items()} if self._pooled else {})

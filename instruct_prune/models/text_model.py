@@ -12,7 +12,6 @@ from torch import nn
 
 from instruct_prune.arrays import Int32, Int64
 from instruct_prune.config import EncodeConfig, ScoreConfig
-from instruct_prune.encode.batching import shared_prefixes
 from instruct_prune.encode.item import Encoded, Tokens
 from instruct_prune.encode.store import TokenStore, write_store
 from instruct_prune.encode.tokenize import Encoder, Writing
@@ -140,7 +139,7 @@ class TextModel(Model):
         if not self._share_prefix:
             return None, ()
         assert isinstance(items, TokenStore)
-        return shared_prefixes(items.ids, items.offset, rows, items.first_target[rows])
+        return items.shared_prefixes(rows)
 
     @property
     def identity(self) -> Mapping[str, Any]:
