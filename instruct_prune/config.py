@@ -22,7 +22,7 @@ Text = Annotated[str | None, arg(metavar="STR")]
 Restart = Annotated[Stage | None, arg(metavar="{read,encode,score,embed}")]
 RestartEmbed = Annotated[Literal["embed"] | None, arg(metavar="embed")]
 Keep = Annotated[int | float | None, arg(metavar="SHARE|PERCENT%|ROWS")]
-By = Annotated[str | None, arg(metavar="gradient|rds|embedding")]
+By = Annotated[str | None, arg(metavar="gradient|rds|embedding|drop|shown")]
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,8 @@ class ScoreConfig:
     model_revision: Text = None
     """Branch, tag or commit of a Hub model."""
     subnets: tuple[str, ...] = ("dlc",)
-    """Presets (dlc, auto, dlc-released, lc-dropout, perplexity, ifd) or lists: magnitude:1.0,0.8 dropout:0.02 depth:10,20 dense@alone"""
+    """Presets (dlc, auto, dlc-released, lc-dropout, perplexity, ifd) or lists: magnitude:1.0,0.8 dropout:0.02 depth:10,20 dense@alone
+    adapter:FOLDER"""
     tolerance: float = 0.98
     """With --subnets auto: a pass is saved where the score predicted without it has this rank correlation with the measured one."""
     probes: tuple[str, ...] = ()
@@ -128,6 +129,10 @@ class TargetConfig:
 
     target: tuple[str, ...] = ()
     """Files of 8 to 500 rows that show it, in the pool's format: FILE, or NAME=FILE for each of several tasks."""
+    warmup_steps: int = 0
+    """Gradients: train an adapter on random rows of the pool first, for so many steps of 8 rows."""
+    shown: int = 1
+    """Rows of the target that stand before a row of the pool where these are compared by shown."""
 
     def __post_init__(self) -> None:
         given: Any = self.target
@@ -147,12 +152,12 @@ class SelectConfig:
     """Selection rule: easy_diverse, easiest, hardest, random, a baseline, or your own as module:function; flexrand when not given,
     or targeted where there is a target."""
     by: By = None
-    """How rows are compared with the target's: gradients, pooled hidden states (RDS+), or the embedder's vectors; what was
-    measured when not given, or gradient."""
+    """How rows are compared with the target's: gradients, pooled hidden states (RDS+), the embedder's vectors, or how much the loss
+    falls with an adapter of the target (drop) or behind its rows (shown); what was measured when not given, or gradient."""
     param: tuple[str, ...] = ()
     """Parameters of the method, as in: split=0.25 or threshold=0.95"""
     score: Text = None
-    """dlc, lc, loss, perplexity, ifd, knn_lc, or your own as module:function; what was scored for when not given."""
+    """dlc, lc, loss, perplexity, ifd, knn_lc, drop, or your own as module:function; what was scored for when not given."""
     score_param: tuple[str, ...] = ()
     """Parameters of the score, as in: power=2"""
     score_subnets: tuple[str, ...] = ()
@@ -246,8 +251,8 @@ class TargetCommand:
 
     target: TargetConfig = field(default_factory=TargetConfig)
     by: By = None
-    """How rows are compared with the target's: gradients (the default), pooled hidden states (RDS+), or the embedder's
-    vectors. Several stand side by side: what was measured before stays."""
+    """How rows are compared with the target's: gradients (the default), pooled hidden states (RDS+), the embedder's vectors, or how
+    much the loss falls with an adapter of the target (drop) or behind its rows (shown). What was measured before stays."""
     run: Out = field(default_factory=Out)
 
 

@@ -64,7 +64,8 @@ class Shown(TokenStore):
         sizes = np.asarray([*(len(one.ids) for one in self.demonstrations), 0])  # -1 takes the last entry
         bos = np.asarray([*(self._bos_first(one.ids) for one in self.demonstrations), False])
         left_out = bos[self.before].sum(axis=1) - bos[self.before[:, 0]] + (with_bos & (self.before[:, 0] >= 0))
-        return (own + sizes[self.before].sum(axis=1) - left_out).astype(np.int32)
+        lengths: Int32 = (own + sizes[self.before].sum(axis=1) - left_out).astype(np.int32)
+        return lengths
 
     def shared_prefixes(self, rows: Int64) -> tuple[Int32, tuple[Int32, ...]]:
         """Rows with the same demonstrations share them, and what they share of their own."""

@@ -37,6 +37,14 @@ class Stored:
             flat = column.flatten() if hasattr(column, "flatten") and column.type.num_fields else column
             yield positions, flat.to_numpy(zero_copy_only=False).reshape(len(positions), -1)
 
+    def array(self, rows: Int64) -> Float32:
+        """float32 [len(rows), d] for these positions, ascending; NaN where a row was not measured."""
+        found = np.zeros((len(rows), 0), dtype=np.float32)
+        for positions, values in self.blocks():
+            found = found if found.shape[1] else np.full((len(rows), values.shape[1]), np.nan, dtype=np.float32)
+            found[np.searchsorted(rows, positions)] = values
+        return found
+
     def save(self, target: Path, rows: Int64) -> int:
         """Write float32 (float16 of a probe in half precision) [len(rows), d] for these positions, ascending, as .npy; return d."""
         width = next((values.shape[1] for _, values in self.blocks()), 0)

@@ -66,6 +66,11 @@ class TextModel(Model):
         return names.load_tokenizer(self.source)
 
     @property
+    def context(self) -> int:
+        """The longest row that the model takes, in tokens; 2048 where it does not say."""
+        return names.context_of(self._configuration)
+
+    @property
     def bos_token_id(self) -> int | None:
         found: int | None = self.tokenizer.bos_token_id
         return found
@@ -76,7 +81,7 @@ class TextModel(Model):
         wanted = self._encode.max_length
         if wanted is not None and wanted < 2:
             raise InputError(f"--max-length {wanted}: a row needs at least two tokens, one of them to be predicted.")
-        context = names.context_of(self._configuration, wanted or 2048)
+        context = self.context if wanted is None else names.context_of(self._configuration, wanted)
         if wanted is not None and wanted > context:
             self._own_notes.append(
                 f"--max-length {wanted:,}: the model has {context:,} positions, so that is the limit"

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from instruct_prune.run.measuring import Measuring
 
 DEFAULT = "gradient"
+OPTIONS = {"warmup_steps": 0, "shown": 1}
+"""Fields of `TargetConfig` that belong to one way to compare, with their least values."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,9 @@ class By:
     probes: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
 
-    def identity(self, config: TargetConfig) -> dict[str, Any]:
-        """The options that decide the result."""
-        return {name: getattr(config, name) for name in self.options}
+    def probes_of(self, config: TargetConfig) -> tuple[str, ...]:
+        """What `run` reads in the passes that score: nothing where vectors are read with an adapter, trained later."""
+        return () if "warmup_steps" in self.options and config.warmup_steps else self.probes
 
     def measure(self, measuring: Measuring) -> Compared:
         function: Callable[[Measuring], Compared] = load_attribute(f"instruct_prune.{self.function}", "--by")
@@ -64,9 +66,18 @@ class By:
 
 
 BY: dict[str, By] = {
-    "gradient": By("sketches of the rows' gradients", "run.vectors:by_gradients", probes=("gradient",)),
+    "gradient": By(
+        "sketches of the rows' gradients", "run.vectors:by_gradients", probes=("gradient",), options=("warmup_steps",)
+    ),
     "rds": By("hidden states of prompt and response, pooled (RDS+)", "run.vectors:by_states", probes=("weighted",)),
     "embedding": By("the embedder's vectors", "run.vectors:by_embedder", after="embed"),
+    "drop": By("the share of the loss that an adapter trained on the target takes away", "run.values:by_drop"),
+    "shown": By(
+        "how much the loss falls behind rows of the target",
+        "run.values:by_shown",
+        probes=("weighted",),
+        options=("shown",),
+    ),
 }
 """{name: how}. One function and one line here add a way."""
 
@@ -80,3 +91,20 @@ def find_by(name: str) -> By:
     if name not in BY:
         raise InputError(f"unknown --by {name!r}.{suggestion(name, BY)} Known: {', '.join(BY)}.")
     return BY[name]
+
+
+def options_of(by: str, config: TargetConfig) -> dict[str, Any]:
+    """The options that decide what a way to compare finds.
+
+    Raises:
+        InputError: there is no such way, an option is of another one, or its value makes no sense.
+    """
+    how = find_by(by)
+    for name in OPTIONS:
+        value, flag = getattr(config, name), f"--{name.replace('_', '-')}"
+        if value != getattr(TargetConfig(), name) and name not in how.options:
+            owner = next(other for other, one in BY.items() if name in one.options)
+            raise InputError(f"{flag} {value} is for --by {owner}, and the comparison is by {by}. Leave it out.")
+        if value < OPTIONS[name]:
+            raise InputError(f"{flag} {value}: at least {OPTIONS[name]} is needed.")
+    return {name: getattr(config, name) for name in how.options}

@@ -28,7 +28,7 @@ from instruct_prune.rows import Source
 from instruct_prune.rows.find import is_hub_id
 from instruct_prune.rows.table import RowTable
 from instruct_prune.run.asked import check_selection
-from instruct_prune.run.by import find_by
+from instruct_prune.run.by import DEFAULT, find_by, options_of
 from instruct_prune.run.folder import RunFolder, new_run
 from instruct_prune.run.records import RowsFacts
 from instruct_prune.run.row_facts import predicate_of
@@ -104,6 +104,7 @@ def check_target(config: RunConfig) -> None:
     if config.select.by is not None:
         find_by(config.select.by)
     if config.target.target:
+        options_of(config.select.by or DEFAULT, config.target)
         tasks_of(config.target)
         return
     known = RunFolder(config.run.out).record(TargetFacts) if config.run.out else None

@@ -80,6 +80,11 @@ class Measuring:
         self._model.load(self.scored["dtype"], self.ranks.device)
         return self._model
 
+    @property
+    def batch(self) -> int:
+        """What a batch costs at most."""
+        return batch_cost(self.model, ScoreConfig(), self.ranks.device.type)
+
     def path(self, name: str) -> str:
         """Where a file of this way to compare goes, inside the run folder."""
         return f"targets/by/{self.by}/{name}"
@@ -99,11 +104,13 @@ class Measuring:
         target = None if for_any_target else self.folder.require(TargetFacts).fingerprint
         key = digest([self.folder.require(ScoreFacts).fingerprint, target, self.by, self.options, columns, name])
         parts = PartStore(self.folder / "parts" / "target" / self.by / name, key)
-        config = ScoreConfig(model=self.model.name)
-        batch = batch_cost(self.model, config, self.ranks.device.type)
-        work = plan_work(self.model, items, measurements, batch, parts)
-        run_work(self.folder, self.model, work, config, self.ranks)
+        work = plan_work(self.model, items, measurements, self.batch, parts)
+        run_work(self.folder, self.model, work, ScoreConfig(), self.ranks)
         return [find(work, column) for column in columns]
+
+    def array(self, items: Items, one: Measurement, name: str) -> Float32:
+        """float32 [q, d]: one measurement of the scorable items, in their order; `run` says what the name is."""
+        return self.run(items, [one], name)[0].array(np.flatnonzero(items.scorable))
 
     def save_rows(self) -> str:
         """Write the row ids of the pool's rows that can be scored; their file."""

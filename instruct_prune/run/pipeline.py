@@ -38,7 +38,7 @@ def run(config: RunConfig, source: Source | None = None) -> Selection | None:
     scoring, choice = config.score, config.select
     if aims:
         how = find_by(choice.by or DEFAULT)
-        scoring = replace(scoring, probes=tuple(dict.fromkeys([*scoring.probes, *how.probes])))
+        scoring = replace(scoring, probes=tuple(dict.fromkeys([*scoring.probes, *how.probes_of(config.target)])))
         choice = replace(choice, method=choice.method or "targeted")
     table = score(folder, config.data, config.encode, scoring, choice, config.embed, source=source)
     if table is None:

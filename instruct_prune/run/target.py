@@ -19,7 +19,7 @@ from instruct_prune.models.model import Model
 from instruct_prune.progress import Progress, say
 from instruct_prune.rows import open_data
 from instruct_prune.rows.table import RowTable, write_rows
-from instruct_prune.run.by import DEFAULT, find_by
+from instruct_prune.run.by import DEFAULT, find_by, options_of
 from instruct_prune.run.contaminated import SIMILAR, repeats_of, similar_rows, told
 from instruct_prune.run.embed import is_encoder
 from instruct_prune.run.encode import make_model
@@ -45,7 +45,7 @@ def target(folder: RunFolder, config: TargetConfig, by: str | None = None) -> No
             done with.
     """
     by = by or DEFAULT
-    how = find_by(by)
+    how, options = find_by(by), options_of(by, config)
     tasks = tasks_of(config)
     after = {"score": ScoreFacts, "embed": EmbedFacts}[how.after]
     for kind in (ScoreFacts, after):
@@ -56,7 +56,6 @@ def target(folder: RunFolder, config: TargetConfig, by: str | None = None) -> No
     _read(folder, model, tasks, pool)
     began = time.monotonic()
     found = [_open(folder, model, task) for task in tasks]
-    options = how.identity(config)
     kind = COMPARED[by]
     known = folder.record(kind)
     other = known is not None and dict(known.config) != options

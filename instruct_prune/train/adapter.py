@@ -69,7 +69,7 @@ def train_adapter(
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * learning_rate_share(step, steps, warmup, config.schedule)
             for loss in _losses(model, items, batch, batch_tokens):
-                loss.backward()
+                torch.autograd.backward(loss)
             optimizer.step()
             optimizer.zero_grad()
             advance(1)
