@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for type checkers; what is imported when is said below
+    from instruct_prune.train.adapter import train_adapter as train_adapter
     from instruct_prune.train.base import Base as Base
     from instruct_prune.train.base import find_base as find_base
     from instruct_prune.train.batch import collate as collate

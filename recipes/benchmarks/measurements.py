@@ -1,5 +1,5 @@
-"""What do measurements cost beside the loss: pooled hidden states, which are read in the same pass, and gradient sketches, which
-take a pass of their own?
+"""What do measurements cost beside the loss: pooled hidden states, which are read in the same pass, and gradient sketches, the loss
+with an adapter (drop) and the loss behind a row of a target (shown), which take a pass of their own?
 
     python recipes/benchmarks/measurements.py --data alpaca.json
     python recipes/benchmarks/measurements.py --data alpaca.json --rows 96 --repeats 5 --lines loss "loss + mean"
@@ -7,7 +7,7 @@ take a pass of their own?
 Passes take turns (all lines once, again from the start), each in a process of its own, so that peak memory can be told apart;
 medians are printed. What is timed is the engine's loop: batches, forward passes, probes, and writing the parts. The ratio is
 that of seconds, and, for machines that have other work too, of processor seconds. Peak memory is the resident set on a CPU, the
-memory that torch held on a GPU.
+memory that torch held on a GPU. The adapter has rank 1, and is not trained here; the target is the first 32 rows.
 """
 
 from __future__ import annotations
@@ -23,11 +23,17 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from instruct_prune import EncodeConfig, Row, ScoreConfig, load_data
 from instruct_prune.arrays import Float32
+
+if TYPE_CHECKING:
+    from instruct_prune.encode.shown import Shown
+    from instruct_prune.encode.store import TokenStore
+    from instruct_prune.models.causal_lm import CausalLM
 
 
 @dataclass(frozen=True)
@@ -36,13 +42,15 @@ class Line:
 
     Attributes:
         probes: what it reads, as in --probes.
-        subnet: under which weights and view, as in --subnets.
         loss: whether it reads the loss too. Gradients have a pass of their own, without it.
+        adapter: whether an adapter is switched on.
+        shown: rows of the target that stand before each row.
     """
 
     probes: tuple[str, ...] = ()
-    subnet: str = "dense"
     loss: bool = True
+    adapter: bool = False
+    shown: int = 0
 
 
 LINES: dict[str, Line] = {
@@ -51,8 +59,10 @@ LINES: dict[str, Line] = {
     "loss + mean, weighted, last": Line(("mean", "weighted", "last")),
     "gradient sketch, 4,096 numbers": Line(("gradient",), loss=False),
     "gradient sketch, 8,192 numbers": Line(("gradient@8192",), loss=False),
-    # A pass under an adapter or behind demonstrations is a line with its subnet: Line(subnet="adapter:FOLDER").
+    "drop: the loss with an adapter": Line(adapter=True),
+    "shown: the loss behind one row": Line(shown=1),
 }
+TARGET = 32
 
 
 @dataclass(frozen=True)
@@ -70,11 +80,11 @@ def one_pass(folder: Path, config: ScoreConfig, line: Line, device_name: str | N
     import torch
 
     from instruct_prune.measure.engine import measure_parts, run_batch
-    from instruct_prune.measure.ladder import parse_subnets
     from instruct_prune.measure.measurement import Measurement
     from instruct_prune.measure.parts import PartStore
     from instruct_prune.measure.probes import Loss, parse_probe
     from instruct_prune.measure.stored import merge_columns
+    from instruct_prune.measure.subnet import DENSE, SubnetSpec
     from instruct_prune.models.causal_lm import CausalLM
     from instruct_prune.run.measure import batch_cost, plan_work
 
@@ -82,7 +92,9 @@ def one_pass(folder: Path, config: ScoreConfig, line: Line, device_name: str | N
     model = CausalLM(config, EncodeConfig(), None)
     model.load(model.dtype(config.dtype, device), device)
     items = model.open_items(folder)
-    (spec,) = parse_subnets([line.subnet])
+    spec = SubnetSpec("adapter", folder=str(make_adapter(model, folder)), label="own") if line.adapter else DENSE
+    if line.shown:
+        items = behind(items, model, line.shown)
     loss = Measurement(spec, Loss())
     measurements = [*([loss] if line.loss else []), *(Measurement(spec, parse_probe(text)) for text in line.probes)]
     with tempfile.TemporaryDirectory() as parts:
@@ -101,6 +113,26 @@ def one_pass(folder: Path, config: ScoreConfig, line: Line, device_name: str | N
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else peak
     return Took(seconds, processor, peak, columns.get(loss))
+
+
+def make_adapter(model: CausalLM, items: Path) -> Path:
+    """A fresh adapter of rank 1 on all linear layers, beside the rows; which numbers are in it costs nothing."""
+    from instruct_prune.train import TrainConfig, attach_lora
+
+    folder = items.parent / "adapter"
+    wrapped = attach_lora(model.module, TrainConfig(rank=1, alpha=1, dropout=0.0))
+    wrapped.save_pretrained(folder, save_embedding_layers=False)
+    wrapped.unload()
+    return folder
+
+
+def behind(items: TokenStore, model: CausalLM, k: int) -> Shown:
+    """The rows, each behind ``k`` of the first `TARGET` that can be scored."""
+    from instruct_prune.encode.shown import Shown
+
+    target = [items[int(i)] for i in np.flatnonzero(items.scorable)[:TARGET]]
+    nearest = (np.arange(len(items))[:, None] + np.arange(k)) % len(target)
+    return Shown.of(items, target, nearest, model.bos_token_id, model.context)
 
 
 def write_items(folder: Path, options: argparse.Namespace, config: ScoreConfig) -> tuple[int, int]:
@@ -152,7 +184,8 @@ def main() -> None:
     for name, runs in found.items():
         seconds, processor, peak = (median(runs, of) for of in ("seconds", "processor", "peak"))
         ratios = seconds / median(base, "seconds"), processor / median(base, "processor")
-        loss, losses = base[0].losses, runs[0].losses
+        plain = not (lines[name].adapter or lines[name].shown)
+        loss, losses = base[0].losses, runs[0].losses if plain else None
         difference = "-" if loss is None or losses is None else f"{float(np.nanmax(np.abs(losses - loss))):.1e}"
         numbers = f"{seconds:>9.2f}{ratios[0]:>8.3f}{processor:>9.2f}{ratios[1]:>8.3f}{peak / 1e6:>9,.0f}"
         print(f"{name:<34}{numbers}{difference:>30}")
