@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -114,5 +115,6 @@ class Added:
     def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         if self.a.device != output.device:
             self.a, self.b = self.a.to(output.device), self.b.to(output.device)
-        more = F.linear(F.linear(inputs[0].float(), self.a), self.b) * self.scale
+        x = inputs[0].to(output.device, torch.float32)  # offloaded layers take inputs from another device
+        more = F.linear(F.linear(x, self.a), self.b) * self.scale
         return (output + more).to(output.dtype)

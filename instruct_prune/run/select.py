@@ -76,7 +76,7 @@ def select(folder: RunFolder, config: SelectConfig) -> Selection:
     )
     draw = functools.partial(_draw, asked=asked, facts=facts, make_pool=make_pool, out=contaminated)
     selection = draw(table)
-    told: dict[str, Any] = {f"score {key}": value for key, value in params.items()}
+    told: dict[str, Any] = {f"score {key}": value for key, value in params.items() if value is not None}
     told |= {} if asked.by is None else {"by": asked.by}
     selection = dataclasses.replace(selection, params={**selection.params, **told})
     if len(selection) != int(table.scored.sum()):

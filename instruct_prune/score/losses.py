@@ -46,12 +46,12 @@ def ifd(columns: Columns) -> Float32:
     return ratio
 
 
-def _needs_of_drop(adapter: str) -> tuple[str, ...]:
-    return ("loss_dense", ADAPTED + adapter)
+def _needs_of_drop(adapter: str | None) -> tuple[str, ...]:
+    return ("loss_dense", ADAPTED + (adapter or ""))
 
 
 @score(needs=_needs_of_drop)
-def drop(columns: Columns, *, adapter: str = "") -> Float32:
+def drop(columns: Columns, *, adapter: str | None = None) -> Float32:
     """The share of a row's loss that an adapter takes away, (L0 - L1) / L0: high where a row is like what it was trained on.
 
     Not a difficulty: rows to be kept stand at the upper end (``--method hardest`` takes them first). Source: the normalised

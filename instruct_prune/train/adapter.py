@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,9 @@ def train_adapter(
         return
     rows = np.flatnonzero(items.scorable)
     order = rows[training_order(items.lengths[rows].tolist(), steps, config.batch_size, config.seed)]
-    wrapped = attach_lora(model.module, config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers in a way that it will give up
+        wrapped = attach_lora(model.module, config)
     try:
         weights = [weight for weight in wrapped.parameters() if weight.requires_grad]
         optimizer = torch.optim.AdamW(weights, lr=config.learning_rate, weight_decay=config.weight_decay)
