@@ -243,7 +243,7 @@ def test_kills_change_no_byte_and_two_processes_agree(
     killed_when(tmp_path / "killed" / "parts" / "target" / by / "*")
     assert not (tmp_path / "killed" / "selection.parquet").exists()
     subprocess.run([*alone, *command("killed")], env=environment(), check=True, capture_output=True)
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "-m", "instruct_prune"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "instruct_prune"]
     subprocess.run([sys.executable, *launcher, *command("two")], env=environment(), check=True, capture_output=True)
     names = [f"targets/by/{by}/values.npy", "pruned.jsonl"]
     adapter = "targets/by/drop/dev/adapter"
