@@ -1,7 +1,8 @@
 """Which rows run together: token-budget batches, longest first, cut into chunks of equal cost.
 
 The plan depends on the data and the configuration only, never on the number of processes: a chunk is the unit of
-work, of resumption and of storage.
+work, of resumption and of storage. The width that a row is padded to follows from its own length: then what a CPU computes
+of a row is the same to the last bit whatever rows it runs with (docs/updating.md).
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ KEY_TOKENS = 16  # rows whose first KEY_TOKENS ids agree may share a prefix
 MIN_SHARED = 8  # a prefix shorter than this, or shared by fewer rows, is not worth a cache
 CHUNKS_WANTED = 256
 ROWS_AT_ONCE = 65536
-PADDING_SHARE = 64  # a batch is closed before its padding exceeds batch_tokens / 64: cheaper than one more forward pass
+WIDTH_BITS = 4  # binary digits of a width: 8 widths between a length and its double, 4% padding on average
+LEAST_WIDTH = 16  # fewer positions in a batch of one row go through other kernels, which round otherwise
 
 
 @dataclass(frozen=True)
@@ -25,9 +27,9 @@ class Batch:
     """Rows that run in one forward pass.
 
     Attributes:
-        rows: int64 [b], positions in the store, longest first.
+        rows: int64 [b], positions in the store.
         prefix: index into ``Plan.prefixes``, -1 for none.
-        width: tokens of the longest row, without the shared prefix.
+        width: tokens that each row is padded to, without the shared prefix.
     """
 
     rows: Int64
@@ -55,6 +57,14 @@ class Plan:
         return np.concatenate([batch.rows for batch in self.chunks[chunk]])
 
 
+def padded(lengths: Int32) -> Int32:
+    """int32 [m]: the widths that rows of these lengths are padded to, by each length alone: four binary digits, rounded up."""
+    digits = np.frexp(np.maximum(lengths - 1, 0).astype(np.float64))[1]
+    step = np.left_shift(1, np.maximum(digits - WIDTH_BITS, 0))
+    widths: Int32 = np.maximum(-(-lengths // step) * step, LEAST_WIDTH).astype(np.int32)
+    return widths
+
+
 def plan_batches(
     rows: Int64,
     lengths: Int32,
@@ -64,9 +74,7 @@ def plan_batches(
     prefixes: tuple[Int32, ...] = (),
     alone: Bool | None = None,
 ) -> Plan:
-    """Sort by length, fill batches up to ``batch_tokens`` padded tokens (at least one row), cut into chunks.
-
-    A batch also ends where the next, shorter row would cost more padding than another forward pass does.
+    """Put rows of one width together, up to ``batch_tokens`` padded tokens (at least one row), and cut into chunks.
 
     Args:
         rows: int64 [m], positions to score.
@@ -74,36 +82,26 @@ def plan_batches(
         batch_tokens: padded tokens per batch, shared prefix not counted.
         group: int32 [m], index into ``prefixes`` or -1.
         prefixes: shared token ids.
-        alone: bool [m], rows that share their forward pass with no other.
+        alone: bool [m], rows that share their forward pass with no other, and are not padded.
     """
     group = np.full(len(rows), -1, dtype=np.int32) if group is None else group
     alone = np.zeros(len(rows), dtype=np.bool_) if alone is None else alone
     shared = np.asarray([len(p) for p in prefixes] + [0], dtype=np.int32)  # -1 takes the last entry
     own = lengths - shared[group]
-    batches: list[Batch] = []
-    for g, single in sorted(set(zip(group.tolist(), alone.tolist(), strict=True))):
-        members = np.flatnonzero((group == g) & (alone == single))
-        order = members[np.lexsort((rows[members], -own[members]))]
-        sums = np.concatenate([[0], np.cumsum(own[order], dtype=np.int64)])
-        start = 0
-        while start < len(order):
-            width = max(1, int(own[order[start]]))
-            count = 1 if single else _batch_size(sums, start, width, batch_tokens)
-            batches.append(Batch(rows[order[start : start + count]], int(g), width))
-            start += count
+    width = np.where(alone, own, padded(own))
     # Longest first, whatever the group: memory runs out on the first batch and not at hour six.
-    batches.sort(key=lambda b: (-b.width - int(shared[b.prefix]), b.prefix, int(b.rows[0])))
+    order = np.lexsort((rows, alone, group, -width - shared[group]))
+    keys = np.stack([width, group, alone], axis=1)[order]
+    starts = np.flatnonzero(np.any(keys[1:] != keys[:-1], axis=1)) + 1
+    batches: list[Batch] = []
+    for members in np.split(order, starts) if len(order) else []:
+        g, w = int(group[members[0]]), int(width[members[0]])
+        most = 1 if alone[members[0]] else max(1, batch_tokens // max(w, 1))
+        batches += [Batch(rows[members[at : at + most]], g, w) for at in range(0, len(members), most)]
     computed = sum(b.width * len(b.rows) for b in batches)
     n_tokens = int(own.sum())
     chunks = _cut(batches, max(batch_tokens, computed // CHUNKS_WANTED))
     return Plan(chunks, prefixes, len(rows), n_tokens, computed - n_tokens)
-
-
-def _batch_size(sums: Int64, start: int, width: int, batch_tokens: int) -> int:
-    """Rows from ``start`` on that fit: within the token budget, and before padding costs more than another pass."""
-    most = min(max(1, batch_tokens // width), len(sums) - 1 - start)
-    padding = width * np.arange(1, most + 1) - (sums[start + 1 : start + most + 1] - sums[start])
-    return max(1, int(np.searchsorted(padding, batch_tokens // PADDING_SHARE, side="right")))
 
 
 def _cut(batches: list[Batch], chunk_tokens: int) -> tuple[tuple[Batch, ...], ...]:

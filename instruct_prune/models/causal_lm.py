@@ -114,6 +114,7 @@ class CausalLM(TextModel):
         self.module: Any = module
         self.head = Head(output_head(module), logit_adjustment(module.config))
         self._long_above = long_above(module.config)
+        self._most = min(names.context_of(module.config, 2**30), self._long_above or 2**30)
         with torch.inference_mode():
             trial = Trial(module)
             wrong = []
@@ -211,7 +212,9 @@ class CausalLM(TextModel):
     def collate(self, items: Sequence[Tokens], prefix: int) -> TextBatch:
         skip = len(self._prefixes[prefix]) if prefix >= 0 else 0
         whole = self._pooled or self._long_above is not None  # where a row's length decides, it stays as it is
-        return TextBatch.of(items, prefix, skip, whole, self.device)
+        long = self._long_above is not None and any(len(item.ids) > self._long_above for item in items)
+        most = self._most - skip if self.shortcuts.batches and not long else None  # rows that run alone are not padded
+        return TextBatch.of(items, prefix, skip, whole, self.device, most)
 
     def forward(self, batch: TextBatch) -> States:
         inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}

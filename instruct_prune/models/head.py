@@ -29,6 +29,12 @@ class Head:
 
     def losses(self, states: Tensor, targets: Tensor) -> Tensor:
         """float32 [m]: -log p(target), of states [m, h]. Logits exist for a few positions at a time, never for all."""
+        if len(states) % HEAD_POSITIONS["cpu"] != 1:
+            return self._losses(states, targets)
+        # A position left by itself would be a product with a vector, which is added up in another order than with a matrix.
+        return self._losses(torch.cat([states, states[-1:]]), torch.cat([targets, targets[-1:]]))[:-1]
+
+    def _losses(self, states: Tensor, targets: Tensor) -> Tensor:
         if states.device.type == "cpu" and self.is_plain:
             return self._losses_by_block(states, targets)
         step = HEAD_POSITIONS.get(states.device.type, HEAD_POSITIONS["other"])

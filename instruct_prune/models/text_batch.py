@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from instruct_prune.encode.batching import padded
 from instruct_prune.encode.item import Tokens
 
 
@@ -34,7 +36,9 @@ class TextBatch:
     prefix: int
 
     @classmethod
-    def of(cls, items: Sequence[Tokens], prefix: int, skip: int, pooled: bool, device: torch.device) -> TextBatch:
+    def of(
+        cls, items: Sequence[Tokens], prefix: int, skip: int, pooled: bool, device: torch.device, most: int | None
+    ) -> TextBatch:
         """Rows as one batch.
 
         Args:
@@ -43,6 +47,8 @@ class TextBatch:
             skip: its length.
             pooled: whether every token is run, also those after the last but one target.
             device: where the batch goes.
+            most: positions that the model has for a row without the prefix; None where rows are not padded further than to
+                the longest of them.
         """
         inputs, rows, positions, targets = [], [], [], []
         for i, item in enumerate(items):
@@ -54,11 +60,18 @@ class TextBatch:
             positions.append(at)
             targets.append(own[at + 1])
 
+        ids = nn.utils.rnn.pad_sequence(inputs, batch_first=True)
+        if most is not None:
+            # The width follows from the rows' own lengths, and not from which of them happen to be in the batch.
+            longest = np.asarray([max(len(item.ids) for item in items) - skip], dtype=np.int32)
+            width = min(int(padded(longest)[0]), most) - (0 if pooled else 1)
+            ids = nn.functional.pad(ids, (0, max(0, width - ids.shape[1])))
+
         def there(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=True)
 
         return cls(
-            input_ids=there(nn.utils.rnn.pad_sequence(inputs, batch_first=True)),
+            input_ids=there(ids),
             lengths=there(torch.as_tensor([len(ids) for ids in inputs])),
             rows=there(torch.cat(rows)),
             positions=there(torch.cat(positions)),

@@ -88,7 +88,9 @@ def plan_work(
         if a_pass.needs_grad:
             # Activations of the whole batch are kept for the way back, and a shared prefix would hide its own gradients.
             shown.append(items)
-            plans.append(plan_batches(rows, items.lengths[rows], batch_tokens=max(1, batch // GRADIENT_SHARE)))
+            lengths = items.lengths[rows]
+            small = max(1, batch // GRADIENT_SHARE)
+            plans.append(plan_batches(rows, lengths, batch_tokens=small, alone=model.alone(lengths)))
             continue
         if a_pass.view == FULL:
             if full is None:

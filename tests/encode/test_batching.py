@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instruct_prune.encode.batching import plan_batches, shared_prefixes
+from instruct_prune.encode.batching import padded, plan_batches, shared_prefixes
 
 LENGTHS = st.lists(st.integers(2, 300), min_size=1, max_size=200)
 
@@ -20,20 +20,39 @@ def test_every_row_is_planned_once_and_fits(lengths: list[int], batch_tokens: in
     assert sorted(np.concatenate([b.rows for b in batches]).tolist()) == rows.tolist()
     length_of = dict(zip(rows.tolist(), lengths, strict=True))
     for batch in batches:
-        assert batch.width == max(length_of[int(i)] for i in batch.rows)
+        assert {int(padded(np.asarray([length_of[int(i)]]))[0]) for i in batch.rows} == {batch.width}
         assert len(batch.rows) == 1 or batch.width * len(batch.rows) <= batch_tokens
     assert [b.width for b in batches] == sorted((b.width for b in batches), reverse=True)
     assert plan.n_tokens == sum(lengths)
     assert plan.n_tokens + plan.n_padding == sum(b.width * len(b.rows) for b in batches)
 
 
-@given(lengths=LENGTHS)
-def test_padding_of_a_batch_is_small(lengths: list[int]) -> None:
-    plan = plan_batches(np.arange(len(lengths)), np.asarray(lengths, dtype=np.int32), batch_tokens=640)
-    for chunk in plan.chunks:
-        for batch in chunk:
-            padding = sum(batch.width - lengths[int(i)] for i in batch.rows)
-            assert padding <= 10
+def test_widths_have_four_binary_digits() -> None:
+    lengths = np.asarray([1, 4, 15, 16, 17, 18, 19, 32, 33, 36, 37, 100, 129, 1000, 2048], dtype=np.int32)
+    assert padded(lengths).tolist() == [16, 16, 16, 16, 18, 18, 20, 32, 36, 36, 40, 104, 144, 1024, 2048]
+
+
+def test_padding_is_four_percent_on_average() -> None:
+    lengths = np.arange(32, 2048, dtype=np.int32)
+    share = (padded(lengths) - lengths) / lengths
+    assert share.min() == 0
+    assert share.max() < 0.125
+    assert share.mean() < 0.045
+
+
+@given(lengths=LENGTHS, more=LENGTHS)
+def test_other_rows_do_not_change_the_width_of_a_row(lengths: list[int], more: list[int]) -> None:
+    def widths(n: list[int]) -> dict[int, int]:
+        plan = plan_batches(np.arange(len(n)), np.asarray(n, dtype=np.int32), batch_tokens=640)
+        return {int(row): batch.width for chunk in plan.chunks for batch in chunk for row in batch.rows}
+
+    alone, together = widths(lengths), widths([*lengths, *more])
+    assert alone.items() <= together.items()
+
+
+def test_rows_that_run_alone_are_not_padded() -> None:
+    plan = plan_batches(np.arange(3), np.asarray([33, 33, 33]), batch_tokens=640, alone=np.asarray([True, False, True]))
+    assert [(b.width, b.rows.tolist()) for chunk in plan.chunks for b in chunk] == [(36, [1]), (33, [0]), (33, [2])]
 
 
 @given(lengths=LENGTHS, seed=st.integers(0, 9))
@@ -70,6 +89,7 @@ def test_a_prefix_never_reaches_the_state_that_predicts_the_first_target() -> No
         np.arange(12), np.full(12, 40, dtype=np.int32), batch_tokens=100, group=group, prefixes=prefixes
     )
     assert plan.n_tokens == 12 * 11
+    assert plan.n_padding == 0
 
 
 def test_few_rows_share_nothing() -> None:
