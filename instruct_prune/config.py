@@ -15,12 +15,10 @@ from instruct_prune.errors import InputError
 Stage = Literal["read", "encode", "score", "embed"]
 """A stage that can be made anew on its own; select, export and report are made anew whenever they are asked for."""
 
-# What --help shows for options that may be left out.
 Number = Annotated[int | None, arg(metavar="INT")]
 Real = Annotated[float | None, arg(metavar="FLOAT")]
 Text = Annotated[str | None, arg(metavar="STR")]
 Restart = Annotated[Stage | None, arg(metavar="{read,encode,score,embed}")]
-RestartEmbed = Annotated[Literal["embed"] | None, arg(metavar="embed")]
 Keep = Annotated[int | float | None, arg(metavar="SHARE|PERCENT%|ROWS")]
 By = Annotated[str | None, arg(metavar="gradient|rds|embedding|drop|shown")]
 
@@ -102,6 +100,10 @@ class ScoreConfig:
     """auto: spread one model over all devices (one process only)."""
     share_prefix: bool = True
     """Compute the tokens that many rows begin with (a template's preamble) once for each subnet."""
+    reuse: Text = None
+    """A scored run: rows whose content it measured with the same model and options are not measured again."""
+    update: bool = False
+    """The data changed since --out was scored: read them again, and measure only the rows that are new."""
     dry_run: bool = False
     """Read, encode and plan; time a few batches; score nothing."""
     restart: Restart = None
@@ -241,7 +243,7 @@ class EmbedCommand:
 
     embed: EmbedConfig = field(default_factory=EmbedConfig)
     run: Out = field(default_factory=Out)
-    restart: RestartEmbed = None
+    restart: Annotated[Literal["embed"] | None, arg(metavar="embed")] = None
     """Discard the embeddings that are there, and a selection made with them; nothing is scored again."""
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from instruct_prune.arrays import Float32, Int64
 from instruct_prune.encode.batching import Batch, Plan
@@ -39,6 +40,44 @@ class ByPosition(Protocol):
     def __getitem__(self, i: int) -> Any: ...
 
 
+KNOWN_ROWS = 65536
+"""Rows in a part of what was measured before."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What an earlier run measured of some rows of a pass.
+
+    Attributes:
+        positions: int64 [m].
+        columns: {column: (values [n] or [n, d] of that run, int64 [m], places of the m rows in them)}.
+        again: batches of a few of the rows, which are measured once more to see that the same comes out.
+    """
+
+    positions: Int64
+    columns: Mapping[str, tuple[NDArray[Any], Int64]]
+    again: tuple[Batch, ...] = ()
+
+    @property
+    def chunks(self) -> tuple[tuple[Batch, ...], ...]:
+        """The last chunks of a plan: rows that cost nothing."""
+        starts = range(0, len(self.positions), KNOWN_ROWS)
+        return tuple((Batch(self.positions[at : at + KNOWN_ROWS], -1, 0),) for at in starts)
+
+    def values(self, column: str, some: slice) -> NDArray[Any]:
+        """[k] or [k, d]: of the rows in a slice of ``positions``."""
+        values, places = self.columns[column]
+        return np.asarray(values[places[some]])
+
+    def part(self, some: slice) -> dict[str, Any]:
+        """The columns of a part, as `measure_chunk` makes them."""
+        positions = self.positions[some]
+        columns: dict[str, Any] = {"position": positions}
+        for name in self.columns:
+            columns[name] = _listed(self.values(name, some))
+        return columns | {"error": np.full(len(positions), None, dtype=object)}
+
+
 @dataclass(frozen=True)
 class Work:
     """Everything a rank needs: what to measure and where to put it.
@@ -48,12 +87,14 @@ class Work:
         items: the rows of each pass, as its view shows them.
         plans: the batches of each pass.
         parts: where results go.
+        known: for each pass, what need not be measured; the last chunks of its plan.
     """
 
     passes: tuple[Pass, ...]
     items: tuple[ByPosition, ...]
     plans: tuple[Plan, ...]
     parts: PartStore
+    known: tuple[Known | None, ...] = ()
 
     def missing(self) -> Todo:
         """Parts that are absent, torn or foreign."""
@@ -136,8 +177,6 @@ def measure_chunk(
     model: Model, a_pass: Pass, items: ByPosition, batches: Sequence[Batch], advance: Advance
 ) -> dict[str, Any]:
     """One chunk's columns: position int64, what each probe reads (float32, or a list of them), error (None where it ran)."""
-    import pyarrow as pa
-
     positions: list[Int64] = []
     values: list[Float32] = []
     errors: list[str | None] = []
@@ -156,9 +195,16 @@ def measure_chunk(
             table[:, at : at + width], dtype=np.float16 if measurement.probe.half else np.float32
         )
         at += width
-        flat = pa.array(piece.reshape(-1))
-        columns[measurement.column] = flat if width == 1 else pa.FixedSizeListArray.from_arrays(flat, width)
+        columns[measurement.column] = _listed(piece[:, 0] if width == 1 else piece)
     return columns | {"error": np.asarray(errors, dtype=object)}
+
+
+def _listed(values: NDArray[Any]) -> Any:
+    """An Arrow column of numbers [m], or of lists of numbers [m, d]."""
+    import pyarrow as pa
+
+    flat = pa.array(np.ascontiguousarray(values).reshape(-1))
+    return flat if values.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
 
 
 def run_batch(model: Model, a_pass: Pass, items: ByPosition, batch: Batch) -> torch.Tensor:

@@ -11,7 +11,7 @@ import numpy as np
 from instruct_prune.arrays import Float32, Int64
 from instruct_prune.encode.batching import Plan
 from instruct_prune.errors import IncompleteRunError
-from instruct_prune.measure.engine import Work
+from instruct_prune.measure.engine import KNOWN_ROWS, Work
 from instruct_prune.measure.measurement import Measurement, Pass
 from instruct_prune.measure.parts import PartStore
 from instruct_prune.storage import replaced
@@ -55,6 +55,18 @@ class Stored:
                 whole[np.searchsorted(rows, positions)] = values
             whole.flush()
         return width
+
+
+def write_known(work: Work) -> None:
+    """Write the parts of what was measured before, where they are not there yet; on the main process."""
+    for known, a_pass, plan in zip(work.known, work.passes, work.plans, strict=True):
+        if known is None:
+            continue
+        first = len(plan.chunks) - len(known.chunks)
+        for chunk in range(first, len(plan.chunks)):
+            if work.parts.read(a_pass.name, chunk) is None:
+                at = (chunk - first) * KNOWN_ROWS
+                work.parts.write(a_pass.name, chunk, known.part(slice(at, at + KNOWN_ROWS)))
 
 
 def find(work: Work, column: str) -> Stored:

@@ -59,7 +59,8 @@ class Seen:
         folder = RunFolder(out) if out else None
         known = folder.record(RowsFacts) if folder is not None and folder.exists else None
         data = absolute(data)
-        if folder is not None and known is not None and known.facts is not None and known.facts.names == data.data:
+        whole = folder is not None and (folder / "rows" / "rows.json").exists()
+        if folder is not None and whole and known is not None and known.facts and known.facts.names == data.data:
             self.kind = RowTable.open(folder / "rows").facts.model_kind
             return
         on_hub = [name for name in data.data if is_hub_id(name)]

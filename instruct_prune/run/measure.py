@@ -5,30 +5,38 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from instruct_prune.arrays import Int64
+from instruct_prune.arrays import Int32, Int64
 from instruct_prune.config import ScoreConfig
 from instruct_prune.encode.batching import Plan, plan_batches
 from instruct_prune.errors import IncompleteRunError, InputError
-from instruct_prune.measure.engine import Spent, Work, measure_parts, share
+from instruct_prune.measure.engine import Known, Spent, Work, measure_parts, run_batch, share
 from instruct_prune.measure.heartbeat import Heartbeat, wait_for_ranks
 from instruct_prune.measure.lora import read_added
-from instruct_prune.measure.measurement import Measurement, plan_passes
+from instruct_prune.measure.measurement import Measurement, Pass, plan_passes
 from instruct_prune.measure.parts import PartStore
+from instruct_prune.measure.probes import Loss
 from instruct_prune.measure.ranks import Ranks
-from instruct_prune.measure.subnet import FULL
+from instruct_prune.measure.stored import write_known
+from instruct_prune.measure.subnet import DENSE, FULL
 from instruct_prune.measure.subnets import block_outputs
 from instruct_prune.measure.views import Viewed, view_of
 from instruct_prune.models.model import Items, Model
 from instruct_prune.progress import Progress, say
 from instruct_prune.run.folder import RunFolder
+from instruct_prune.run.reuse import Before
+from instruct_prune.storage import digest, row_ids_hash
 
 GRADIENT_SHARE = 4
 """Batches of a pass with gradients are so many times smaller."""
+TRIED = 4
+"""Rows of what was measured before that are measured again, to see that the same comes out."""
+UNLIKE = 0.05
+"""A difference, beside one plus the number, that no rounding of 16-bit weights explains."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,7 @@ def plan_work(
     batch: int,
     parts: PartStore,
     some: Int64 | None = None,
+    before: Before | None = None,
 ) -> Work:
     """Passes over all scorable rows; the plan depends on data and configuration, never on the number of processes.
 
@@ -74,50 +83,125 @@ def plan_work(
         batch: tokens (or pictures) in a batch.
         parts: where results go.
         some: int64, positions of the rows to measure, ascending; all that can be scored when not given.
+        before: what an earlier run measured: such rows need not be measured again.
 
     Raises:
         InputError: a view that leaves nothing of any row; a depth, a dropout subnet or an adapter that does not fit the model.
     """
     passes = plan_passes(measurements)
-    scorable = np.flatnonzero(items.scorable).astype(np.int64)
-    rows = scorable if some is None else some
+    planner = _Planner(model, items, batch, some)
     shown: list[Any] = []
     plans: list[Plan] = []
-    full: Plan | None = None
+    known: list[Known | None] = []
     for a_pass in passes:
-        if a_pass.needs_grad:
-            # Activations of the whole batch are kept for the way back, and a shared prefix would hide its own gradients.
-            shown.append(items)
-            lengths = items.lengths[rows]
-            small = max(1, batch // GRADIENT_SHARE)
-            plans.append(plan_batches(rows, lengths, batch_tokens=small, alone=model.alone(lengths)))
-            continue
-        if a_pass.view == FULL:
-            if full is None:
-                # Prefixes are those of all rows, so that a row's own computation is the same whichever are measured.
-                group, prefixes = model.shared_prefixes(items, scorable)
-                group = None if group is None else group[np.searchsorted(scorable, rows)]
-                lengths = items.lengths[rows]
-                full = plan_batches(
-                    rows, lengths, batch_tokens=batch, group=group, prefixes=prefixes, alone=model.alone(lengths)
-                )
-            shown.append(items)
-            plans.append(full)
-            continue
-        view = Viewed(items, view_of(a_pass.view), model)
-        own = view.rows(rows)
-        if not len(own):
-            raise InputError(f"--subnets: the view {a_pass.view!r} leaves nothing to predict of any row.")
-        shown.append(view)
-        lengths = view.lengths[own]
-        plans.append(plan_batches(own, lengths, batch_tokens=batch, alone=model.alone(lengths)))
+        seen, plan, found = planner.plan(a_pass, before)
+        shown.append(seen)
+        plans.append(plan)
+        known.append(found)
     for a_pass, plan in zip(passes, plans, strict=True):
         model.start_pass(plan, a_pass.depths, a_pass.pooled)
         if a_pass.weights.kind == "dropout":
             block_outputs(model.module)
         if a_pass.weights.kind == "adapter":
             read_added(model.module, a_pass.weights.folder)
-    return Work(passes, tuple(shown), tuple(plans), parts)
+    if any(known):
+        # Which rows are known decides what lies in which part.
+        told = [None if one is None else row_ids_hash(one.positions) for one in known]
+        parts = PartStore(parts.folder, digest([parts.fingerprint, told]))
+    return Work(passes, tuple(shown), tuple(plans), parts, tuple(known))
+
+
+def shared_tokens(model: Model, items: Items) -> Int32:
+    """int32 [number of scorable rows]: tokens at the beginning of each that it shares with others and that are computed once."""
+    rows = np.flatnonzero(items.scorable).astype(np.int64)
+    group, prefixes = model.shared_prefixes(items, rows)
+    lengths = np.asarray([len(prefix) for prefix in prefixes] + [0], dtype=np.int32)
+    return np.zeros(len(rows), dtype=np.int32) if group is None else lengths[group]
+
+
+class _Planner:
+    """Plans of passes over the same rows."""
+
+    def __init__(self, model: Model, items: Items, batch: int, some: Int64 | None) -> None:
+        self.model, self.items, self.batch = model, items, batch
+        scorable = np.flatnonzero(items.scorable).astype(np.int64)
+        self.rows = scorable if some is None else some
+        # Prefixes are those of all rows, so that a row's own computation is the same whichever rows are measured.
+        group, self.prefixes = model.shared_prefixes(items, scorable)
+        self.group = np.full(len(items), -1, dtype=np.int32)
+        if group is not None:
+            self.group[scorable] = group
+
+    def plan(self, a_pass: Pass, before: Before | None) -> tuple[Any, Plan, Known | None]:
+        """What the pass sees of the rows, its batches, and what need not be measured."""
+        seen: Any = self.items
+        rows, whole = self.rows, a_pass.view == FULL and not a_pass.needs_grad
+        if a_pass.view != FULL:
+            seen = Viewed(self.items, view_of(a_pass.view), self.model)
+            rows = seen.rows(rows)
+            if not len(rows):
+                raise InputError(f"--subnets: the view {a_pass.view!r} leaves nothing to predict of any row.")
+        # Activations of the whole batch are kept for the way back, and a shared prefix would hide its own gradients.
+        batch = max(1, self.batch // GRADIENT_SHARE) if a_pass.needs_grad else self.batch
+
+        def planned(some: Int64) -> Plan:
+            lengths = seen.lengths[some]
+            return plan_batches(
+                some,
+                lengths,
+                batch_tokens=batch,
+                group=self.group[some] if whole else None,
+                prefixes=self.prefixes if whole else (),
+                alone=self.model.alone(lengths),
+            )
+
+        known = None
+        # The bits of a gradient depend on the batch, and a loss that is relative to other rows' states on these.
+        relative = self.model.compares and any(isinstance(m.probe, Loss) for m in a_pass.measurements)
+        if before is not None and not a_pass.needs_grad and not relative:
+            rows, known = self._known(a_pass, before, rows, seen.lengths)
+        plan = planned(rows)
+        if known is not None:
+            some = known.positions[np.argsort(seen.lengths[known.positions], kind="stable")]
+            again = planned(np.sort(some[np.linspace(0, len(some) - 1, TRIED).round().astype(np.int64)]))
+            known = replace(known, again=tuple(batch for chunk in again.chunks for batch in chunk))
+            plan = replace(plan, chunks=plan.chunks + known.chunks)
+        return seen, plan, known
+
+    def _known(self, a_pass: Pass, before: Before, rows: Int64, lengths: Int32) -> tuple[Int64, Known | None]:
+        names = self.items.text_columns("content_hash")[0]
+        shared = np.asarray([len(prefix) for prefix in self.prefixes] + [0], dtype=np.int32)[self.group[rows]]
+        there, known = before.known(a_pass.measurements, rows, [names[i] for i in rows.tolist()], shared)
+        return rows[~there], known
+
+
+def check_known(model: Model, work: Work) -> float:
+    """Measure a few rows of the dense passes again: by how much the earlier run's numbers differ from what comes out here.
+
+    Raises:
+        InputError: by more than rounding.
+    """
+    worst = 0.0
+    for a_pass, plan, items, known in zip(work.passes, work.plans, work.items, work.known, strict=True):
+        if known is None or a_pass.weights != DENSE:
+            continue
+        model.start_pass(plan, a_pass.depths, a_pass.pooled)
+        for batch in known.again:
+            found = run_batch(model, a_pass, items, batch).cpu().numpy()
+            at = 0
+            for one in a_pass.measurements:
+                width = one.probe.width(model)
+                for row, values in zip(batch.rows.tolist(), found[:, at : at + width], strict=True):
+                    place = int(np.searchsorted(known.positions, row))
+                    old = known.values(one.column, slice(place, place + 1)).reshape(-1)
+                    worst = max(worst, float(np.max(np.abs(values - old) / (1 + np.abs(old)))))
+                at += width
+    if worst > UNLIKE:
+        raise InputError(
+            f"some rows that were measured before were measured again, and the numbers differ by {worst:.2g}: more than rounding "
+            "explains, so they are not reused. Score without --update and --reuse."
+        )
+    return worst
 
 
 def run_work(folder: RunFolder, model: Model, work: Work, config: ScoreConfig, ranks: Ranks) -> Took:
@@ -127,8 +211,10 @@ def run_work(folder: RunFolder, model: Model, work: Work, config: ScoreConfig, r
         IncompleteRunError: parts are missing; the same command, with any number of processes, completes them.
     """
     # One broadcast before the loop, none inside it: every rank must see the same list of missing parts.
+    if ranks.is_main and any(work.known):
+        _reuse(model, work)
     todo, nonce = ranks.broadcast((work.missing(), uuid.uuid4().hex[:8]) if ranks.is_main else None)
-    if ranks.is_main and 0 < len(todo) < work.n_parts:
+    if ranks.is_main and 0 < len(todo) < work.n_parts - sum(len(one.chunks) for one in work.known if one is not None):
         say(f"resuming: {work.describe(todo)} to do")
     mine = share(todo, ranks.rank, ranks.world)
     beats = folder / "parts" / "alive" / nonce
@@ -149,6 +235,19 @@ def run_work(folder: RunFolder, model: Model, work: Work, config: ScoreConfig, r
         if work.missing():
             raise IncompleteRunError(_incomplete(folder, work, "a process ended before its parts were written"))
     return Took(spent, round(time.monotonic() - began, 3), work.cost(todo))
+
+
+def _reuse(model: Model, work: Work) -> None:
+    """Take over what an earlier run measured, and say so."""
+    worst = check_known(model, work)
+    write_known(work)
+    told = [f"{len(k.positions):,} ({a_pass.name})" for k, a_pass in zip(work.known, work.passes, strict=True) if k]
+    say(f"rows that were measured before and are not measured again: {', '.join(told)}")
+    if worst:
+        say(
+            f"note: what was measured before differs by up to {worst:.1g} from what is computed here and now: another number of "
+            "threads, machine or version, or a model whose rows touch each other's rounding. --restart score measures all rows."
+        )
 
 
 def describe(work: Work, model: Model, names: Sequence[str]) -> str:

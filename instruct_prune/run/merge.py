@@ -20,7 +20,9 @@ from instruct_prune.run.columns import columns_for
 from instruct_prune.run.embed import save_states
 from instruct_prune.run.encode import list_rejected
 from instruct_prune.run.folder import RunFolder
+from instruct_prune.run.measure import shared_tokens
 from instruct_prune.run.records import RowsFacts, ScoreFacts
+from instruct_prune.run.reuse import write_measured
 from instruct_prune.run.waves import Measured, Piloted
 from instruct_prune.score.aggregate import rescored
 from instruct_prune.score.health import Health, left_out_of, subnet_health
@@ -75,6 +77,7 @@ def merge(
         more={one.column: column for one, column in columns.items() if not isinstance(one.probe, Loss)},
     )
     save_states(folder.path, items, measured.vectors())
+    write_measured(folder.path, items, shared_tokens(measured.model, items))
     more = columns_for(folder, RowTable.open(folder / "rows"), table, name)
     averaged = tuple(spec for spec in ladder if spec.is_averaged)
     collapsed = tuple(left_out_of(health, ladder)) if piloted is None else piloted.decision.collapsed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 import sys
@@ -17,7 +18,7 @@ from instruct_prune.registry import own_code
 from instruct_prune.rows import Source, open_data
 from instruct_prune.rows.table import RowTable, write_rows
 from instruct_prune.run.folder import RunFolder
-from instruct_prune.run.records import RowsFacts
+from instruct_prune.run.records import Record, RowsFacts
 from instruct_prune.storage import atomic
 
 if TYPE_CHECKING:
@@ -48,22 +49,26 @@ def read_rows(
     restart: bool = False,
     memory: InMemory | datasets.Dataset | None = None,
     source: Source | None = None,
+    update: bool = False,
 ) -> RowTable:
     """The stored table of the data's rows; read now, or found where the same data were read before.
+
+    With ``update``, data that changed are read anew, and all that was made from them is discarded.
 
     Raises:
         InputError: nothing to read, or the folder holds rows of other data.
     """
     data = _lasting(folder, data)
+    if update and "-" in data.data:
+        raise InputError("--update reads data that changed again, and standard input is read once. Name a file.")
     known = None if restart else folder.record(RowsFacts)
+    if update and known is not None and known.facts is not None:
+        whole = (folder / "rows" / "rows.json").exists()
+        restart = not whole or _config(folder, known, data, memory, source) != dict(known.config)
+        known = None if restart else known
     if known is not None and known.facts is not None:
         table = RowTable.open(folder / "rows")
-        same_names = memory is None and list(known.facts.names) == list(data.data)
-        # Files whose size and time are as they were are not opened again.
-        inputs = known.config["inputs"] if same_names and not table.facts.changed() else None
-        if inputs is None:
-            inputs = _content((source or open_source(data, memory)).identity())
-        folder.begin(RowsFacts, {"inputs": inputs, **_options(data)})
+        folder.begin(RowsFacts, _config(folder, known, data, memory, source))
         say(f"data: {table.facts.description} (read before)")
         return table
     folder.create()
@@ -79,6 +84,25 @@ def read_rows(
     took = round(time.monotonic() - began, 3)
     folder.finish(RowsFacts(names=data.data, read=facts.read, rejected=facts.rejected, seconds=took))
     return table
+
+
+def _config(
+    folder: RunFolder,
+    known: Record[RowsFacts],
+    data: DataConfig,
+    memory: InMemory | datasets.Dataset | None,
+    source: Source | None,
+) -> dict[str, Any]:
+    """What the record of the rows would say of the data as they are now."""
+    assert known.facts is not None
+    same_names = memory is None and list(known.facts.names) == list(data.data)
+    # Files whose size and time are as they were are not opened again.
+    if same_names and not RowTable.open(folder / "rows").facts.changed():
+        inputs = known.config["inputs"]
+    else:
+        inputs = _content((source or open_source(data, memory)).identity())
+    found: dict[str, Any] = json.loads(json.dumps({"inputs": inputs, **_options(data)}, default=str))
+    return found
 
 
 def rows_of(folder: RunFolder) -> RowTable:
@@ -105,8 +129,6 @@ def _options(data: DataConfig) -> dict[str, Any]:
 
 def _first(folder: RunFolder) -> str:
     lines = (folder / "rows" / "rejects.jsonl").read_text(encoding="utf-8").splitlines()[:3]
-    import json
-
     told = "; ".join(f"{row['file']}, line {row['line']}: {row['reason']}" for row in map(json.loads, lines))
     return f"The first: {told}." if told else ""
 

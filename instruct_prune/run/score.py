@@ -22,6 +22,7 @@ from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.measure import batch_cost
 from instruct_prune.run.merge import merge
 from instruct_prune.run.records import EmbedFacts, EncodeFacts, RowsFacts, ScoreFacts
+from instruct_prune.run.reuse import BEFORE, Before, before_of, set_aside
 from instruct_prune.run.rows import InMemory, read_rows
 from instruct_prune.run.wanted import Wanted
 from instruct_prune.run.waves import Measured, Waves
@@ -66,7 +67,8 @@ def score(
     """
     ranks = Ranks()
     _check(config, ranks)
-    ranks.on_main(lambda: read_rows(folder, data, config.restart == "read", memory, source))
+    before = _before(folder, config, ranks)
+    ranks.on_main(lambda: read_rows(folder, data, config.restart == "read", memory, source, config.update))
     table = RowTable.open(folder / "rows")
     kind, data_format = table.facts.model_kind, table.facts.format
     model = _first_on_main(ranks, lambda: make_model(config, encoding, kind, data_format, loaded))
@@ -82,11 +84,14 @@ def score(
     if _finished(folder, wanted, identity, config, ranks):
         if ranks.is_main:
             say("score: done before, skipped")
+            shutil.rmtree(folder / BEFORE, ignore_errors=True)
         ranks.close()
         return folder.read_scores() if ranks.is_main else None
+    if before is not None:
+        ranks.on_main(lambda: before.check(identity))
     model.load(dtype, ranks.device, folder / "parts" / "offload" if config.device_map == "auto" else None)
     model.shortcuts = ranks.broadcast(model.shortcuts)
-    waves = Waves(folder, model, items, wanted, identity)
+    waves = Waves(folder, model, items, wanted, identity, before)
     ranks.on_main(lambda: _announce(model, items, waves, dtype, ranks, config.dry_run))
     if config.dry_run:
         ranks.close()
@@ -111,9 +116,17 @@ def _finish(
     scores = merge(folder, items, measured, wanted.ladder, wanted.score, dtype, ranks)
     if measured.model.embeds and not embeds_later and folder.find(EmbedFacts) is None:
         embed_rows(folder, EmbedConfig(), restart=True)
-    shutil.rmtree(folder / "parts", ignore_errors=True)
+    for name in ("parts", BEFORE):
+        shutil.rmtree(folder / name, ignore_errors=True)
     ranks.close()
     return scores
+
+
+def _before(folder: RunFolder, config: ScoreConfig, ranks: Ranks) -> Before | None:
+    """What was measured before and may be reused."""
+    if config.update:
+        ranks.on_main(lambda: set_aside(folder))
+    return _first_on_main(ranks, lambda: before_of(folder, config.update, config.reuse))
 
 
 def _first_on_main(ranks: Ranks, make: Callable[[], Made]) -> Made:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from instruct_prune.arrays import Float32, Int64
 from instruct_prune.config import ScoreConfig
+from instruct_prune.geometry import blocks
 from instruct_prune.measure.engine import Work
 from instruct_prune.measure.measurement import Measurement
 from instruct_prune.measure.parts import PartStore
@@ -17,9 +20,10 @@ from instruct_prune.measure.probes import Loss
 from instruct_prune.measure.ranks import Ranks
 from instruct_prune.measure.stored import Stored, find, merge_columns
 from instruct_prune.measure.subnet import DENSE
-from instruct_prune.models.model import Items, Model
+from instruct_prune.models.model import Blocks, Items, Model
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.measure import Took, describe, plan_work, run_work
+from instruct_prune.run.reuse import Before
 from instruct_prune.run.wanted import Wanted
 from instruct_prune.score.health import left_out_of, subnet_health
 from instruct_prune.score.pilot import Decision, Earned, decide, pilot_rows
@@ -98,8 +102,16 @@ class Waves:
     ``--subnets auto`` the dense model comes first, then the other passes over the pilot, then those that it kept over the rest.
     """
 
-    def __init__(self, folder: RunFolder, model: Model, items: Items, wanted: Wanted, identity: dict[str, Any]) -> None:
-        self.model, self.items, self.wanted = model, items, wanted
+    def __init__(
+        self,
+        folder: RunFolder,
+        model: Model,
+        items: Items,
+        wanted: Wanted,
+        identity: dict[str, Any],
+        before: Before | None = None,
+    ) -> None:
+        self.model, self.items, self.wanted, self.before = model, items, wanted, before
         self.rows = np.flatnonzero(items.scorable).astype(np.int64)
         # Shortcuts change no number, but they decide which rows lie in which part.
         self._parts = PartStore(folder / "parts" / "score", digest(identity | {"shortcuts": repr(model.shortcuts)}))
@@ -128,7 +140,7 @@ class Waves:
 
     def _plan(self, measurements: Sequence[Measurement], rows: Int64, into: str = "") -> Work:
         parts = PartStore(self._parts.folder / into, self._parts.fingerprint)
-        return plan_work(self.model, self.items, measurements, self._batch, parts, rows)
+        return plan_work(self.model, self.items, measurements, self._batch, parts, rows, self.before)
 
     @property
     def works(self) -> tuple[Work, ...]:
@@ -147,8 +159,7 @@ class Waves:
         took = run_work(folder, self.model, self.first, config, ranks)
         if self.model.compares:
             ranks.broadcast(None)  # every process waits until the main one has seen that the first wave is whole
-            reference = find(self.first, f"mean_{DENSE.name}")
-            self.model.fit(reference.blocks, self.items)
+            self.model.fit(self._reference(folder.path), self.items)
         piloted: Piloted | None = None
         if self.pilot is not None:
             took = took + run_work(folder, self.model, self.pilot, config, ranks)
@@ -159,6 +170,18 @@ class Waves:
         if self.rest is not None:
             took = took + run_work(folder, self.model, self.rest, config, ranks)
         return Measured(self.model, self.works, self.derived, took, piloted) if ranks.is_main else None
+
+    def _reference(self, folder: Path) -> Blocks:
+        """The dense states in the order of the rows, not of the parts: sums are then the same however rows were measured."""
+        path = folder / "parts" / "score" / f"reference.{os.getpid()}.npy"
+        find(self.first, f"mean_{DENSE.name}").save(path, self.rows)
+        states = np.load(path, mmap_mode="r", allow_pickle=False)
+
+        def each() -> Iterator[tuple[Int64, Float32]]:
+            for block in blocks(len(self.rows)):
+                yield self.rows[block], states[block]
+
+        return each
 
     def _decide(self) -> Piloted:
         assert self.pilot is not None
