@@ -150,6 +150,8 @@ class Waves:
     def describe(self) -> str:
         passes = dict.fromkeys(a_pass.name for work in self.works for a_pass in work.passes)
         told = describe(self.first, self.model, list(passes))
+        if self.wanted.tolerance is not None and self.pilot_rows is None:
+            return f"{told}; too few rows for a pilot, so all go through the whole ladder"
         if self.pilot_rows is None:
             return told
         return f"{told}; a pilot of {len(self.pilot_rows):,} rows decides which passes the others go through"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -266,6 +269,26 @@ def test_auto_saves_passes_and_scores_as_the_whole_ladder_does(
     assert score(data, tmp_path / "scratch", auto_words) == 0
     for name in ("scores.parquet", "pilot.parquet"):
         assert (out / name).read_bytes() == (tmp_path / "scratch" / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_two_processes_decide_and_update_as_one_does(auto_words: list[str], tmp_path: Path) -> None:
+    rows = alpaca_rows(280)
+    data, out = write_jsonl(tmp_path / "rows.jsonl", rows), tmp_path / "two"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    script = str(Path(__file__).parents[2] / "recipes" / "score.py")
+
+    def twice(*more: str) -> None:
+        words = ["--data", str(data), "--out", str(out), *(word for word in auto_words if word != "--quiet"), *more]
+        subprocess.run([*launcher, script, *words], env=environment, check=True, capture_output=True)
+
+    twice()
+    write_jsonl(data, edited(rows, 3)[0])
+    twice("--update")
+    assert score(data, tmp_path / "one", auto_words) == 0
+    for name in ("scores.parquet", "pilot.parquet", "measured.parquet"):
+        assert (out / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
 
 
 def test_few_rows_go_through_the_whole_ladder(auto_words: list[str], tmp_path: Path) -> None:
