@@ -72,9 +72,8 @@ def score(
     table = RowTable.open(folder / "rows")
     kind, data_format = table.facts.model_kind, table.facts.format
     model = _first_on_main(ranks, lambda: make_model(config, encoding, kind, data_format, loaded))
-    wanted = _first_on_main(
-        ranks, lambda: Wanted(model, config, embed)
-    )  # what is wrong with it is told before encoding
+    # What is wrong with it is told before encoding.
+    wanted = _first_on_main(ranks, lambda: Wanted(model, config, embed))
     ranks.on_main(lambda: encode(folder, table, model, config, encoding, data.strict))
     items = model.open_items(folder / "items")
     if select is not None:
@@ -82,11 +81,7 @@ def score(
     dtype = model.dtype(config.dtype, ranks.device)
     identity = wanted.identity | {"dtype": dtype, "batch": batch_cost(model, config, ranks.device.type)}
     if _finished(folder, wanted, identity, config, ranks):
-        if ranks.is_main:
-            say("score: done before, skipped")
-            shutil.rmtree(folder / BEFORE, ignore_errors=True)
-        ranks.close()
-        return folder.read_scores() if ranks.is_main else None
+        return _skipped(folder, ranks)
     if before is not None:
         ranks.on_main(lambda: before.check(identity))
     model.load(dtype, ranks.device, folder / "parts" / "offload" if config.device_map == "auto" else None)
@@ -98,6 +93,16 @@ def score(
         return None
     measured = waves.run(folder, config, ranks)
     return None if measured is None else _finish(folder, items, measured, wanted, dtype, ranks, embed is not None)
+
+
+def _skipped(folder: RunFolder, ranks: Ranks) -> ScoreTable | None:
+    """What a finished stage left, on the main process."""
+    ranks.close()
+    if not ranks.is_main:
+        return None
+    say("score: done before, skipped")
+    shutil.rmtree(folder / BEFORE, ignore_errors=True)
+    return folder.read_scores()
 
 
 def _finish(
