@@ -111,6 +111,23 @@ def test_duplicates(
     assert here("duplicates", *words) == found  # from the parts that were kept
 
 
+def test_cost(data: Path, tiny_model_folder: Path, tiny_embedder_folder: Path) -> None:
+    words = [
+        "--data",
+        str(data),
+        "--rows",
+        "20",
+        "--model",
+        str(tiny_model_folder),
+        "--embedder",
+        str(tiny_embedder_folder),
+    ]
+    found = run("cost", *words, "--subnets", "dlc", "--dtype", "float32")
+    assert "in passes dense, magnitude_0800, magnitude_0640" in found
+    assert "1 steps in float32" in found
+    assert "(target 0.5)" in found
+
+
 def test_clusters(here: Callable[..., str], tmp_path: Path, tiny_model_folder: Path) -> None:
     rows = [{**row, "kind": "ab"[i % 2]} for i, row in enumerate(alpaca_rows(24))]
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
