@@ -19,7 +19,7 @@ MIN_SHARED = 8  # a prefix shorter than this, or shared by fewer rows, is not wo
 CHUNKS_WANTED = 256
 ROWS_AT_ONCE = 65536
 WIDTH_BITS = 4  # binary digits of a width: 8 widths between a length and its double, 4% padding on average
-LEAST_WIDTH = 16  # fewer positions in a batch of one row go through other kernels, which round otherwise
+LEAST_WIDTH = 16
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,13 @@ class Batch:
         rows: int64 [b], positions in the store.
         prefix: index into ``Plan.prefixes``, -1 for none.
         width: tokens that each row is padded to, without the shared prefix.
+        alone: whether this is a row that shares its forward pass with no other.
     """
 
     rows: Int64
     prefix: int
     width: int
+    alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,8 +98,9 @@ def plan_batches(
     batches: list[Batch] = []
     for members in np.split(order, starts) if len(order) else []:
         g, w = int(group[members[0]]), int(width[members[0]])
-        most = 1 if alone[members[0]] else max(1, batch_tokens // max(w, 1))
-        batches += [Batch(rows[members[at : at + most]], g, w) for at in range(0, len(members), most)]
+        single = bool(alone[members[0]])
+        most = 1 if single else max(1, batch_tokens // max(w, 1))
+        batches += [Batch(rows[members[at : at + most]], g, w, single) for at in range(0, len(members), most)]
     computed = sum(b.width * len(b.rows) for b in batches)
     n_tokens = int(own.sum())
     chunks = _cut(batches, max(batch_tokens, computed // CHUNKS_WANTED))

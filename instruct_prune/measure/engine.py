@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any, Protocol
 
@@ -40,6 +40,8 @@ class ByPosition(Protocol):
     def __getitem__(self, i: int) -> Any: ...
 
 
+SHORT = 256
+"""Width of a row that runs twice rather than by itself."""
 KNOWN_ROWS = 65536
 """Rows in a part of what was measured before."""
 
@@ -211,12 +213,15 @@ def run_batch(model: Model, a_pass: Pass, items: ByPosition, batch: Batch) -> to
     """Float32 [b, sum of widths]: what the probes of a pass read off one batch, side by side."""
     with ExitStack() as around:
         around.enter_context(torch.enable_grad() if a_pass.needs_grad else torch.inference_mode())
-        ready = model.collate([items[int(i)] for i in batch.rows], batch.prefix)
+        seen = [items[int(i)] for i in batch.rows]
+        # A short row by itself would go through other kernels than in a batch, which round otherwise: it runs twice.
+        twice = len(seen) == 1 and batch.width <= SHORT and not batch.alone
+        ready = model.collate(seen * 2 if twice else seen, batch.prefix)
         for measurement in a_pass.measurements:
             around.enter_context(measurement.probe.watch(model, ready))
         states = model.forward(ready)
         found = [m.probe(model, ready, states).float() for m in a_pass.measurements]
-        return torch.cat(found, dim=1).detach()
+        return torch.cat(found, dim=1).detach()[: len(seen)]
 
 
 def _with_halving(
@@ -243,7 +248,7 @@ def _with_halving(
         return
     middle = (len(batch.rows) + 1) // 2
     for rows in (batch.rows[:middle], batch.rows[middle:]):
-        yield from _with_halving(model, a_pass, items, Batch(rows, batch.prefix, batch.width))
+        yield from _with_halving(model, a_pass, items, replace(batch, rows=rows))
 
 
 def _out_of_memory(error: BaseException) -> bool:

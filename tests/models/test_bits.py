@@ -59,6 +59,18 @@ def test_no_bit_depends_on_the_company_of_a_row(name: str, probes: str) -> None:
         assert np.array_equal(measured(backbone, data, some, batch_tokens, wanted, share), every[some])
 
 
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma2"])
+def test_short_rows_by_themselves_are_no_exception(name: str) -> None:
+    rng = np.random.default_rng(1)
+    data = []
+    for length in rng.integers(2, 110, 120).tolist():
+        ids = rng.integers(3, 90, length).astype(np.int32)
+        data.append(Tokens(ids, np.arange(length) >= max(1, length // 2)))
+    backbone, wanted = held(families()[name]()), (Loss(), State("last"))
+    every = measured(backbone, data, np.arange(120), 10_000, wanted, False)
+    assert np.array_equal(every, measured(backbone, data, np.arange(120), 1, wanted, False))
+
+
 def test_a_single_target_is_no_exception() -> None:
     """A product with one position is another kernel; a short row in a batch by itself has just that."""
     backbone = held(families()["llama"]())
