@@ -156,9 +156,11 @@ class _Planner:
             )
 
         known = None
-        # The bits of a gradient depend on the batch, and a loss that is relative to other rows' states on these.
+        # The bits of a gradient depend on the batch, a loss that is relative to other rows' states on these, and what an
+        # adapter holds is not in its column's name.
         relative = self.model.compares and any(isinstance(m.probe, Loss) for m in a_pass.measurements)
-        if before is not None and not a_pass.needs_grad and not relative:
+        other = a_pass.needs_grad or relative or a_pass.weights.kind == "adapter"
+        if before is not None and not other:
             rows, known = self._known(a_pass, before, rows, seen.lengths)
         plan = planned(rows)
         if known is not None:
