@@ -209,7 +209,7 @@ def load_image_processor(source: ModelSource) -> Any:
     """The model's image processor, in its PIL version: torchvision is not needed.
 
     Raises:
-        InputError: it has none.
+        InputError: it has none, or it needs torchvision.
     """
     import transformers
     from transformers import AutoImageProcessor
@@ -217,7 +217,13 @@ def load_image_processor(source: ModelSource) -> Any:
     options: dict[str, Any] = (
         {"backend": "pil"} if int(transformers.__version__.split(".")[0]) >= 5 else {"use_fast": False}
     )
-    return _load(AutoImageProcessor, source, **options)
+    try:
+        return _load(AutoImageProcessor, source, **options)
+    except ImportError as error:
+        raise InputError(
+            f"transformers {transformers.__version__} needs torchvision for the pictures of model {source.name!r}. Install it, "
+            "or take another version of transformers (4.57 and 5.24 do without)."
+        ) from error
 
 
 def _load(factory: Any, source: ModelSource, **options: Any) -> Any:

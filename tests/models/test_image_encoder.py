@@ -300,13 +300,31 @@ def small_transformers() -> dict[str, Any]:
     }
 
 
+def pil_processor(family: str) -> Any:
+    """The class of the family's image processor that needs no torchvision, which transformers 4 calls by its plain name."""
+    import transformers
+
+    try:
+        _ = transformers.AutoImageProcessor.from_pretrained
+    except ImportError:
+        pytest.skip(f"transformers {transformers.__version__} has no image processors without torchvision")
+    return getattr(transformers, f"{family}ImageProcessorPil", None) or getattr(transformers, f"{family}ImageProcessor")
+
+
+def test_where_transformers_wants_torchvision_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wanting(*ignored: Any, **more: Any) -> None:
+        raise ImportError("AutoImageProcessor requires the Torchvision library")  # transformers 5.6
+
+    monkeypatch.setattr(models, "_load", wanting)
+    with pytest.raises(InputError, match=r"needs torchvision for the pictures of model 'a/b'. Install it"):
+        models.load_image_processor(models.ModelSource("a/b", "a/b", None, False))
+
+
 @pytest.mark.parametrize("family", ["resnet", "convnext", "vit", "dinov2", "clip", "siglip"])
 def test_transformers_image_models_without_torchvision(family: str, tmp_path: Path) -> None:
-    from transformers import CLIPImageProcessorPil, ViTImageProcessorPil
-
     torch.manual_seed(0)
     small_transformers()[family].save_pretrained(tmp_path)
-    processor = CLIPImageProcessorPil if family == "clip" else ViTImageProcessorPil
+    processor = pil_processor("CLIP" if family == "clip" else "ViT")
     options = (
         {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
         if family == "clip"
@@ -343,10 +361,9 @@ def test_lite_transform_is_the_middle_of_the_picture() -> None:
 
 def test_very_long_pictures_are_cut_before_they_are_enlarged(tmp_path: Path) -> None:
     assert lite_transform(Image.new("RGB", (60_000, 1))).shape == (3, 224, 224)
-    from transformers import CLIPImageProcessorPil
-
+    processor = pil_processor("CLIP")
     small_transformers()["clip"].save_pretrained(tmp_path)
-    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    processor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(tmp_path)
     made = load_image_model(find_model(str(tmp_path)), "float32")
     # Enlarged whole it would be 1,920,000 pixels high.
     assert made.pixels([LabelledImage(0, lambda: Image.new("RGB", (1, 60_000), "red"))]).shape == (1, 3, 32, 32)
