@@ -20,7 +20,7 @@ from instruct_prune.measure.stored import Stored, find
 from instruct_prune.models.model import Items, Model
 from instruct_prune.rows.table import RowTable
 from instruct_prune.run.folder import RunFolder
-from instruct_prune.run.measure import batch_cost, plan_work, run_work
+from instruct_prune.run.measure import plan_work, run_work
 from instruct_prune.run.records import ScoreFacts
 from instruct_prune.run.target_facts import TargetFacts
 from instruct_prune.storage import digest, write_array
@@ -82,8 +82,8 @@ class Measuring:
 
     @property
     def batch(self) -> int:
-        """What a batch costs at most."""
-        return batch_cost(self.model, ScoreConfig(), self.ranks.device.type)
+        """What a batch costs at most: as much as one did when the pool was scored."""
+        return int(self.scored["batch"])
 
     def path(self, name: str) -> str:
         """Where a file of this way to compare goes, inside the run folder."""

@@ -146,7 +146,8 @@ def _task(folder: RunFolder, model: Model, name: str, path: str, pool: RowTable)
     write_array(own / "rows.npy", task.row_id)
     if table.facts.format.split("-")[0] != pool.facts.format.split("-")[0]:
         say(
-            f"note: the target {name} is in the format {table.facts.format}, the pool in {pool.facts.format}: both are written "
-            "by the same template, and selection pays where they look alike"
+            f"WARNING: the target {name} is in the format {table.facts.format}, the pool in {pool.facts.format}. Rows are near to a "
+            "target that looks like them: where the target's format differs from that of the rows that will judge the model, "
+            "selection towards it can do harm (docs/targets.md). Give the target in the format of the task that is meant."
         )
     return task

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -315,3 +318,52 @@ def test_parts_of_a_target_that_was_given_up_are_not_those_of_another(
     assert main(["target", str(out), "--target", f"dev={second}", "--by", "rds"]) == 0
     assert main(["select", str(out), "--keep", "3", "--by", "rds"]) == 0
     assert selection(out)["row_id"] == [24, 25, 26]
+
+
+@pytest.mark.slow
+def test_two_processes_select_the_same(scored: Path, tiny_model_folder: Path, tmp_path: Path) -> None:
+    """The pool is measured by both, the target by the main one alone when the other has left."""
+    words = [
+        "--data",
+        str(scored / "pool.jsonl"),
+        "--model",
+        str(tiny_model_folder),
+        "--subnets",
+        "dense",
+        "--keep",
+        "9",
+    ]
+    words += [
+        "--dtype",
+        "float32",
+        "--embedder",
+        "model",
+        "--target",
+        str(scored / "dev.jsonl"),
+        "--batch-tokens",
+        "64",
+    ]
+    assert main(["run", *words, "--out", str(tmp_path / "ONE")]) == 0
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [*launcher, "instruct_prune", "run", *words, "--out", str(tmp_path / "TWO")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert fates_of_targets(tmp_path / "TWO") == fates_of_targets(tmp_path / "ONE")
+
+
+def fates_of_targets(out: Path) -> list[tuple[object, ...]]:
+    table = pq.read_table(out / "selection.parquet").to_pylist()
+    return [(row["row_id"], row["selected"], row["target_row"], row["target_turn"]) for row in table]
+
+
+def test_a_target_in_another_format_is_warned_of(scored: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    rows = alpaca_rows(40)[:2]
+    turns = [
+        [{"role": "user", "content": r["instruction"]}, {"role": "assistant", "content": r["output"]}] for r in rows
+    ]
+    (scored / "chat.jsonl").write_text("".join(json.dumps({"messages": each}) + "\n" for each in turns))
+    assert aim(scored, "rds", "chat.jsonl") == 0
+    told = " ".join(capfd.readouterr().err.split())
+    assert "WARNING: the target chat is in the format messages, the pool in alpaca" in told
+    assert "can do harm" in told
