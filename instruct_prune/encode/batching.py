@@ -19,7 +19,6 @@ MIN_SHARED = 8  # a prefix shorter than this, or shared by fewer rows, is not wo
 CHUNKS_WANTED = 256
 ROWS_AT_ONCE = 65536
 WIDTH_BITS = 4  # binary digits of a width: 8 widths between a length and its double, 4% padding on average
-LEAST_WIDTH = 16
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def padded(lengths: Int32) -> Int32:
     """int32 [m]: the widths that rows of these lengths are padded to, by each length alone: four binary digits, rounded up."""
     digits = np.frexp(np.maximum(lengths - 1, 0).astype(np.float64))[1]
     step = np.left_shift(1, np.maximum(digits - WIDTH_BITS, 0))
-    widths: Int32 = np.maximum(-(-lengths // step) * step, LEAST_WIDTH).astype(np.int32)
+    widths: Int32 = (-(-lengths // step) * step).astype(np.int32)
     return widths
 
 

@@ -41,7 +41,7 @@ class ByPosition(Protocol):
 
 
 SHORT = 256
-"""Width of a row that runs twice rather than by itself."""
+"""Most tokens of a row that runs twice rather than by itself."""
 KNOWN_ROWS = 65536
 """Rows in a part of what was measured before."""
 
@@ -215,7 +215,7 @@ def run_batch(model: Model, a_pass: Pass, items: ByPosition, batch: Batch) -> to
         around.enter_context(torch.enable_grad() if a_pass.needs_grad else torch.inference_mode())
         seen = [items[int(i)] for i in batch.rows]
         # A short row by itself would go through other kernels than in a batch, which round otherwise: it runs twice.
-        twice = len(seen) == 1 and batch.width <= SHORT and not batch.alone
+        twice = len(seen) == 1 and 1 < batch.width <= SHORT and not batch.alone
         ready = model.collate(seen * 2 if twice else seen, batch.prefix)
         for measurement in a_pass.measurements:
             around.enter_context(measurement.probe.watch(model, ready))

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from instruct_prune.encode.batching import padded
 from instruct_prune.encode.item import Tokens
 
+LEAST = 16
+"""Fewest tokens of a row that is padded: products over a handful of positions go through kernels that round otherwise."""
+
 
 @dataclass(frozen=True)
 class TextBatch:
@@ -64,7 +67,7 @@ class TextBatch:
         if most is not None:
             # The width follows from the rows' own lengths, and not from which of them happen to be in the batch.
             longest = np.asarray([max(len(item.ids) for item in items) - skip], dtype=np.int32)
-            width = min(int(padded(longest)[0]), most) - (0 if pooled else 1)
+            width = min(max(int(padded(longest)[0]), LEAST), most) - (0 if pooled else 1)
             ids = nn.functional.pad(ids, (0, max(0, width - ids.shape[1])))
 
         def there(tensor: Tensor) -> Tensor:
