@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import datasets
 
     from instruct_prune.encode.tokenize import Encoder
+    from instruct_prune.prove.config import ProveConfig
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,14 @@ class Run:
         from instruct_prune.run.select import select as stage
 
         return stage(self.folder, select)
+
+    def prove(self, prove: ProveConfig | None = None) -> dict[str, Any] | None:
+        """Train on the selection and on random rows, and judge: what ``prove.json`` says. None off the main process."""
+        from instruct_prune.prove.config import ProveConfig
+        from instruct_prune.run.prove import prove as stage
+
+        self._exists()
+        return stage(self.folder, prove or ProveConfig())
 
     def export(self, export: ExportConfig | None = None) -> Path:
         """Write ``pruned.jsonl`` and return its path."""

@@ -26,6 +26,7 @@ from instruct_prune.config import (
 from instruct_prune.errors import InputError
 
 if TYPE_CHECKING:
+    from instruct_prune.prove.config import ProveConfig
     from instruct_prune.run.folder import RunFolder
     from instruct_prune.shipped import DemoCommand, RecipeCommand
 
@@ -120,6 +121,19 @@ def select(config: SelectCommand) -> Outcome:
         print(f"Next: instruct-prune export {folder.path}")
 
     return _of_run(folder, show)
+
+
+def prove(config: ProveConfig) -> Outcome | None:
+    from instruct_prune.run.folder import existing_run
+    from instruct_prune.run.prove import prove as stage
+
+    found = stage(existing_run(config.out), config)
+    if found is None:
+        return None
+
+    from instruct_prune.report.proof import print_proof
+
+    return Outcome(lambda: print_proof(found), lambda: found)
 
 
 def export(config: ExportCommand) -> Outcome:

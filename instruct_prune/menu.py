@@ -61,6 +61,14 @@ COMMANDS: dict[str, Command] = {
         "config:SelectCommand", "commands:select", "select within an exact budget from a scored run; no model needed",
         ("select RUN --keep 30%", "select RUN --keep 5000 --method hardest --dedup 0.95"), ("out",),
     ),
+    "prove": Command(
+        "prove.config:ProveConfig", "commands:prove", "is the selection worth more than random rows? train on both, and judge",
+        (
+            "prove RUN --test math=gsm8k_test.jsonl --budget-minutes 60",
+            "prove RUN --rules flexrand targeted:rds hardest longest --train-model Qwen/Qwen3-0.6B --budget-minutes 600",
+        ),
+        ("out",), everywhere=True,
+    ),
     "export": Command(
         "config:ExportCommand", "commands:export", "write the kept rows of a selection, also in trainers' formats",
         ("export RUN", "export RUN --to trl llamafactory axolotl"), ("out",),

@@ -22,7 +22,7 @@ GROUND = {
 }  # fmt: skip
 """Files at the top of the package that every room may import; they import each other alone."""
 
-ROOMS = ("rows", "encode", "models", "measure", "score", "select", "train", "run", "export", "report")
+ROOMS = ("rows", "encode", "models", "measure", "score", "select", "train", "prove", "run", "export", "report")
 """In the order in which data go: a room may import those that stand before it."""
 
 UPSTAIRS = {"cli", "commands", "catalog", "shipped", "api", "__main__"}
@@ -41,7 +41,7 @@ LIBRARIES = {
     "sentence_transformers": {"models"},
     "tokenizers": {"encode"},
     "sklearn": {"select"},
-    "scipy": {"score", "report"},
+    "scipy": {"score", "prove", "report"},
     "datasets": {"rows", "score", "export", "api"},  # score and api hand their rows over to it
     "pandas": {"score", "select"},  # to_pandas()
     "PIL": {"rows", "models"},

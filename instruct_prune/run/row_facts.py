@@ -62,8 +62,8 @@ def read_facts(folder: RunFolder, table: ScoreTable, config: SelectConfig, namin
     def texts() -> Iterator[str]:
         for i, sample in enumerate(rows_of(folder).take(table.row_id)):
             if facts.strata is not None:
-                facts.strata.append(_field(sample, str(config.stratify)))
-            if column is not None and scored[i] and str(_field(sample, column)) == value:
+                facts.strata.append(field_of(sample, str(config.stratify)))
+            if column is not None and scored[i] and str(field_of(sample, column)) == value:
                 forced.append(sample.row_id)
             if naming and scored[i] and i % every == 0:
                 facts.named_rows.append(sample.row_id)
@@ -86,7 +86,8 @@ def read_facts(folder: RunFolder, table: ScoreTable, config: SelectConfig, namin
     return facts
 
 
-def _field(sample: Row, name: str) -> Any:
+def field_of(sample: Row, name: str) -> Any:
+    """A column of a row: one of `Row.columns`, else a field of the row as it lay in the input; None where it has none."""
     if name in sample.columns:
         return sample.columns[name]
     return as_mapping(sample.raw).get(name)

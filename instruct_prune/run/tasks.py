@@ -1,8 +1,9 @@
-"""The tasks of a target, as ``--target`` names them."""
+"""Named files: the tasks of a target, as ``--target`` names them, and tests."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from instruct_prune.config import TargetConfig
@@ -13,26 +14,39 @@ NAME = re.compile(r"[^\W_][\w.-]*")
 
 
 def tasks_of(config: TargetConfig) -> dict[str, str]:
-    """{task: file} of FILE or NAME=FILE.
+    """{task: file} of a target.
 
     Raises:
-        InputError: there is none, a name is used twice or cannot be that of a folder, or a file is not there.
+        InputError: there is none, or as `named_files`.
+    """
+    if not config.target:
+        raise InputError("--target is missing: name a file of rows that show what the model should become good at.")
+    return named_files(config.target, "--target")
+
+
+def named_files(named: Sequence[str], option: str) -> dict[str, str]:
+    """{name: file} of FILE or NAME=FILE.
+
+    Args:
+        named: as the user wrote them.
+        option: where, for messages.
+
+    Raises:
+        InputError: a name is used twice or cannot be that of a folder, or a file is not there.
     """
     found: dict[str, str] = {}
-    for text in config.target:
+    for text in named:
         name, sign, path = text.partition("=")
         if Path(text).expanduser().exists() or not sign:
             name, path = Path(text).name.partition(".")[0] or "target", text
         if name in found:
-            raise InputError(f"--target: two tasks are called {name!r}. Name them: --target math=a.jsonl code=b.jsonl.")
+            raise InputError(f"{option}: two tasks are called {name!r}. Name them: {option} math=a.jsonl code=b.jsonl.")
         if not NAME.fullmatch(name):
             raise InputError(
-                f"--target {text}: the name of a task has letters, digits, '_', '-' and '.', and begins with a letter or digit. "
-                f"Name it otherwise, as in: --target math={path}"
+                f"{option} {text}: the name of a task has letters, digits, '_', '-' and '.', and begins with a letter or digit. "
+                f"Name it otherwise, as in: {option} math={path}"
             )
         if not Path(path).expanduser().exists():
-            raise InputError(f"--target {text}: there is no such file.")
+            raise InputError(f"{option} {text}: there is no such file.")
         found[name] = path
-    if not found:
-        raise InputError("--target is missing: name a file of rows that show what the model should become good at.")
     return found

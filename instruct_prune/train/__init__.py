@@ -12,6 +12,9 @@ if TYPE_CHECKING:  # for type checkers; what is imported when is said below
     from instruct_prune.train.base import Base as Base
     from instruct_prune.train.base import find_base as find_base
     from instruct_prune.train.batch import collate as collate
+    from instruct_prune.train.by_tokens import Piece as Piece
+    from instruct_prune.train.by_tokens import steps_of as steps_of
+    from instruct_prune.train.by_tokens import train_by_tokens as train_by_tokens
     from instruct_prune.train.config import TrainConfig as TrainConfig
     from instruct_prune.train.config import step_count as step_count
     from instruct_prune.train.folder import claim as claim
@@ -29,7 +32,9 @@ if TYPE_CHECKING:  # for type checkers; what is imported when is said below
     from instruct_prune.train.losses import TokenLosses as TokenLosses
     from instruct_prune.train.losses import evaluate as evaluate
     from instruct_prune.train.losses import evaluate_shared as evaluate_shared
+    from instruct_prune.train.processes import compute_device as compute_device
     from instruct_prune.train.processes import is_main as is_main
+    from instruct_prune.train.processes import resolved_dtype as resolved_dtype
     from instruct_prune.train.processes import say as say
     from instruct_prune.train.processes import world_size as world_size
     from instruct_prune.train.rows import IGNORED as IGNORED
@@ -44,13 +49,14 @@ if TYPE_CHECKING:  # for type checkers; what is imported when is said below
 _HOMES = {
     "base": "Base find_base",
     "batch": "collate",
+    "by_tokens": "Piece steps_of train_by_tokens",
     "config": "TrainConfig step_count",
     "folder": "claim finish",
     "images": "Classifier Pictures accuracy_of features_of fine_tune load_backbone load_pictures principal_components "
     "probe_accuracy",
     "lora": "attach_lora",
     "losses": "TokenLosses evaluate evaluate_shared",
-    "processes": "is_main say world_size",
+    "processes": "compute_device is_main resolved_dtype say world_size",
     "rows": "IGNORED TrainRow pack train_rows",
     "script": "parse run_script",
     "trainer": "TrainResult train",

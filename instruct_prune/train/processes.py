@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -37,3 +38,12 @@ def resolved_dtype(asked: str) -> str:
     from instruct_prune.models.names import pick_dtype
 
     return pick_dtype(asked, "cuda" if torch.cuda.is_available() else "cpu")
+
+
+def compute_device() -> Any:
+    """The device of a process that computes by itself, also where a launcher started several: the GPU of its number, or the CPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())

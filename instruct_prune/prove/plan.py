@@ -1,0 +1,133 @@
+"""How many arms fit into the time, and the smallest difference that they can see."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from instruct_prune.errors import InputError
+from instruct_prune.prove.config import LEAST_RANDOM
+from instruct_prune.prove.statistics import detectable
+
+TYPICAL_SPREAD = 0.005
+"""Standard deviation of the test loss over random arms, in nats a token, until six arms of the study have been seen; measured with
+SmolLM2-135M on 100 rows of Alpaca (docs/prove.md)."""
+MORE_TIMES, MORE_ARMS, WHOLE_ARMS, LENGTH_ARMS = (2.0, 4.0), 2, 2, (4, 2)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds, for one process.
+
+    Attributes:
+        judge: of one arm.
+        random: training of one random arm.
+        rules: {rule: training of one of its arms}.
+        total: {rule: training of one of its arms at equal total tokens}.
+        length: {rule: training of one random arm of its lengths}.
+        rates: how many learning rates are tried.
+        tests: how many tests there are.
+        more: multiples of the budget that the pool can fill.
+    """
+
+    judge: float
+    random: float
+    rules: Mapping[str, float]
+    total: Mapping[str, float]
+    length: Mapping[str, float]
+    rates: int
+    tests: int
+    more: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be trained.
+
+    Attributes:
+        random, rule: arms of the band, and of each rule.
+        length: arms of random rows of each rule's lengths, 0 for none.
+        extras: what else, by name.
+        left_out: extras for which there is no time.
+        seconds: estimate.
+        detectable: the smallest difference that is called one.
+    """
+
+    random: int
+    rule: int
+    length: int
+    extras: tuple[str, ...]
+    left_out: tuple[str, ...]
+    seconds: float
+    detectable: float
+
+
+def make_plan(
+    costs: Costs,
+    seconds: float,
+    random_arms: int,
+    rule_arms: int,
+    extras: Sequence[str],
+    spread: float = TYPICAL_SPREAD,
+) -> Plan:
+    """The arms that see the smallest difference within the time; extras in their order with what is left.
+
+    Args:
+        costs: measured.
+        seconds: there are.
+        random_arms: at most.
+        rule_arms: at most.
+        extras: wanted.
+        spread: standard deviation of the loss over random arms.
+
+    Raises:
+        InputError: not even six random arms and one arm of each rule fit.
+    """
+    choices = [(r, n) for r in range(LEAST_RANDOM, random_arms + 1) for n in range(1, rule_arms + 1)]
+    fitting = [(r, n) for r, n in choices if _core(costs, r, n) <= seconds]
+    if not fitting:
+        raise InputError(_too_short(costs, seconds))
+    rules = len(costs.rules)
+    r, n = min(fitting, key=lambda pair: (detectable(spread, pair[1], pair[0], rules), _core(costs, *pair)))
+    spent, length = _core(costs, r, n), 0
+    taken: list[str] = []
+    for name in extras:
+        for arms in LENGTH_ARMS if name == "length" else (0,):
+            price = _extra(costs, name, n, arms)
+            if price <= seconds - spent:
+                spent += price
+                taken.append(name)
+                length = arms or length
+                break
+    left_out = tuple(name for name in extras if name not in taken)
+    return Plan(r, n, length, tuple(taken), left_out, spent, detectable(spread, n, r, rules))
+
+
+def _core(costs: Costs, random: int, rule: int) -> float:
+    """Untrained, the learning rates (one of which is that of the band), the band, the rules."""
+    rates = (costs.rates - 1 + random) * (costs.random + costs.judge)
+    return costs.judge + rates + rule * sum(cost + costs.judge for cost in costs.rules.values())
+
+
+def _extra(costs: Costs, name: str, rule: int, length: int) -> float:
+    if name == "more":
+        return sum(MORE_ARMS * (times * costs.random + costs.judge) for times in costs.more)
+    if name == "length":
+        return sum(length * (cost + costs.judge) for cost in costs.length.values())
+    if name == "whole":
+        return WHOLE_ARMS * (costs.random + costs.judge)
+    if name == "total":
+        return sum(rule * (cost + costs.judge) for cost in costs.total.values())
+    finalists = min(costs.tests, len(costs.rules))
+    dearest = max(costs.rules.values())
+    return LEAST_RANDOM * (costs.random + costs.judge) + finalists * rule * (dearest + costs.judge)
+
+
+def _too_short(costs: Costs, seconds: float) -> str:
+    least = _core(costs, LEAST_RANDOM, 1)
+    random, judge = costs.random / 60, costs.judge / 60
+    return (
+        f"--budget-minutes {seconds / 60:g} holds no study: six random arms and one arm of each rule, {len(costs.rules)} in all, take about "
+        f"{least / 60:.1f} minutes here (a random arm {random:.1f} to train and {judge:.1f} to judge). Give --budget-minutes "
+        f"{least / 60 * 1.1:.0f}, fewer --rules, fewer --keep-tokens (training), or fewer --test-rows and --held-out (judging)."
+    )
