@@ -94,8 +94,8 @@ class Bench:
 
     def training(self, rate: float) -> dict[str, Any]:
         """The options that decide what a training does."""
-        config = dataclasses.replace(self.config, learning_rate=rate, dtype=resolved_dtype(self.config.dtype))
-        return {name: value for name, value in dataclasses.asdict(config).items() if name in DECISIVE}
+        options = {name: value for name, value in dataclasses.asdict(self.config).items() if name in DECISIVE}
+        return {**options, "learning_rate": rate, "dtype": resolved_dtype(self.config.dtype)}
 
     def run(self, arm: Arm) -> dict[str, Readings]:
         """Train an arm and judge it; the model is as it was afterwards."""
