@@ -54,7 +54,7 @@ class ProveConfig:
     seed: int = 0
     """Seed of what is held out and of the arms."""
     study: Text = None
-    """Folder of the arms and of prove.json; RUN/prove when not given. Studies in one folder share the arms that are the same."""
+    """Folder of the arms; RUN/prove when not given. Studies in one folder, also of several runs, share the arms that are the same."""
 
     def __post_init__(self) -> None:
         for name in ("test", "rules"):

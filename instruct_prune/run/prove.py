@@ -25,7 +25,8 @@ from instruct_prune.prove.study import Done, Study
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.prove_rows import HELD_OUT, ProveRows, absolute, tests_of
 from instruct_prune.run.prove_rules import SELECTION, Rules, check_rule, named_rules
-from instruct_prune.run.records import ScoreFacts
+from instruct_prune.run.records import ScoreFacts, SelectFacts
+from instruct_prune.run.target_facts import TargetFacts
 from instruct_prune.storage import digest, write_json
 from instruct_prune.train import TrainConfig, find_base
 
@@ -47,11 +48,10 @@ def prove(folder: RunFolder, config: ProveConfig) -> dict[str, Any] | None:
     rules = named_rules(folder, config)
     told_together(config.check, lambda: tests_of(config), *(lambda rule=rule: check_rule(rule) for rule in rules))
     proof = Proof(folder, config, rules)
-    if os.environ.get("RANK", "0") != "0":
-        proof.run()
-        return None
     found = proof.run()
-    write_json(proof.path / "prove.json", found)
+    if os.environ.get("RANK", "0") != "0":
+        return None
+    write_json(folder / "prove" / "prove.json", found)
     return found
 
 
@@ -66,7 +66,7 @@ class Proof:
 
     def __init__(self, folder: RunFolder, config: ProveConfig, rules: Sequence[str]) -> None:
         self.folder, self.config, self.rules = folder, config, tuple(rules)
-        self.path = Path(config.study) if config.study else folder / "prove"
+        self.path = Path(config.study).expanduser() if config.study else folder / "prove"
         self.rows = ProveRows(folder, config)
         self.pool = Rules(folder, self.rows.table)
         self.budget = self._budget()
@@ -245,7 +245,10 @@ class Proof:
         done: list[Done] = list(study.done.values())
         results = Results(done, self.rules, rate)
         options = dataclasses.asdict(absolute(self.config))
+        stages = (ScoreFacts, *((SelectFacts,) if SELECTION in self.rules else ()))
+        stages = (*stages, *((TargetFacts,) if any(rule.startswith("targeted") for rule in self.rules) else ()))
         found: dict[str, Any] = {
+            "made_from": {kind.stage: self.folder.require(kind).fingerprint for kind in stages},
             "options": {name: value for name, value in options.items() if name not in ("study", "out")},
             "scoring_model": self.folder.facts(ScoreFacts).model,
             "model": self.base.identity(),

@@ -1,0 +1,117 @@
+"""Student's t against the random arms, Holm, detectable differences, tokens to match: by hand, by scipy, by simulation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
+
+from instruct_prune.prove.readings import read
+from instruct_prune.prove.statistics import detectable, holm, tokens_to_match, verdicts
+
+RANDOM = [2.0, 2.2, 1.8, 2.1, 1.9, 2.0]
+"""Mean 2, sum of squares 0.1: variance 0.02."""
+
+
+def test_the_statistic_by_hand() -> None:
+    (found,) = verdicts([[1.5, 1.7]], RANDOM)
+    assert found.mean == pytest.approx(1.6)
+    assert found.difference == pytest.approx(-0.4)
+    assert found.t == pytest.approx(-0.4 / math.sqrt(0.02 * (1 / 2 + 1 / 6)))
+    assert found.p == pytest.approx(2 * scipy.stats.t.cdf(found.t, 5))
+    assert found.p_holm == found.p  # a rule alone
+    assert found.word == "better"
+    assert found.rank == 0
+    assert str(found) == "better than random by 0.4000"
+
+
+def test_worse_and_cannot_tell() -> None:
+    worse, same = verdicts([[2.6, 2.7], [2.05]], RANDOM)
+    assert (worse.word, worse.rank) == ("worse", 6)
+    assert (same.word, same.rank) == ("cannot tell", 4)
+    bound = scipy.stats.t.ppf(1 - 0.05 / 4, 5) * math.sqrt(0.02 * (1 + 1 / 6))
+    assert str(same) == f"cannot tell; a difference above {bound:.4f} would have been seen"
+
+
+def test_random_arms_without_any_spread() -> None:
+    same, other = verdicts([[1.0], [0.5]], [1.0] * 6)
+    assert (same.word, same.t, same.p) == ("cannot tell", 0, 1)
+    assert (other.word, other.t, other.p) == ("better", -math.inf, 0)
+
+
+def test_holm_by_hand() -> None:
+    # Smallest first: 0.01 * 4, 0.02 * 3, 0.03 * 2 (not below the one before), 0.9.
+    assert holm([0.03, 0.01, 0.9, 0.02]) == pytest.approx([0.06, 0.04, 0.9, 0.06])
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_lies_between_p_and_bonferroni(p: list[float]) -> None:
+    adjusted = holm(p)
+    assert all(a <= b <= min(1, a * len(p)) + 1e-12 for a, b in zip(p, adjusted, strict=True))
+    order = np.argsort(p, kind="stable")
+    assert (np.diff(np.asarray(adjusted)[order]) >= 0).all()
+
+
+@given(
+    st.lists(st.floats(-1, 1), min_size=6, max_size=24),
+    st.lists(st.lists(st.floats(-1, 1), min_size=1, max_size=4), min_size=1, max_size=5),
+)
+def test_a_difference_above_the_detectable_one_is_always_called(random: list[float], rules: list[list[float]]) -> None:
+    if np.std(random, ddof=1) < 1e-6:
+        return
+    for found in verdicts(rules, random):
+        if abs(found.difference) > found.detectable * (1 + 1e-9):
+            assert found.word == ("better" if found.difference < 0 else "worse")
+
+
+def test_detectable_difference_shrinks_with_arms() -> None:
+    assert detectable(0.01, 3, 24, 1) == pytest.approx(scipy.stats.t.ppf(0.975, 23) * 0.01 * math.sqrt(1 / 3 + 1 / 24))
+    assert detectable(0.01, 3, 24, 5) > detectable(0.01, 3, 24, 1) > detectable(0.01, 4, 24, 1)
+
+
+def test_tokens_to_match_on_a_straight_line() -> None:
+    times, losses = [1.0, 2.0, 4.0], [3.0, 2.0, 1.0]  # a nat less with every doubling
+    assert tokens_to_match(2.5, times, losses).times == pytest.approx(math.sqrt(2))
+    assert tokens_to_match(1.5, times, losses).times == pytest.approx(2 * math.sqrt(2))
+    assert tokens_to_match(3.0, times, losses).times == pytest.approx(1)
+    above, below = tokens_to_match(3.1, times, losses), tokens_to_match(0.9, times, losses)
+    assert (above.times, above.beyond, str(above)) == (1, "less", "less than 1.0x its tokens")
+    assert (below.times, below.beyond, str(below)) == (4, "more", "more than 4.0x its tokens")
+
+
+def test_more_tokens_that_do_not_help_are_worth_no_more() -> None:
+    found = tokens_to_match(1.9, [1.0, 2.0, 4.0], [3.0, 1.0, 2.0])
+    assert 1 < found.times < 2
+    assert found.beyond == ""
+
+
+def test_readings_by_hand() -> None:
+    values = np.asarray([1.0, 2.0, 9.0, 4.0, 6.0, 8.0], dtype=np.float32)  # rows of 1, 2 and 3 tokens
+    found = read(values, np.asarray([0, 1, 3, 6]))
+    assert found.per_token == pytest.approx(30 / 6)
+    assert found.per_row == pytest.approx((1 + 5.5 + 6) / 3)
+    assert found.inner == pytest.approx(6)  # of the third row alone: the others have nothing between first and last
+    assert (found.short, found.middle, found.long) == pytest.approx((1, 5.5, 6))
+    assert math.isnan(read(values[:1], np.asarray([0, 1])).inner)
+
+
+RECORDED: list[float] = []
+
+
+@pytest.mark.parametrize(("rules", "arms"), [(1, 3), (5, 3), (5, 1)])
+def test_rules_that_are_random_under_another_name(rules: int, arms: int) -> None:
+    """Losses of random arms as they were recorded (docs/prove.md), dealt out anew: 12 to the band, the others to the rules."""
+    rng, called, repetitions = np.random.default_rng(0), 0, 1000
+    losses = np.asarray(RECORDED)
+    for _ in range(repetitions):
+        drawn = rng.permutation(losses)
+        band, rest = drawn[:12], drawn[12:]
+        dealt = [rng.choice(rest, arms, replace=False).tolist() for _ in range(rules)]
+        called += any(found.word != "cannot tell" for found in verdicts(dealt, band.tolist()))
+    assert called <= 0.06 * repetitions
