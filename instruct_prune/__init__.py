@@ -30,6 +30,7 @@ _PUBLIC: dict[str, str] = {
     "Part": "instruct_prune.rows.row:Part",
     "Pool": "instruct_prune.select.data:Pool",
     "Probe": "instruct_prune.measure.probes:Probe",
+    "ProveConfig": "instruct_prune.prove.config:ProveConfig",
     "Reject": "instruct_prune.rows.row:Reject",
     "Row": "instruct_prune.rows.row:Row",
     "RowError": "instruct_prune.rows.reader:RowError",

@@ -47,7 +47,7 @@ class ProveConfig:
     worth?), random rows of each rule's lengths, the whole pool, each rule at equal total tokens, the best again at a third of the rate."""
     test_rows: int = 200
     """Rows of each test at most, drawn at random."""
-    held_out: int = 200
+    held_out: int = 100
     """Rows of the pool that no arm trains on, at most a fifth: what is forgotten, and the learning rate, are read off them."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """auto: bfloat16 where the hardware multiplies it natively."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from instruct_prune.errors import InputError
+from instruct_prune.progress import clock, say
 from instruct_prune.prove.config import LEAST_RANDOM
 from instruct_prune.prove.statistics import detectable
 
@@ -49,7 +51,8 @@ class Plan:
         length: arms of random rows of each rule's lengths, 0 for none.
         extras: what else, by name.
         left_out: extras for which there is no time.
-        seconds: estimate.
+        arms: of all kinds together.
+        seconds: estimate, for one process.
         detectable: the smallest difference that is called one.
     """
 
@@ -58,8 +61,19 @@ class Plan:
     length: int
     extras: tuple[str, ...]
     left_out: tuple[str, ...]
+    arms: int
     seconds: float
     detectable: float
+
+    def words(self, rules: Sequence[str], rates: int) -> str:
+        """For people, before anything is trained."""
+        left_out = f"; no time for: {', '.join(self.left_out)}" if self.left_out else ""
+        return (
+            f"plan: {self.random} random arms, {self.rule} of each of {len(rules)} rules ({', '.join(rules)}), {rates} learning rates; "
+            f"beside it: {', '.join(self.extras) or 'nothing'}{left_out}\n"
+            f"plan: {self.arms} arms, about {clock(self.seconds)} in one process; a difference above {self.detectable:.4f} nats a token "
+            f"will be seen, if random arms spread by {TYPICAL_SPREAD:g} as they commonly do"
+        )
 
 
 def make_plan(
@@ -89,38 +103,54 @@ def make_plan(
         raise InputError(_too_short(costs, seconds))
     rules = len(costs.rules)
     r, n = min(fitting, key=lambda pair: (detectable(spread, pair[1], pair[0], rules), _core(costs, *pair)))
-    spent, length = _core(costs, r, n), 0
+    spent, count, length = _core(costs, r, n), costs.rates - 1 + r + 1 + n * rules, 0
     taken: list[str] = []
     for name in extras:
         for arms in LENGTH_ARMS if name == "length" else (0,):
-            price = _extra(costs, name, n, arms)
+            price, more = _extra(costs, name, n, arms)
             if price <= seconds - spent:
-                spent += price
+                spent, count, length = spent + price, count + more, arms or length
                 taken.append(name)
-                length = arms or length
                 break
     left_out = tuple(name for name in extras if name not in taken)
-    return Plan(r, n, length, tuple(taken), left_out, spent, detectable(spread, n, r, rules))
+    return Plan(r, n, length, tuple(taken), left_out, count, spent, detectable(spread, n, r, rules))
 
 
 def _core(costs: Costs, random: int, rule: int) -> float:
-    """Untrained, the learning rates (one of which is that of the band), the band, the rules."""
+    """Seconds of the untrained model, the learning rates (one of which is that of the band), the band, the rules."""
     rates = (costs.rates - 1 + random) * (costs.random + costs.judge)
     return costs.judge + rates + rule * sum(cost + costs.judge for cost in costs.rules.values())
 
 
-def _extra(costs: Costs, name: str, rule: int, length: int) -> float:
-    if name == "more":
-        return sum(MORE_ARMS * (times * costs.random + costs.judge) for times in costs.more)
-    if name == "length":
-        return sum(length * (cost + costs.judge) for cost in costs.length.values())
-    if name == "whole":
-        return WHOLE_ARMS * (costs.random + costs.judge)
-    if name == "total":
-        return sum(rule * (cost + costs.judge) for cost in costs.total.values())
+def _extra(costs: Costs, name: str, rule: int, length: int) -> tuple[float, int]:
+    """Seconds and arms of an extra."""
     finalists = min(costs.tests, len(costs.rules))
-    dearest = max(costs.rules.values())
-    return LEAST_RANDOM * (costs.random + costs.judge) + finalists * rule * (dearest + costs.judge)
+    training: dict[str, list[float]] = {
+        "more": [times * costs.random for times in costs.more for _ in range(MORE_ARMS)],
+        "length": length * list(costs.length.values()),
+        "whole": WHOLE_ARMS * [costs.random],
+        "total": rule * list(costs.total.values()),
+        "third": LEAST_RANDOM * [costs.random] + finalists * rule * [max(costs.rules.values())],
+    }
+    return sum(cost + costs.judge for cost in training[name]), len(training[name])
+
+
+def choose_rate(rates: Sequence[float], losses: Sequence[float]) -> float:
+    """The learning rate with the lowest loss, which is said.
+
+    Raises:
+        InputError: training diverged at every one.
+    """
+    finite = {rate: loss for rate, loss in zip(rates, losses, strict=True) if math.isfinite(loss)}
+    if not finite:
+        raise InputError("--learning-rates: training diverged at every one of them. Give lower ones.")
+    found = min(finite, key=lambda rate: finite[rate])
+    edge = len(rates) > 1 and found in (min(rates), max(rates))
+    say(
+        f"learning rate {found:g}, by the held-out loss of random rows"
+        + ("; it is the last of --learning-rates on this side: one beyond it may be better" if edge else "")
+    )
+    return found
 
 
 def _too_short(costs: Costs, seconds: float) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from instruct_prune.prove.arms import Kind
 from instruct_prune.prove.config import LEAST_RANDOM
 from instruct_prune.prove.readings import Readings
-from instruct_prune.prove.statistics import Verdict, tokens_to_match, verdicts
+from instruct_prune.prove.statistics import Verdict, lean, tokens_to_match, verdicts
 from instruct_prune.prove.study import Done
 
 READINGS = tuple(field.name for field in dataclasses.fields(Readings))
@@ -58,7 +58,12 @@ class Results:
         times, means = self.curve(name)
         found: dict[str, Any] = {
             "untrained": _mean(self.losses("untrained", "", name)),
-            "random": {"arms": len(random), "mean": _mean(random), "sd": float(np.std(random, ddof=1))},
+            "random": {
+                "arms": len(random),
+                "mean": _mean(random),
+                "sd": float(np.std(random, ddof=1)),
+                "normal_p": lean(random),
+            },
             "whole": _mean(self.losses("whole", "", name)),
             "curve": {"times": times, "losses": means},
             "rules": {},

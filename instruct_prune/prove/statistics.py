@@ -106,6 +106,11 @@ def detectable(spread: float, arms: int, random: int, rules: int) -> float:
     return float(scipy.stats.t.ppf(1 - ALPHA / (2 * rules), random - 1) * spread * np.sqrt(1 / arms + 1 / random))
 
 
+def lean(random: Sequence[float]) -> float:
+    """The p value of Shapiro and Wilk's test: small where the losses of random arms are not normal, as Student's t has them."""
+    return float(scipy.stats.shapiro(random).pvalue) if np.ptp(random) else 1.0
+
+
 @dataclass(frozen=True)
 class Worth:
     """How many random tokens a subset is worth.

@@ -16,6 +16,7 @@ from instruct_prune.report.others import Other, read_other
 from instruct_prune.report.pack import squeeze
 from instruct_prune.report.page import page_data
 from instruct_prune.report.pick import pick_rows
+from instruct_prune.report.proof_section import ProofView, proof_section
 from instruct_prune.report.rows import read_rows, visible
 from instruct_prune.report.tables import Tables, read_tables
 from instruct_prune.rows.row import Reject, Row
@@ -67,7 +68,7 @@ def write_report(
         target=with_sources(first.target, tables.aim, facts.columns),
     )
     write_json(folder / "report.json", numbers.to_json())
-    page = _render(numbers, page_data(tables, numbers, boundary, picks, facts, compared))
+    page = _render(numbers, page_data(tables, numbers, boundary, picks, facts, compared), proof_section(folder))
     with atomic(folder / "report.html", "w") as file:
         file.write(page)
     return folder / "report.html"
@@ -88,7 +89,7 @@ def _others(folder: RunFolder, tables: Tables, others: Sequence[RunFolder]) -> l
     return found
 
 
-def _render(numbers: Numbers, data: str) -> str:
+def _render(numbers: Numbers, data: str, proof: ProofView | None) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
@@ -108,6 +109,7 @@ def _render(numbers: Numbers, data: str) -> str:
     environment.filters |= {"took": took, "count": lambda value: f"{value:,}"}
     return environment.get_template("report.html.jinja").render(
         n=numbers,
+        proof=proof,
         data=data,
         plotly=squeeze(plotly.encode()),
         # Only these two scripts may run, and the style sheet may be inline; nothing may be fetched.

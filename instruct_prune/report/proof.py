@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+NOT_NORMAL = 0.01
+NOT_NORMAL_WORDS = "the losses of the random arms lean to one side, so a rule that does nothing is called that way more often than 5 times in 100."
+
+
 def print_proof(proof: Mapping[str, Any]) -> None:
     """The tables and the verdicts."""
     from rich.console import Console
@@ -50,7 +54,7 @@ def proof_tables(proof: Mapping[str, Any]) -> list[Table]:
         for rule, found in sorted(test["rules"].items(), key=lambda pair: pair[1]["mean"]):
             table.add_row(
                 safe(rule), str(found["arms"]), _number(found["mean"]), _signed(found["difference"]), f"{found['p_holm']:.2g}",
-                f"{found['rank'] + 1}/{random['arms'] + 1}", _worth(found["worth"]), _signed(found["held_out"]),
+                f"{found['rank'] + 1}/{random['arms'] + 1}", worth_words(found["worth"]), _signed(found["held_out"]),
             )  # fmt: skip
         tables.append(table)
     return tables
@@ -59,6 +63,8 @@ def proof_tables(proof: Mapping[str, Any]) -> list[Table]:
 def proof_words(proof: Mapping[str, Any]) -> Iterator[str]:
     """A sentence for each rule and test."""
     for name, test in proof["tests"].items():
+        if test["random"]["normal_p"] < NOT_NORMAL:
+            yield safe(f"{name}: {NOT_NORMAL_WORDS}")
         for rule, found in test["rules"].items():
             more = ""
             if found["random_of_its_lengths"] is not None:
@@ -72,7 +78,8 @@ def proof_words(proof: Mapping[str, Any]) -> Iterator[str]:
             yield safe(f"{name}: {rule}: {found['verdict']}{more}.")
 
 
-def _worth(worth: Mapping[str, Any] | None) -> str:
+def worth_words(worth: Mapping[str, Any] | None) -> str:
+    """How many times its tokens a subset is worth: "2.1x", "> 4.0x"; "" where it is not known."""
     if worth is None:
         return ""
     return {"more": "> ", "less": "< ", "": ""}[worth["beyond"]] + f"{worth['times']:.1f}x"

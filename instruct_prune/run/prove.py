@@ -14,12 +14,13 @@ import numpy as np
 
 from instruct_prune.arrays import Int64
 from instruct_prune.errors import InputError, told_together
-from instruct_prune.progress import clock, say
+from instruct_prune.models.names import check_model
+from instruct_prune.progress import say
 from instruct_prune.prove import plan as planning
 from instruct_prune.prove.arms import TOLERANCE, Arm, Kind, at_total, draw_of_lengths, draw_random
 from instruct_prune.prove.bench import Bench, Rates
 from instruct_prune.prove.config import LEAST_RANDOM, ProveConfig
-from instruct_prune.prove.plan import Costs, Plan, make_plan
+from instruct_prune.prove.plan import Costs, Plan, choose_rate, make_plan
 from instruct_prune.prove.results import Results, told_so_far
 from instruct_prune.prove.study import Done, Study
 from instruct_prune.run.folder import RunFolder
@@ -46,13 +47,23 @@ def prove(folder: RunFolder, config: ProveConfig) -> dict[str, Any] | None:
     """
     folder.require(ScoreFacts)
     rules = named_rules(folder, config)
-    told_together(config.check, lambda: tests_of(config), *(lambda rule=rule: check_rule(rule) for rule in rules))
+    told_together(
+        config.check,
+        lambda: _check_model(config),
+        lambda: tests_of(config),
+        *(lambda rule=rule: check_rule(rule) for rule in rules),
+    )
     proof = Proof(folder, config, rules)
     found = proof.run()
     if os.environ.get("RANK", "0") != "0":
         return None
     write_json(folder / "prove" / "prove.json", found)
     return found
+
+
+def _check_model(config: ProveConfig) -> None:
+    if config.train_model is not None:
+        check_model(config.train_model, option="--train-model")
 
 
 class Proof:
@@ -151,8 +162,7 @@ class Proof:
         plan = self._planned(bench, study, needed)
         tried = [self.random(0, each) for each in config.learning_rates]
         losses = [done.readings[HELD_OUT].per_token for done in study.finish(tried)]
-        rate[0] = config.learning_rates[int(np.nanargmin(losses))]
-        say(f"learning rate {rate[0]:g}, by the held-out loss of random rows")
+        rate[0] = choose_rate(config.learning_rates, losses)
         self._make(study, plan, rate[0])
         return self._told(bench, study, plan, rate[0], dict(zip(map(str, config.learning_rates), losses, strict=True)))
 
@@ -196,7 +206,7 @@ class Proof:
         values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in found.items()}
         plan = Plan(**values)
         self._say(plan, bench)
-        study.expect(self._count(plan), plan.seconds)
+        study.expect(plan.arms, plan.seconds)
         return plan
 
     def _new_plan(self, bench: Bench, arms: Sequence[Arm]) -> dict[str, Any]:
@@ -219,24 +229,13 @@ class Proof:
             rates.judge, seconds("random", ""), of("rule"), of("total"), of("length"), count, len(self.tests), self.more
         )
 
-    def _count(self, plan: Plan) -> int:
-        rules, tests = len(self.rules), len(self.tests)
-        count = {"more": planning.MORE_ARMS * len(self.more), "length": plan.length * rules, "whole": planning.WHOLE_ARMS,
-                 "total": plan.rule * rules, "third": LEAST_RANDOM + plan.rule * min(tests, rules)}  # fmt: skip
-        core = len(self.config.learning_rates) - 1 + plan.random + 1 + plan.rule * rules
-        return core + sum(count[name] for name in plan.extras)
-
     def _say(self, plan: Plan, bench: Bench) -> None:
         sets = ", ".join(f"{name} {len(rows)} rows" for name, rows in bench.sets.items())
         average = self.budget / float(self.pool.response.mean())
         say(
             f"model {self.rows.name}; pool {len(self.pool.row_id)} rows; judged on: {sets}\n"
             f"an arm: {self.budget} response tokens (of {average:.0f} average rows), {self.steps} steps, {self.config.epochs:g} epochs\n"
-            f"plan: {plan.random} random arms, {plan.rule} of each of {len(self.rules)} rules ({', '.join(self.rules)}), "
-            f"{len(self.config.learning_rates)} learning rates; beside it: {', '.join(plan.extras) or 'nothing'}"
-            + (f"; no time for: {', '.join(plan.left_out)}" if plan.left_out else "")
-            + f"\nplan: {self._count(plan)} arms, about {clock(plan.seconds)} in one process; a difference above "
-            f"{plan.detectable:.4f} nats a token will be seen, if random arms spread by {planning.TYPICAL_SPREAD:g} as they commonly do"
+            + plan.words(self.rules, len(self.config.learning_rates))
         )
 
     # ---- what came of it ----

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from instruct_prune.errors import InputError
 from instruct_prune.prove.arms import at_total, draw_among, draw_balanced, draw_of_lengths, draw_random, take
 from instruct_prune.prove.claims import Claims
-from instruct_prune.prove.plan import Costs, make_plan
+from instruct_prune.prove.plan import Costs, choose_rate, make_plan
 from instruct_prune.train import steps_of
 
 RNG = np.random.default_rng(5)
@@ -176,6 +176,7 @@ def test_time_without_end_holds_everything() -> None:
     core = 5 + 26 * 15 + 6 * 15
     more, length, whole, total, third = 2 * (25 + 45), 2 * 4 * 15, 2 * 15, 2 * 3 * 15, 6 * 15 + 3 * 15
     assert plan.seconds == core + more + length + whole + total + third
+    assert plan.arms == 2 + 24 + 1 + 6 + 4 + 8 + 2 + 6 + 9
 
 
 @given(st.floats(100, 3000), st.integers(1, 6))
@@ -197,3 +198,12 @@ def test_more_time_sees_smaller_differences() -> None:
     found = [make_plan(costs(), seconds, 24, 3, ()).detectable for seconds in (160, 300, 500, 5000)]
     assert found == sorted(found, reverse=True)
     assert found[0] > found[-1]
+
+
+def test_the_learning_rate_of_the_lowest_loss(capfd: pytest.CaptureFixture[str]) -> None:
+    assert choose_rate([1e-4, 3e-4, 1e-3], [2.0, 1.5, float("nan")]) == 3e-4
+    assert "one beyond" not in capfd.readouterr().err
+    assert choose_rate([1e-4, 3e-4], [2.0, 1.5]) == 3e-4
+    assert "one beyond it may be better" in capfd.readouterr().err
+    with pytest.raises(InputError, match="diverged at every one"):
+        choose_rate([1e-4], [float("nan")])

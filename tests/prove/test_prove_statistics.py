@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from instruct_prune.prove.readings import read
-from instruct_prune.prove.statistics import detectable, holm, tokens_to_match, verdicts
+from instruct_prune.prove.statistics import detectable, holm, lean, tokens_to_match, verdicts
 
 RANDOM = [2.0, 2.2, 1.8, 2.1, 1.9, 2.0]
 """Mean 2, sum of squares 0.1: variance 0.02."""
@@ -101,17 +103,38 @@ def test_readings_by_hand() -> None:
     assert math.isnan(read(values[:1], np.asarray([0, 1])).inner)
 
 
-RECORDED: list[float] = []
+RECORDED = [
+    1.2483, 1.2518, 1.276, 1.2375, 1.2529, 1.2598, 1.2677, 1.2569, 1.2492, 1.2586, 1.2567, 1.271, 1.28, 1.2571, 1.2607, 1.2402, 1.2546,
+    1.254, 1.2401, 1.2631, 1.2592, 1.2526, 1.2887, 1.3564, 1.3668, 1.2471, 1.274, 1.2628, 1.2474, 1.3121, 1.2625, 1.2348, 1.273, 1.2373,
+    1.288, 1.2363, 1.2563, 1.2619, 1.2422, 1.2301, 1.2598, 1.3278, 1.2469, 1.2664, 1.2695, 1.2507, 1.2678, 1.2771, 1.2605, 1.3022, 1.3124,
+    1.252, 1.2618, 1.2482, 1.275, 1.2339, 1.2309, 1.2509, 1.2829, 1.2911,
+]  # fmt: skip
+"""Losses of 60 random arms of the tiny model; they lean far to the right, as no real model's should."""
 
 
-@pytest.mark.parametrize(("rules", "arms"), [(1, 3), (5, 3), (5, 1)])
-def test_rules_that_are_random_under_another_name(rules: int, arms: int) -> None:
-    """Losses of random arms as they were recorded (docs/prove.md), dealt out anew: 12 to the band, the others to the rules."""
-    rng, called, repetitions = np.random.default_rng(0), 0, 1000
-    losses = np.asarray(RECORDED)
-    for _ in range(repetitions):
-        drawn = rng.permutation(losses)
-        band, rest = drawn[:12], drawn[12:]
-        dealt = [rng.choice(rest, arms, replace=False).tolist() for _ in range(rules)]
-        called += any(found.word != "cannot tell" for found in verdicts(dealt, band.tolist()))
-    assert called <= 0.06 * repetitions
+def called(draw: Callable[[int], NDArray[np.float64]], rules: int, arms: int, word: str) -> int:
+    """In how many of 300 repetitions some rule that is random under another name is called so; the band has 24 arms."""
+    count = 0
+    for _ in range(300):
+        losses = draw(24 + rules * arms)
+        dealt = losses[24:].reshape(rules, arms).tolist()
+        count += any(found.word == word for found in verdicts(dealt, losses[:24].tolist()))
+    return count
+
+
+@pytest.mark.parametrize(("rules", "arms"), [(1, 3), (1, 1), (5, 3)])
+def test_a_rule_that_is_random_under_another_name_is_hardly_ever_better(rules: int, arms: int) -> None:
+    rng = np.random.default_rng(0)
+    assert called(lambda n: rng.permutation(RECORDED)[:n], rules, arms, "better") <= 15  # 5 of 100
+
+
+@pytest.mark.parametrize("word", ["better", "worse"])
+def test_losses_without_a_lean_keep_to_the_level(word: str) -> None:
+    rng = np.random.default_rng(0)
+    assert called(lambda n: rng.normal(size=n), 5, 3, word) <= 15
+
+
+def test_a_lean_is_seen() -> None:
+    assert lean(RECORDED) < 0.001
+    assert lean(np.random.default_rng(0).normal(size=24).tolist()) > 0.05
+    assert lean([1.0] * 6) == 1
