@@ -17,13 +17,14 @@ from instruct_prune.prove.arms import draw_among, draw_balanced
 from instruct_prune.prove.config import ProveConfig
 from instruct_prune.registry import suggestion
 from instruct_prune.rows.row import Row
+from instruct_prune.run.asked import check_selection
 from instruct_prune.run.by import find_by
 from instruct_prune.run.drawing import Drawing, prepare
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.records import SelectFacts
 from instruct_prune.run.row_facts import field_of
 from instruct_prune.run.rows import rows_of
-from instruct_prune.run.select import check_selection, selection_of
+from instruct_prune.run.select import selection_of
 from instruct_prune.run.target_facts import TargetFacts
 from instruct_prune.score.scores import find_score
 from instruct_prune.score.table import ScoreTable
@@ -134,6 +135,7 @@ class Rules:
         options: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in known.items()
         }
+        options["decontaminate"] = tuple(path for path, _ in known.get("decontaminate", ()))
         return dataclasses.replace(SelectConfig(**options), keep=None, keep_tokens=1, must_keep=None)
 
     def _method(self, name: str, config: SelectConfig) -> Draw:
