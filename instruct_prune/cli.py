@@ -6,19 +6,22 @@ import gc
 import io
 import json
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from types import FrameType
 from typing import Any
 
 from instruct_prune import __version__
-from instruct_prune.errors import IncompleteRunError, InputError
+from instruct_prune.errors import IncompleteRunError, InputError, TerminatedError, of_the_disk
 from instruct_prune.menu import COMMANDS, HELP, RESTART, Command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 1 incomplete, 2 wrong input, 130 interrupted."""
+    """Run one command and return its exit code: 0 done, 1 incomplete, 2 wrong input, 130 or 143 interrupted."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "help"):
         print(HELP.format(commands="\n".join(f"  {name:<10} {each.about}" for name, each in COMMANDS.items())))
@@ -28,17 +31,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     again = "run the same command again" + (" without --restart" if "--restart" in words else "")
     try:
-        return _command(words[0], words[1:])
+        try:
+            with _terminable():
+                return _command(words[0], words[1:])
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise of_the_disk(error) or error from error
     except InputError as error:
         return _fail("error", str(error), 2)
     except IncompleteRunError as error:
-        return _fail("incomplete", str(error).replace("run the same command again", again), 1)
-    except KeyboardInterrupt:
-        return _fail("interrupted", f"finished parts are kept; {again} to go on.", 130)
+        return _fail("incomplete", str(error).replace("run the same command again", again), error.code)
+    except KeyboardInterrupt as interrupt:
+        terminated = isinstance(interrupt, TerminatedError)
+        told = f"{'stopped by SIGTERM; ' if terminated else ''}what is finished is kept; {again} to go on."
+        return _fail("interrupted", told, 143 if terminated else 130)
     except BrokenPipeError:
         # Whoever read our output has stopped reading, as `head` does. That is no error, and output that is left is discarded.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the command as Ctrl-C does, in words (main thread only)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise TerminatedError
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def console_script() -> None:

@@ -24,6 +24,7 @@ from instruct_prune.config import (
     TargetCommand,
 )
 from instruct_prune.errors import InputError
+from instruct_prune.terminal import tell
 
 if TYPE_CHECKING:
     from instruct_prune.prove.config import ProveConfig
@@ -61,7 +62,7 @@ def run(config: RunConfig) -> Outcome | None:
     def show() -> None:
         print_summary(folder)
         if config.export.to:
-            print("\n".join(folder.facts(ExportFacts).told))
+            tell("\n".join(folder.facts(ExportFacts).told))
 
     return _of_run(folder, show)
 
@@ -94,7 +95,7 @@ def embed(config: EmbedCommand) -> Outcome:
 
     stage(folder, config.embed, config.restart is not None)
     told = f"embeddings: {folder / 'embeddings.npy'}. Next: instruct-prune select {folder.path} --keep 30%"
-    return _of_run(folder, lambda: print(told))
+    return _of_run(folder, lambda: tell(told))
 
 
 def target(config: TargetCommand) -> Outcome:
@@ -105,7 +106,7 @@ def target(config: TargetCommand) -> Outcome:
     stage(folder, config.target, config.by)
     by = "" if config.by is None else f" --by {config.by}"
     told = f"target: {folder / 'targets'}. Next: instruct-prune select {folder.path} --keep 30%{by}"
-    return _of_run(folder, lambda: print(told))
+    return _of_run(folder, lambda: tell(told))
 
 
 def select(config: SelectCommand) -> Outcome:
@@ -118,7 +119,7 @@ def select(config: SelectCommand) -> Outcome:
 
     def show() -> None:
         print_selection(folder)
-        print(f"Next: instruct-prune export {folder.path}")
+        tell(f"Next: instruct-prune export {folder.path}")
 
     return _of_run(folder, show)
 
@@ -148,9 +149,9 @@ def export(config: ExportCommand) -> Outcome:
     stage(folder, config.export)
 
     def show() -> None:
-        print(f"kept rows: {folder / 'pruned.jsonl'}")
+        tell(f"kept rows: {folder / 'pruned.jsonl'}")
         for line in folder.facts(ExportFacts).told:
-            print(line)
+            tell(line)
 
     return _of_run(folder, show)
 
@@ -182,7 +183,7 @@ def report(config: ReportCommand) -> Outcome:
 
     folders = _run_folders(((config.out,) if config.out else ()) + config.runs)
     path = write(folders[0], folders[1:], config.samples)
-    return Outcome(lambda: print(f"report: {path}"), lambda: {"report": str(path)})
+    return Outcome(lambda: tell(f"report: {path}"), lambda: {"report": str(path)})
 
 
 def compare(config: CompareCommand) -> Outcome:
@@ -213,7 +214,7 @@ def recipe(config: RecipeCommand) -> Outcome:
         told.append("\nCopy one into the working folder: instruct-prune recipe NAME")
         return Outcome(lambda: print("\n".join(told)), lambda: {name: about for name, (_, about) in found.items()})
     path = copy_recipe(config.name, config.to)
-    return Outcome(lambda: print(f"copied: {path}"), lambda: {"copied": str(path)})
+    return Outcome(lambda: tell(f"copied: {path}"), lambda: {"copied": str(path)})
 
 
 def demo(config: DemoCommand) -> Outcome | None:
@@ -244,7 +245,7 @@ def _state(folder: RunFolder) -> dict[str, Any]:
         record: Record[Any] | None = folder.find(kind)
         if record is not None and record.facts is not None:
             stages[kind.stage] = _finite(dataclasses.asdict(record.facts))
-    files = sorted(path.name for path in folder.path.iterdir() if path.is_file())
+    files = sorted(path.name for path in folder.path.iterdir() if path.is_file() and not path.name.startswith("."))
     return {"out": os.path.abspath(folder.path), "stages": stages, "files": files}
 
 

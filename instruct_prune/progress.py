@@ -7,6 +7,8 @@ import time
 from types import TracebackType
 from typing import Any, TextIO
 
+from instruct_prune.terminal import safe
+
 LOG_EVERY_SECONDS = 15.0
 
 
@@ -22,7 +24,7 @@ def be_quiet(quiet: bool) -> None:
 def say(text: str) -> None:
     """One line on standard error: what is being done, or a warning."""
     if not _quiet:
-        print(text, file=sys.stderr, flush=True)
+        print(safe(text), file=sys.stderr, flush=True)
 
 
 class Progress:

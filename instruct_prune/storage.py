@@ -6,9 +6,11 @@ A reader (another process, a later resume) sees a whole file or none. Every file
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,11 +21,49 @@ import numpy as np
 if TYPE_CHECKING:
     import pyarrow as pa
 
+UNFINISHED = re.compile(r"\..+\.\d+\.tmp")
+"""Names of files and folders that are being written."""
+
+
+_IN_USE: dict[Path, os.stat_result] = {}
+
+
+@contextlib.contextmanager
+def in_use(root: Path) -> Iterator[None]:
+    """While this lasts, nothing is written below ``root`` once that was moved or removed: it does not come back half filled."""
+    before = dict(_IN_USE)
+    _IN_USE.setdefault(root, os.stat(root))
+    try:
+        yield
+    finally:
+        _IN_USE.clear()
+        _IN_USE.update(before)
+
+
+def still_there(root: Path) -> bool:
+    """Whether a folder that is in use is the one that it was."""
+    try:
+        return os.path.samestat(os.stat(root), _IN_USE[root])
+    except FileNotFoundError:
+        return False
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it.
+
+    Raises:
+        FileNotFoundError: it would be in a folder in use that was moved or removed.
+    """
+    for root in _IN_USE:
+        if path.is_relative_to(root) and not still_there(root):
+            raise FileNotFoundError(errno.ENOENT, "the folder was moved or removed", str(root))
+    path.mkdir(parents=True, exist_ok=True)
+
 
 @contextlib.contextmanager
 def replaced(path: Path) -> Iterator[Path]:
     """A temporary neighbour of ``path`` to write to; on success its bytes are flushed and it is renamed to ``path``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
@@ -52,7 +92,7 @@ def atomic(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
 @contextlib.contextmanager
 def replaced_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside ``path`` to fill; on success it takes the place of ``path``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
@@ -106,6 +146,21 @@ def write_array(path: Path, array: np.ndarray[Any, Any]) -> None:
     """Write a .npy file."""
     with atomic(path) as file:
         np.save(file, array, allow_pickle=False)
+
+
+@contextlib.contextmanager
+def array_file(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> Iterator[np.ndarray[Any, Any]]:
+    """A memory-mapped array to fill, which becomes the .npy file ``path``.
+
+    Its place on the disk is taken before: to write to mapped memory of a file for which there is no place kills the process.
+    """
+    with replaced(path) as temporary:
+        whole = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
+        if hasattr(os, "posix_fallocate"):
+            with open(temporary, "r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, os.path.getsize(temporary))
+        yield whole
+        whole.flush()
 
 
 def digest(value: Any) -> str:

@@ -14,6 +14,11 @@ def safe(text: str) -> str:
     )
 
 
+def tell(text: str) -> None:
+    """Print lines on standard output, safe."""
+    print(safe(text))
+
+
 def one_line(text: str, width: int = 100) -> str:
     """The text on one line, safe, cut with an ellipsis to ``width`` characters."""
     flat = " ".join(safe(text[: 4 * width]).split())

@@ -168,7 +168,7 @@ def measure_parts(
             switching += switched - began
             for chunk in chunks:
                 if stopped:
-                    raise IncompleteRunError(f"stopped by signal {stopped[0]} after a finished part")
+                    raise IncompleteRunError(f"stopped by signal {stopped[0]} after a finished part", stopped[0])
                 columns = measure_chunk(model, a_pass, work.items[p], work.plans[p].chunks[chunk], advance)
                 work.parts.write(a_pass.name, chunk, columns)
             scoring += time.perf_counter() - switched

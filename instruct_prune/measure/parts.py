@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +17,8 @@ if TYPE_CHECKING:
 class PartStore:
     """One Parquet part for each (pass, chunk) of the scorer: the unit of resumption.
 
-    A part that is torn (no footer, wrong page checksum) or belongs to another configuration counts as missing.
+    A part that is torn (no footer, wrong page checksum), belongs to another configuration or is that of another chunk counts as
+    missing.
     """
 
     def __init__(self, folder: Path, fingerprint: str) -> None:
@@ -29,7 +32,7 @@ class PartStore:
         import pyarrow as pa
 
         table = pa.table({name: pa.array(c) for name, c in columns.items()})
-        write_parquet(self.path(pass_name, chunk), table.replace_schema_metadata({"fingerprint": self.fingerprint}))
+        write_parquet(self.path(pass_name, chunk), table.replace_schema_metadata(self._stamp(pass_name, chunk, table)))
 
     def read(self, pass_name: str, chunk: int) -> pa.Table | None:
         """The part, or None when it is missing, torn or foreign."""
@@ -38,9 +41,21 @@ class PartStore:
 
         try:
             table = pq.read_table(self.path(pass_name, chunk), page_checksum_verification=True)
-        except (FileNotFoundError, pa.ArrowException, OSError):
-            return None  # torn or absent: the chunk is done again
-        return table if (table.schema.metadata or {}).get(b"fingerprint") == self.fingerprint.encode() else None
+            stamp = self._stamp(pass_name, chunk, table)
+        except (pa.ArrowException, OSError, ValueError, KeyError, OverflowError):
+            return None  # absent, or torn in one of many ways: the chunk is done again
+        return table if table.schema.metadata == stamp else None
+
+    def _stamp(self, pass_name: str, chunk: int, table: pa.Table) -> dict[bytes, bytes]:
+        """Whose part it is, and what is in it: Parquet has checksums of its pages, and none of what describes them."""
+        content = hashlib.sha256()
+        for name, column in zip(table.column_names, table.columns, strict=True):
+            flat = column.combine_chunks()
+            flat = flat.flatten() if flat.type.num_fields else flat
+            values = flat.to_numpy(zero_copy_only=False)
+            content.update(f"{name} {flat.type} {flat.null_count} ".encode())
+            content.update(json.dumps(values.tolist()).encode() if values.dtype == object else values.tobytes())
+        return {b"part": f"{self.fingerprint} {pass_name} {chunk}".encode(), b"content": content.hexdigest().encode()}
 
     def missing(self, pass_name: str, n_chunks: int) -> list[int]:
         return [chunk for chunk in range(n_chunks) if self.read(pass_name, chunk) is None]

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from instruct_prune.errors import InputError
+from instruct_prune.errors import IncompleteRunError, InputError
 from instruct_prune.progress import say
 
 PATIENCE = timedelta(days=7)  # the others wait while the main process encodes; a death is noticed by its connection
@@ -66,20 +66,30 @@ class Ranks:
         return self.rank == 0
 
     def broadcast(self, value: Any) -> Any:
-        """The main process's value, on every process."""
+        """The main process's value, on every process.
+
+        Raises:
+            IncompleteRunError: one of them has died.
+        """
         if self.world == 1:
             return value
         from accelerate.utils import broadcast_object_list
 
-        return broadcast_object_list([value])[0]
+        try:
+            return broadcast_object_list([value])[0]
+        except RuntimeError as error:  # of gloo and NCCL alike
+            raise IncompleteRunError(
+                "another process of this run has ended. What is finished is kept; run the same command again, with any number of "
+                "processes, to complete it."
+            ) from error
 
     def on_main(self, function: Callable[[], object]) -> None:
-        """Run on the main process while the others wait; an InputError there ends all (only the main one tells it)."""
-        error: InputError | None = None
+        """Run on the main process while the others wait; an error there ends all (only the main one tells it)."""
+        error: Exception | None = None
         if self.is_main:
             try:
                 function()
-            except InputError as problem:
+            except (InputError, IncompleteRunError, OSError) as problem:
                 error = problem
         failed = self.broadcast(error is not None)
         if error is not None:

@@ -14,7 +14,7 @@ from instruct_prune.errors import IncompleteRunError
 from instruct_prune.measure.engine import KNOWN_ROWS, Work
 from instruct_prune.measure.measurement import Measurement, Pass
 from instruct_prune.measure.parts import PartStore
-from instruct_prune.storage import replaced
+from instruct_prune.storage import array_file
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,9 @@ class Stored:
         """Write float32 (float16 of a probe in half precision) [len(rows), d] for these positions, ascending, as .npy; return d."""
         width = next((values.shape[1] for _, values in self.blocks()), 0)
         kind = np.float16 if self.measurement.probe.half else np.float32
-        with replaced(target) as temporary:
-            whole = np.lib.format.open_memmap(temporary, mode="w+", dtype=kind, shape=(len(rows), width))
+        with array_file(target, kind, (len(rows), width)) as whole:
             for positions, values in self.blocks():
                 whole[np.searchsorted(rows, positions)] = values
-            whole.flush()
         return width
 
 

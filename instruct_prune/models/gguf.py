@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
 from instruct_prune.errors import InputError
+from instruct_prune.progress import say
 
 
 def cache_folder() -> Path:
@@ -34,7 +34,7 @@ def converted_gguf(path: Path) -> Path:
     target = cache_folder() / "models" / f"{path.stem}-{key}-transformers{major}"
     if (target / "config.json").exists():
         return target
-    print(f"converting {path.name} to safetensors, once (about half a minute): {target}", file=sys.stderr)
+    say(f"converting {path.name} to safetensors, once (about half a minute): {target}")
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:

@@ -12,7 +12,7 @@ import numpy as np
 from instruct_prune.arrays import Float32
 from instruct_prune.errors import InputError
 from instruct_prune.rows.row import Row
-from instruct_prune.storage import replaced, write_array
+from instruct_prune.storage import array_file, make_folder, write_array
 
 PART_ROWS = 2048
 
@@ -71,7 +71,7 @@ def embed_rows(
     Raises:
         InputError: the number of samples is not n (the data changed since it was encoded).
     """
-    parts.mkdir(parents=True, exist_ok=True)
+    make_folder(parts)
     rows = iter(samples)
     made: TextEncoder | None = None
     paths: list[Path] = []
@@ -101,11 +101,9 @@ def _rows_in(path: Path) -> int:
 
 def _join(paths: list[Path], n: int, target: Path) -> None:
     width = np.load(paths[0], mmap_mode="r", allow_pickle=False).shape[1] if paths else 0
-    with replaced(target) as temporary:
-        whole = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=(n, width))
+    with array_file(target, np.float32, (n, width)) as whole:
         at = 0
         for path in paths:
             part = np.load(path, allow_pickle=False)
             whole[at : at + len(part)] = part
             at += len(part)
-        whole.flush()

@@ -10,7 +10,7 @@ from instruct_prune.report.facts import epoch_seconds, seconds_by_stage
 from instruct_prune.report.tables import read_records
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.records import STAGES, ScoreFacts, SelectFacts
-from instruct_prune.terminal import safe
+from instruct_prune.terminal import safe, tell
 
 EPOCHS = 3  # as Stanford Alpaca was trained
 
@@ -20,24 +20,24 @@ def print_summary(folder: RunFolder) -> None:
     print_health(folder)
     print_selection(folder)
     seconds = seconds_by_stage(read_records(folder))
-    print("time:     " + ", ".join(f"{name} {took:.1f} s" for name, took in seconds.items()))
-    print(tuning_line(folder, sum(seconds.values())))
-    print(f"result:   {folder / 'pruned.jsonl'}")
+    tell("time:     " + ", ".join(f"{name} {took:.1f} s" for name, took in seconds.items()))
+    tell(tuning_line(folder, sum(seconds.values())))
+    tell(f"result:   {folder / 'pruned.jsonl'}")
     if (folder / "report.html").exists():
-        print(f"report:   {folder / 'report.html'} (open it in a browser; it needs no network)")
-    print(
+        tell(f"report:   {folder / 'report.html'} (open it in a browser; it needs no network)")
+    tell(
         f"          {folder / 'selection.parquet'} says why each row was kept or dropped; {folder / 'scores.parquet'} has every loss"
     )
-    print(f"next:     instruct-prune select --out {folder.path} --keep 0.5   (another budget; nothing is scored again)")
+    tell(f"next:     instruct-prune select --out {folder.path} --keep 0.5   (another budget; nothing is scored again)")
 
 
 def print_score_summary(folder: RunFolder) -> None:
     """The end of ``score``."""
     facts = folder.facts(ScoreFacts)
     print_health(folder)
-    print(accounting_line(folder))
-    print(f"scores:   {folder / 'scores.parquet'} ({facts.seconds:.1f} s, {facts.device})")
-    print(f"next:     instruct-prune embed --out {folder.path}")
+    tell(accounting_line(folder))
+    tell(f"scores:   {folder / 'scores.parquet'} ({facts.seconds:.1f} s, {facts.device})")
+    tell(f"next:     instruct-prune embed --out {folder.path}")
 
 
 def print_selection(folder: RunFolder) -> None:
@@ -46,36 +46,36 @@ def print_selection(folder: RunFolder) -> None:
     told = ", ".join(
         f"{key} {_short(value)}" for key, value in facts.params.items() if not isinstance(value, list | dict)
     )
-    print(accounting_line(folder))
+    tell(accounting_line(folder))
     if facts.duplicates:
-        print(
+        tell(
             f"          {facts.duplicates:,} near-duplicates were dropped; selection.parquet names the row that stands for each"
         )
     if facts.contaminated:
-        print(
+        tell(
             f"          {facts.contaminated:,} rows were dropped because they repeat a row of --decontaminate; selection.parquet names it"
         )
     if facts.unstable is not None:
-        print(
+        tell(
             f"          {facts.unstable:,} rows would flip between kept and dropped with another mask seed (column `unstable`)"
         )
-    print(f"selected: {told}; {facts.strata} strata, seed {config['seed']}")
+    tell(f"selected: {told}; {facts.strata} strata, seed {config['seed']}")
 
 
 def print_health(folder: RunFolder) -> None:
     """The table of subnets, and what is wrong with them."""
     health = folder.facts(ScoreFacts).health
-    print(f"{'subnet':<24}{'mean loss':>10}{'rho dense':>11}{'same order':>12}")
+    tell(f"{'subnet':<24}{'mean loss':>10}{'rho dense':>11}{'same order':>12}")
     for row in health.subnets:
         mark = "  collapsed" if row.collapsed else ""
-        print(f"{row.name:<24}{row.mean_loss:>10.3f}{row.rho_dense:>11.3f}{row.same_order:>12.1%}{mark}")
+        tell(f"{row.name:<24}{row.mean_loss:>10.3f}{row.rho_dense:>11.3f}{row.same_order:>12.1%}{mark}")
     if math.isfinite(health.unigram_loss):  # pictures have no such guess
-        print(f"{'(unigram guess)':<24}{health.unigram_loss:>10.3f}")
+        tell(f"{'(unigram guess)':<24}{health.unigram_loss:>10.3f}")
     for line in health.warnings:
-        print(f"WARNING: {line}")
+        tell(f"WARNING: {line}")
     earned = folder.facts(ScoreFacts).earned
     if earned is not None:
-        print(f"auto:     {earned.told()}")
+        tell(f"auto:     {earned.told()}")
 
 
 def tuning_line(folder: RunFolder, selecting: float) -> str:

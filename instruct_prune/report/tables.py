@@ -168,9 +168,10 @@ def read_records(folder: RunFolder) -> Records:
     score, embed, select = folder.facts(ScoreFacts), folder.find(EmbedFacts), folder.record(SelectFacts)
     if select is not None:
         select = folder.require(SelectFacts) if select.facts is not None else None
+    rows = folder.facts(RowsFacts)
     return Records(
         source=RowTable.open(folder / "rows").facts,
-        rows=folder.facts(RowsFacts),
+        rows=rows,
         encode=folder.facts(EncodeFacts),
         score=score,
         embed=None if embed is None else embed.facts,

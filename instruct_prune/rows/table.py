@@ -22,7 +22,7 @@ from instruct_prune.rows.reader import as_mapping
 from instruct_prune.rows.row import Reject, Row
 from instruct_prune.rows.source import Source, read_raw
 from instruct_prune.rows.stored import Pictures, RowWriter, raw_of, rows_of
-from instruct_prune.storage import atomic, write_json
+from instruct_prune.storage import atomic, make_folder, write_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -193,7 +193,7 @@ def write_rows(folder: Path, source: Source, advance: Callable[[int], None] = la
     Raises:
         InputError: a file cannot be read on, or the source is strict and a row was rejected.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     (folder / "rows.json").unlink(missing_ok=True)  # comes last: a table without it is not whole
     counts = {"read": 0, "rejected": 0}
     with (

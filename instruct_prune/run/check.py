@@ -59,7 +59,7 @@ class Seen:
         folder = RunFolder(out) if out else None
         known = folder.record(RowsFacts) if folder is not None and folder.exists else None
         data = absolute(data)
-        whole = folder is not None and (folder / "rows" / "rows.json").exists()
+        whole = folder is not None and known is not None and folder.changed_file(known) is None
         if folder is not None and whole and known is not None and known.facts and known.facts.names == data.data:
             self.kind = RowTable.open(folder / "rows").facts.model_kind
             return

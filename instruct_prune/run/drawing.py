@@ -19,7 +19,7 @@ from instruct_prune.run.chosen import load_target
 from instruct_prune.run.columns import columns_for
 from instruct_prune.run.contaminated import Contaminated, find_contaminated
 from instruct_prune.run.folder import RunFolder
-from instruct_prune.run.records import EmbedFacts, ScoreFacts
+from instruct_prune.run.records import EmbedFacts, RowsFacts, ScoreFacts
 from instruct_prune.run.row_facts import RowFacts, read_facts
 from instruct_prune.score.aggregate import rescored
 from instruct_prune.score.table import ScoreTable
@@ -87,6 +87,7 @@ def prepare(folder: RunFolder, config: SelectConfig, measured: ScoreTable) -> Dr
     Raises:
         InputError: an option is wrong, or a stage that it needs has not run or is stale.
     """
+    folder.require(RowsFacts)
     rows = RowTable.open(folder / "rows")
     asked = ask(folder, config, rows.facts.strata)
     scored = folder.facts(ScoreFacts)

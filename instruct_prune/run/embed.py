@@ -27,10 +27,11 @@ from instruct_prune.rows.table import RowTable
 from instruct_prune.run.check import MODEL, TEXT_EMBEDDER
 from instruct_prune.run.encode import make_model
 from instruct_prune.run.folder import RunFolder
+from instruct_prune.run.lock import writes
 from instruct_prune.run.measure import batch_cost, plan_work, run_work
-from instruct_prune.run.records import EmbedFacts, EncodeFacts, ScoreFacts
+from instruct_prune.run.records import EmbedFacts, EncodeFacts, RowsFacts, ScoreFacts
 from instruct_prune.run.rows import rows_of
-from instruct_prune.storage import digest, replaced, sha256_of, write_array
+from instruct_prune.storage import array_file, digest, sha256_of, write_array
 
 
 def by_model(model: Model, config: EmbedConfig | None) -> str | None:
@@ -76,6 +77,7 @@ def embedder_of(model: Model, config: EmbedConfig) -> str:
     return embedder
 
 
+@writes
 def embed(folder: RunFolder, config: EmbedConfig, restart: bool = False) -> None:
     """Write ``embeddings.npy``: L2-normalised float32 [m, d] of the m rows that were fit to score, in input order.
 
@@ -85,6 +87,7 @@ def embed(folder: RunFolder, config: EmbedConfig, restart: bool = False) -> None
     began = time.monotonic()
     encoded = folder.facts(EncodeFacts)
     options = EncodeConfig(**encoded.options)
+    folder.require(RowsFacts)
     rows = RowTable.open(folder / "rows").facts
     model = make_model(
         ScoreConfig(model=encoded.model, model_revision=encoded.revision), options, rows.model_kind, rows.format
@@ -102,7 +105,9 @@ def embed(folder: RunFolder, config: EmbedConfig, restart: bool = False) -> None
         return
     write_array(folder / "embeddings_rows.npy", items.row_id[items.scorable])
     width = np.load(folder / "embeddings.npy", mmap_mode="r", allow_pickle=False).shape[1]
-    folder.finish(EmbedFacts(embedder=embedder, width=width, seconds=round(time.monotonic() - began, 3)))
+    folder.finish(
+        EmbedFacts(embedder=embedder, width=width, seconds=round(time.monotonic() - began, 3)), "embeddings*.npy"
+    )
     shutil.rmtree(folder / "parts" / "embed", ignore_errors=True)
 
 
@@ -138,10 +143,17 @@ def _measure(folder: RunFolder, model: Model, items: Items, measurement: Measure
     ranks = Ranks(alone=True)
     config = ScoreConfig(model=model.name)
     model.load(scored["dtype"], ranks.device)
-    parts = PartStore(folder / "parts" / "embed", digest([scored, measurement.column]))
+    parts = PartStore(folder / "parts" / "embed", digest([scored, measurement.column, _begun(folder)]))
     work = plan_work(model, items, [measurement], batch_cost(model, config, ranks.device.type), parts)
     run_work(folder, model, work, config, ranks)
     save_states(folder.path, items, [find(work, measurement.column)])
+
+
+def _begun(folder: RunFolder) -> str:
+    """Fingerprint of the stage that is under way: parts of another embedder, or of other rows, are not taken for its own."""
+    record = folder.record(EmbedFacts)
+    assert record is not None
+    return record.fingerprint
 
 
 def unit_rows(source: Path, target: Path, centred: bool) -> None:
@@ -159,13 +171,11 @@ def unit_rows(source: Path, target: Path, centred: bool) -> None:
             total += vectors[block][good].sum(axis=0, dtype=np.float64)
             count += int(good.sum())
         mean = total / max(count, 1)
-    with replaced(target) as temporary:
-        whole = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=vectors.shape)
+    with array_file(target, np.float32, vectors.shape) as whole:
         for block in blocks(len(vectors)):
             moved = vectors[block] - mean
             norms = np.linalg.norm(moved, axis=1, keepdims=True)
             whole[block] = np.nan_to_num(moved / np.maximum(norms, 1e-12))
-        whole.flush()
 
 
 # ---- vectors of the user's own, and embedding models ----
@@ -215,7 +225,7 @@ def _by_encoder(folder: RunFolder, items: Items, config: EmbedConfig, embedder: 
             rows_of(folder).take(row_id),
             len(row_id),
             lambda: TextEncoder(found.location, found.name, batch_size=config.embed_batch),
-            folder / "parts" / "embed",
+            folder / "parts" / "embed" / _begun(folder),
             folder / "embeddings.npy",
             progress.advance,
         )

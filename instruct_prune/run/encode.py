@@ -21,7 +21,7 @@ from instruct_prune.registry import class_name, is_reference, load_attribute, ow
 from instruct_prune.rows.row import Reject
 from instruct_prune.rows.table import RowTable, reject_line
 from instruct_prune.run.folder import RunFolder
-from instruct_prune.run.records import EncodeFacts, RowsFacts
+from instruct_prune.run.records import EncodeFacts, RowsFacts, ScoreFacts
 from instruct_prune.storage import atomic
 
 
@@ -58,6 +58,7 @@ def _is_kind(found: object) -> bool:
 
 def model_of(folder: RunFolder) -> Model:
     """The model of a run, without its weights, as its records say."""
+    folder.require(RowsFacts)
     rows, facts = RowTable.open(folder / "rows").facts, folder.facts(EncodeFacts)
     config = ScoreConfig(model=facts.model, model_revision=facts.revision)
     return make_model(config, EncodeConfig(**facts.options), rows.model_kind, rows.format)
@@ -84,7 +85,8 @@ def encode(
     with Progress("encoding", len(table), "rows") as progress:
         model.write_items(folder / "items", table, lambda n: progress.advance(n, n), strict)
     items = model.open_items(folder / "items")
-    list_rejected(folder, items, items.status_names)
+    if not _listed_with_scores(folder):
+        list_rejected(folder, items, items.status_names)
     if len(items) != len(table):
         raise AssertionError(f"rows were lost in encoding: {len(table)} read, {len(items)} encoded")
     if not items.scorable.any():
@@ -102,7 +104,20 @@ def encode(
             scorable=int(items.scorable.sum()),
             notes=tuple(model.notes),
             seconds=round(time.monotonic() - began, 3),
-        )
+        ),
+        "items/**/*",
+    )
+
+
+def _listed_with_scores(folder: RunFolder) -> bool:
+    """Whether scoring has listed the rejected rows already, those that failed then among them, and only items are made again."""
+    encoded, scored = folder.record(EncodeFacts), folder.record(ScoreFacts)
+    return (
+        encoded is not None
+        and scored is not None
+        and scored.facts is not None
+        and scored.inputs["encode"] == encoded.fingerprint
+        and (folder / "rejected.jsonl").exists()
     )
 
 

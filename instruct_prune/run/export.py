@@ -19,6 +19,7 @@ from instruct_prune.rows.table import RowTable
 from instruct_prune.run.check import check_export
 from instruct_prune.run.encode import model_of
 from instruct_prune.run.folder import RunFolder
+from instruct_prune.run.lock import writes
 from instruct_prune.run.records import ExportFacts, ScoreFacts, SelectFacts
 from instruct_prune.run.rows import rows_of
 from instruct_prune.run.select import selection_of
@@ -26,6 +27,7 @@ from instruct_prune.select.data import Selection
 from instruct_prune.storage import sha256_of
 
 
+@writes
 def export(folder: RunFolder, config: ExportConfig) -> Path:
     """Write ``pruned.jsonl`` (kept rows, input order), the same in the input's own format, and what ``to`` asks for.
 
@@ -50,7 +52,7 @@ def export(folder: RunFolder, config: ExportConfig) -> Path:
     if config.to:
         done = export_selection(config.to, _job(folder, config, selection, kept))
         told += [line for one in done for line in _tell(one)]
-    folder.finish(ExportFacts(rows=written, sha256=sha256_of(target), told=tuple(told)))
+    folder.finish(ExportFacts(rows=written, sha256=sha256_of(target), told=tuple(told)), "pruned.jsonl")
     return target
 
 

@@ -13,10 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from instruct_prune.errors import InputError
-from instruct_prune.run.records import LAYOUT, RESTARTS, STAGES, Facts, Record, read_record
-from instruct_prune.storage import write_json
+from instruct_prune.progress import say
+from instruct_prune.run.records import COSTLY, LAYOUT, RESTARTS, STAGES, Facts, Record, read_record
+from instruct_prune.run.stamps import changed_file, stamps_of
+from instruct_prune.storage import UNFINISHED, write_json
 
 MANIFEST = "manifest.json"
+LOCK, SOFT_LOCK, HOLDER = ".lock", ".lock-file", ".holder.json"
+"""Who may write (`run.lock`)."""
 PACKAGES = (
     "instruct-prune",
     "torch",
@@ -59,9 +63,10 @@ class Manifest:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self.locked = False
         if self.path.is_file():
             raise InputError(f"--out {self.path} is a file. Name a folder.")
-        if self.path.is_dir() and not (self.path / MANIFEST).exists() and any(self.path.iterdir()):
+        if self.path.is_dir() and not (self.path / MANIFEST).exists() and not all(map(_passes, self.path.iterdir())):
             raise InputError(
                 f"--out {self.path} exists, is not empty and is not a run of instruct-prune (it has no {MANIFEST}). "
                 "Nothing was written. Name a new or empty folder."
@@ -131,10 +136,10 @@ class Manifest:
         return None
 
     def require(self, kind: type[Facts]) -> Record[Facts]:
-        """A stage's record, finished and fresh.
+        """A stage's record, finished and fresh, its files as it left them.
 
         Raises:
-            InputError: it has not run, is unfinished or is stale; the message names the command to run.
+            InputError: it has not run, is unfinished or stale, or a file was changed; the message names the command to run.
         """
         record = self.record(kind)
         command = f"instruct-prune {kind.command} --out {self.path}"
@@ -147,7 +152,22 @@ class Manifest:
                 f"{self.path}: the {kind.stage} stage is stale: the {changed} stage has changed since it was made, so its "
                 f"results are not used. Run `{command}` again."
             )
+        self._check_files(kind, record)
         return record
+
+    def _check_files(self, kind: type[Facts], record: Record[Facts]) -> None:
+        changed = self.changed_file(record)
+        if changed is None:
+            return
+        restart = f" --restart {RESTARTS[kind.stage]}" if kind.stage in COSTLY else ""
+        raise InputError(
+            f"{changed}: it is not as the {kind.stage} stage left it, so it is not used. Put the file "
+            f"back, or have it made anew: `instruct-prune {kind.command} --out {self.path}{restart}`, with the options of then."
+        )
+
+    def changed_file(self, record: Record[Any]) -> str | None:
+        """The first file that is no more as the stage left it, and what is wrong with it; None where all are."""
+        return changed_file(self.path, record.files)
 
     def facts(self, kind: type[Facts]) -> Facts:
         """The facts of a stage that is finished and fresh, as `require`."""
@@ -186,8 +206,15 @@ class Manifest:
             same = known.fingerprint == wanted.fingerprint
             if restart and not (same and known.facts is None):
                 self._discard(kind)
+            elif same and known.facts is not None:
+                if kind.stage in COSTLY:
+                    self._check_files(kind, known)
+                changed = self.changed_file(known)
+                if changed is None:
+                    return True
+                say(f"{changed}: the {kind.stage} stage is done again")
             elif same:
-                return known.facts is not None
+                return False
             else:
                 lines = differences(known.config, wanted.config)
                 if lines and (known.facts is not None or work_kept):
@@ -222,11 +249,16 @@ class Manifest:
         gone = ", ".join(self._made_from(kind))
         return f"{keep}; or --restart {RESTARTS[kind.stage]}, which discards what the folder holds of: {gone}."
 
-    def finish(self, facts: Any) -> None:
-        """Mark a stage complete: written last, when all its files are in place."""
+    def finish(self, facts: Any, *files: str) -> None:
+        """Mark a stage complete: written last, when all its files are in place.
+
+        Args:
+            facts: of the stage.
+            files: what later stages read of it: paths and patterns, relative to the folder.
+        """
         record = self.record(type(facts))
         assert record is not None, "a stage begins before it is finished"
-        self._write(type(facts), Record(record.config, record.inputs, facts))
+        self._write(type(facts), Record(record.config, record.inputs, facts, stamps_of(self.path, files)))
 
     def _write(self, kind: type[Any], record: Record[Any]) -> None:
         self._save({**self.manifest.get("stages", {}), kind.stage: record.to_json()})
@@ -234,6 +266,11 @@ class Manifest:
     def _save(self, stages: Mapping[str, Any]) -> None:
         manifest = {"layout": LAYOUT, "stages": stages, "argv": sys.argv, "versions": versions()}
         write_json(self.path / MANIFEST, manifest)
+
+
+def _passes(path: Path) -> bool:
+    """Whether a folder that holds this is as good as empty: a command was stopped before it had made the manifest."""
+    return path.name in (LOCK, SOFT_LOCK, HOLDER) or UNFINISHED.fullmatch(path.name) is not None
 
 
 def versions() -> dict[str, str]:

@@ -15,7 +15,7 @@ from instruct_prune.config import ScoreConfig
 from instruct_prune.encode.batching import Plan, plan_batches
 from instruct_prune.errors import IncompleteRunError, InputError
 from instruct_prune.measure.engine import Known, Spent, Work, measure_parts, run_batch, share
-from instruct_prune.measure.heartbeat import Heartbeat, wait_for_ranks
+from instruct_prune.measure.heartbeat import Heartbeat, beat_of_rank, wait_for_ranks
 from instruct_prune.measure.lora import read_added
 from instruct_prune.measure.measurement import Measurement, Pass, plan_passes
 from instruct_prune.measure.parts import PartStore
@@ -29,7 +29,7 @@ from instruct_prune.models.model import Items, Model
 from instruct_prune.progress import Progress, say
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.reuse import Before
-from instruct_prune.storage import digest, row_ids_hash
+from instruct_prune.storage import digest, make_folder, row_ids_hash
 
 GRADIENT_SHARE = 4
 """Batches of a pass with gradients are so many times smaller."""
@@ -220,9 +220,11 @@ def run_work(folder: RunFolder, model: Model, work: Work, config: ScoreConfig, r
         say(f"resuming: {work.describe(todo)} to do")
     mine = share(todo, ranks.rank, ranks.world)
     beats = folder / "parts" / "alive" / nonce
+    make_folder(beats)
+    heart = Heartbeat(beat_of_rank(beats, ranks.rank))
     began = time.monotonic()
     try:
-        with Heartbeat(beats, ranks.rank), Progress("scoring", work.cost(mine), model.unit, ranks.is_main) as progress:
+        with heart, Progress("scoring", work.cost(mine), model.unit, ranks.is_main) as progress:
             spent = measure_parts(
                 model,
                 work,
@@ -230,8 +232,14 @@ def run_work(folder: RunFolder, model: Model, work: Work, config: ScoreConfig, r
                 include_head=config.include_head,
                 advance=lambda rows, cost: progress.advance(cost, rows),
             )
+    except FileNotFoundError as error:
+        if work.parts.folder.exists():
+            raise
+        raise IncompleteRunError(
+            f"{work.parts.folder} is gone: another command has completed this run, or begun it anew, while this process stood still."
+        ) from error
     except IncompleteRunError as stop:
-        raise IncompleteRunError(_incomplete(folder, work, str(stop))) from stop
+        raise IncompleteRunError(_incomplete(folder, work, str(stop)), stop.signal) from stop
     if ranks.is_main:
         wait_for_ranks(beats, range(1, ranks.world))
         if work.missing():

@@ -163,7 +163,11 @@ def _finish(
             left_whole=took.spent.left_whole,
             notes=tuple(measured.model.remarks),
             earned=None if measured.piloted is None else measured.piloted.earned(scored),
-        )
+        ),
+        "scores.parquet",
+        "measured.parquet",
+        "pilot.parquet",
+        "states/*.npy",
     )
 
 

@@ -10,12 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from instruct_prune.config import RunConfig
+from instruct_prune.measure.ranks import Ranks
 from instruct_prune.report.html import write_report
 from instruct_prune.rows import Source
 from instruct_prune.run.by import DEFAULT, find_by
 from instruct_prune.run.embed import embed
 from instruct_prune.run.export import export
 from instruct_prune.run.folder import RunFolder, open_run
+from instruct_prune.run.lock import alone, writes
 from instruct_prune.run.rows import rows_of
 from instruct_prune.run.score import score
 from instruct_prune.run.select import select
@@ -34,6 +36,11 @@ def run(config: RunConfig, source: Source | None = None) -> Selection | None:
         InputError: `check_run` finds most of it before anything is imported or read.
     """
     folder = open_run(config.run.out)
+    with alone(folder, Ranks()):
+        return _run(folder, config, source)
+
+
+def _run(folder: RunFolder, config: RunConfig, source: Source | None) -> Selection | None:
     aims = bool(config.target.target)
     scoring, choice = config.score, config.select
     if aims:
@@ -52,6 +59,7 @@ def run(config: RunConfig, source: Source | None = None) -> Selection | None:
     return selection
 
 
+@writes
 def report(folder: RunFolder, others: Sequence[RunFolder] = (), samples: int = 5000) -> Path:
     """``report.html`` and ``report.json``: what was kept, what was dropped and why."""
     return write_report(folder, rows_of(folder), samples=samples, others=others)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
 from instruct_prune.measure.subnet import SubnetSpec
+from instruct_prune.run.stamps import Stamps
 from instruct_prune.run.target_facts import COMPARED, ComparedFacts, TargetFacts
 from instruct_prune.score.health import Health
 from instruct_prune.score.pilot import Earned
@@ -216,6 +217,9 @@ STAGES: tuple[type[Any], ...] = (
 RESTARTS = {"rows": "read", "encode": "encode", "score": "score", "embed": "embed"}
 """{stage: its name in ``--restart``}; the later ones are made anew whenever they are asked for."""
 
+COSTLY = ("score", "embed")
+"""Stages that are not made anew unless the user says so, also where their files are damaged."""
+
 
 @dataclass(frozen=True)
 class Record(Generic[Facts]):
@@ -225,11 +229,13 @@ class Record(Generic[Facts]):
         config: the options that decide its result, JSON-able.
         inputs: {stage: fingerprint} of what it was made from.
         facts: what came of it; None while it is unfinished.
+        files: of what later stages read of it.
     """
 
     config: Mapping[str, Any]
     inputs: Mapping[str, str]
     facts: Facts | None = None
+    files: Stamps = dataclasses.field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
@@ -242,6 +248,7 @@ class Record(Generic[Facts]):
             "inputs": self.inputs,
             "fingerprint": self.fingerprint,
             "facts": None if self.facts is None else dataclasses.asdict(self.facts),
+            "files": self.files,
         }
 
 
@@ -257,4 +264,7 @@ def read_record(kind: type[Facts], entry: Mapping[str, Any]) -> Record[Facts]:
         config=typing.cast(Mapping[str, Any], entry["config"]),
         inputs=typing.cast(Mapping[str, str], entry["inputs"]),
         facts=None if facts is None else TypeAdapter(kind).validate_python(facts),
+        files={
+            name: (int(size), int(time), str(sha256)) for name, (size, time, sha256) in entry.get("files", {}).items()
+        },
     )

@@ -63,10 +63,14 @@ def read_rows(
         raise InputError("--update reads data that changed again, and standard input is read once. Name a file.")
     known = None if restart else folder.record(RowsFacts)
     if update and known is not None and known.facts is not None:
-        whole = (folder / "rows" / "rows.json").exists()
+        whole = folder.changed_file(known) is None
         restart = not whole or _config(folder, known, data, memory, source) != dict(known.config)
         known = None if restart else known
-    if known is not None and known.facts is not None:
+    if known is not None and known.facts is not None and folder.changed_file(known) is not None:
+        # The rows are read again only where the data are still those of then.
+        source = source or open_source(data, memory)
+        folder.begin(RowsFacts, {"inputs": _content(source.identity()), **_options(data)})
+    elif known is not None and known.facts is not None:
         table = RowTable.open(folder / "rows")
         folder.begin(RowsFacts, _config(folder, known, data, memory, source))
         say(f"data: {table.facts.description} (read before)")
@@ -82,7 +86,7 @@ def read_rows(
         raise InputError(f"{', '.join(facts.files)}: none of the {facts.read} rows can be used. {_first(folder)}")
     folder.begin(RowsFacts, {"inputs": _content(facts.identity), **_options(data)}, restart=restart)
     took = round(time.monotonic() - began, 3)
-    folder.finish(RowsFacts(names=data.data, read=facts.read, rejected=facts.rejected, seconds=took))
+    folder.finish(RowsFacts(names=data.data, read=facts.read, rejected=facts.rejected, seconds=took), "rows/*")
     return table
 
 

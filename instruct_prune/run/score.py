@@ -19,6 +19,7 @@ from instruct_prune.run.check import check_tolerance
 from instruct_prune.run.embed import embed as embed_rows
 from instruct_prune.run.encode import encode, make_model
 from instruct_prune.run.folder import RunFolder
+from instruct_prune.run.lock import alone
 from instruct_prune.run.measure import batch_cost
 from instruct_prune.run.merge import merge
 from instruct_prune.run.records import EmbedFacts, EncodeFacts, RowsFacts, ScoreFacts
@@ -67,6 +68,23 @@ def score(
     """
     ranks = Ranks()
     _check(config, ranks)
+    with alone(folder, ranks):
+        return _score(folder, data, encoding, config, ranks, select, embed, memory, loaded, source)
+
+
+def _score(
+    folder: RunFolder,
+    data: DataConfig,
+    encoding: EncodeConfig,
+    config: ScoreConfig,
+    ranks: Ranks,
+    select: SelectConfig | None,
+    embed: EmbedConfig | None,
+    memory: InMemory | datasets.Dataset | None,
+    loaded: Any,
+    source: Source | None,
+) -> ScoreTable | None:
+    """As `score`, alone in the folder."""
     before = _before(folder, config, ranks)
     ranks.on_main(lambda: read_rows(folder, data, config.restart == "read", memory, source, config.update))
     table = RowTable.open(folder / "rows")

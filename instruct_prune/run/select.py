@@ -16,6 +16,7 @@ from instruct_prune.run.asked import Asked, check_selection
 from instruct_prune.run.chosen import seed_stability, taken_by, token_counts
 from instruct_prune.run.drawing import prepare
 from instruct_prune.run.folder import RunFolder
+from instruct_prune.run.lock import writes
 from instruct_prune.run.records import EmbedFacts, ScoreFacts, SelectFacts
 from instruct_prune.run.target_facts import COMPARED, TargetFacts
 from instruct_prune.score.table import ScoreTable
@@ -23,6 +24,7 @@ from instruct_prune.select.data import Clusters, Selection
 from instruct_prune.storage import row_ids_hash, sha256_of
 
 
+@writes
 def select(folder: RunFolder, config: SelectConfig) -> Selection:
     """Draw an exact budget and write ``selection.parquet`` (and ``clusters.parquet``).
 
@@ -81,7 +83,9 @@ def _write(
             clustered=clusters is not None,
             strata=len(selection.strata_names),
             seconds=round(time.monotonic() - began, 3),
-        )
+        ),
+        "selection.parquet",
+        "clusters.parquet",
     )
 
 

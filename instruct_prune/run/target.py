@@ -24,14 +24,16 @@ from instruct_prune.run.contaminated import SIMILAR, repeats_of, similar_rows, t
 from instruct_prune.run.embed import is_encoder
 from instruct_prune.run.encode import make_model
 from instruct_prune.run.folder import RunFolder
+from instruct_prune.run.lock import writes
 from instruct_prune.run.measuring import Measuring, Task
-from instruct_prune.run.records import EmbedFacts, EncodeFacts, ScoreFacts
+from instruct_prune.run.records import EmbedFacts, EncodeFacts, RowsFacts, ScoreFacts
 from instruct_prune.run.target_facts import COMPARED, TargetFacts, TaskFacts
 from instruct_prune.run.tasks import tasks_of
 from instruct_prune.select.contamination import EMBEDDING, HOW, References
 from instruct_prune.storage import arrow_column, sha256_of, write_array, write_parquet
 
 
+@writes
 def target(folder: RunFolder, config: TargetConfig, by: str | None = None) -> None:
     """Read the tasks of a target, and compare the pool with them in one way, beside those that were measured before.
 
@@ -50,6 +52,7 @@ def target(folder: RunFolder, config: TargetConfig, by: str | None = None) -> No
     after = {"score": ScoreFacts, "embed": EmbedFacts}[how.after]
     for kind in (ScoreFacts, after):
         folder.require(kind)
+    folder.require(RowsFacts)
     encoded, pool = folder.facts(EncodeFacts), RowTable.open(folder / "rows")
     name = ScoreConfig(model=encoded.model, model_revision=encoded.revision)
     model = make_model(name, EncodeConfig(**encoded.options), pool.facts.model_kind, pool.facts.format)
@@ -64,7 +67,8 @@ def target(folder: RunFolder, config: TargetConfig, by: str | None = None) -> No
         return
     compared = how.measure(Measuring(folder, by, model, found, options))
     took = round(time.monotonic() - began, 3)
-    folder.finish(kind(compared.pool, compared.rows, compared.queries, took))
+    files = (compared.pool, compared.rows, compared.queries)
+    folder.finish(kind(*files, took), *filter(None, files))
     shutil.rmtree(folder / "parts" / "target" / by, ignore_errors=True)
 
 
@@ -84,7 +88,11 @@ def _read(folder: RunFolder, model: Model, tasks: dict[str, str], pool: RowTable
         TaskFacts(task.name, path, task.table.facts.read, len(task.row_id), counts)
         for task, path, counts in zip(found, tasks.values(), repeats, strict=True)
     ]
-    folder.finish(TargetFacts(tasks=tuple(facts), seconds=round(time.monotonic() - began, 3)))
+    folder.finish(
+        TargetFacts(tasks=tuple(facts), seconds=round(time.monotonic() - began, 3)),
+        "targets/tasks/**/*",
+        "targets/*.parquet",
+    )
 
 
 def _repeats(folder: RunFolder, model: Model, pool: RowTable, tasks: Sequence[Task]) -> list[dict[str, int]]:

@@ -23,6 +23,7 @@ from instruct_prune.measure.subnet import DENSE
 from instruct_prune.models.model import Blocks, Items, Model
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.measure import Took, describe, plan_work, run_work
+from instruct_prune.run.records import EncodeFacts
 from instruct_prune.run.reuse import Before
 from instruct_prune.run.wanted import Wanted
 from instruct_prune.score.health import left_out_of, subnet_health
@@ -114,7 +115,8 @@ class Waves:
         self.model, self.items, self.wanted, self.before = model, items, wanted, before
         self.rows = np.flatnonzero(items.scorable).astype(np.int64)
         # Shortcuts change no number, but they decide which rows lie in which part.
-        self._parts = PartStore(folder / "parts" / "score", digest(identity | {"shortcuts": repr(model.shortcuts)}))
+        made_from = {"shortcuts": repr(model.shortcuts), "items": folder.require(EncodeFacts).fingerprint}
+        self._parts = PartStore(folder / "parts" / "score", digest(identity | made_from))
         self._batch = identity["batch"]
         first, later = list(wanted.measurements), []
         self.derived: tuple[Measurement, ...] = ()
