@@ -6,7 +6,7 @@ import dataclasses
 import json
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +14,7 @@ from instruct_prune.errors import InputError
 from instruct_prune.registry import suggestion
 
 Config = TypeVar("Config")
+MOST_NESTED = 8  # the stream, the document and the options are three
 
 
 def flatten(config: Any) -> dict[str, Any]:
@@ -71,14 +72,32 @@ def _mapping(path: str) -> dict[str, Any]:
     if not file.is_file():
         raise InputError(f"--config {path}: there is no such file.")
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = file.read_text(encoding="utf-8")
+        _check_plain(path, yaml.parse(text, yaml.SafeLoader))
+        node = yaml.compose(text, yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a number of 5,000 digits is a ValueError
         raise InputError(f"--config {path} is not valid YAML: {' '.join(str(error).split())}") from error
+    keys = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+    twice = sorted({key for key in keys if keys.count(key) > 1})
+    if twice:
+        raise InputError(f"--config {path}: {twice[0]} is said twice. Say it once.")
     if not isinstance(values or {}, Mapping):
         raise InputError(
             f"--config {path}: expected a mapping of options at the top level, found {type(values).__name__}."
         )
     return {str(key).replace("-", "_"): value for key, value in (values or {}).items()}
+
+
+def _check_plain(path: str, events: Iterable[Any]) -> None:
+    """Refuse what can make a small file large (aliases) or slow to read (lists in lists), before it is read."""
+    depth = 0
+    for kind in (type(event).__name__ for event in events):
+        depth += (kind.endswith("StartEvent")) - (kind.endswith("EndEvent"))
+        if kind == "AliasEvent" or depth > MOST_NESTED:
+            raise InputError(
+                f"--config {path}: an option is text, a number, or a list of them; no aliases (*name), nothing deeper."
+            )
 
 
 def _options(kind: type[Any]) -> Iterator[tuple[str, Any]]:

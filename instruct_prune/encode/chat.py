@@ -94,8 +94,19 @@ class ChatTemplate:
                 tokenize=False,
                 add_generation_prompt=prompt,
             )
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, RecursionError) as error:
-            raise RenderError(f"the chat template refuses this conversation: {error}") from None
+        except (
+            jinja2.TemplateError,
+            TypeError,
+            ValueError,
+            LookupError,
+            AttributeError,
+            RecursionError,
+            ArithmeticError,
+            MemoryError,
+        ) as error:
+            raise RenderError(
+                f"the chat template refuses this conversation: {str(error).rstrip('.') or type(error).__name__}"
+            ) from None
         return texts
 
     def render(self, sample: Row, turns: Sequence[int]) -> Rendered:

@@ -19,6 +19,7 @@ from instruct_prune.errors import InputError
 from instruct_prune.rows.row import Row
 
 _SHOWN_KEY, _SHOWN_NOTES = 40, 30
+MOST_CHARS = 1 << 22  # of a row, a million tokens: more is not even tokenized to be cut
 _NO_IDS = np.zeros(0, dtype=np.int32)
 
 
@@ -204,6 +205,9 @@ class Encoder:
             if any(message.trained for message in sample.messages):
                 return _without_score(sample.row_id, Status.EMPTY_RESPONSE, "the response is empty")
             return _without_score(sample.row_id, Status.ALL_MASKED, "no turn is trained: every weight is 0")
+        n = sample.n_chars
+        if n > MOST_CHARS:
+            return _without_score(sample.row_id, Status.TOO_LONG, f"{n:,} characters, more than {MOST_CHARS:,}")
         self._count_unread(sample)
         try:
             return self._rendered(sample, turns)
@@ -258,15 +262,13 @@ class Encoder:
 
     def _assemble(self, encoding: Any, row: Rendered, ranges: list[tuple[int, int]]) -> tuple[Int32, Bool]:
         tokens = encoding.ids
-        # Where the data end with the token themselves it is not appended once more.
+        # What the data bring along themselves is not added once more.
         after = [] if tokens[-1:] == self._ids_after else self._ids_after
-        # Nor is what the tokenizer puts before a text, where the data bring that along.
         before = [] if tokens[: len(self._ids_before)] == self._ids_before else self._ids_before
         ids = np.asarray(before + tokens + after, dtype=np.int32)
         mask = np.zeros(len(ids), dtype=np.bool_)
-        n_before = len(before)
         for first, last in ranges:
-            mask[n_before + first : n_before + last] = True
+            mask[len(before) + first : len(before) + last] = True
         if after:
             mask[-1] = row.spans[-1].end == len(row.text)
         return ids, mask

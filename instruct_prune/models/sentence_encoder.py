@@ -11,6 +11,7 @@ import numpy as np
 
 from instruct_prune.arrays import Float32
 from instruct_prune.errors import InputError
+from instruct_prune.models.pretrained import PICKLED
 from instruct_prune.rows.row import Row
 from instruct_prune.storage import array_file, make_folder, write_array
 
@@ -34,7 +35,9 @@ class TextEncoder:
         logging.disable_progress_bar()
         try:
             self.model: Any = SentenceTransformer(location, device=device, trust_remote_code=False)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # files that others wrote can fail in any way
+            if type(error).__name__ == "UnpicklingError":
+                raise InputError(PICKLED.format(what=f"--embedder {name}")) from error
             reason = " ".join(str(error).split())[:300]
             raise InputError(
                 f"--embedder {name} could not be loaded: {reason} Check the name and the network, or name a local folder. "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from instruct_prune.models.model import Advance, Items, Model
 from instruct_prune.registry import is_reference
 from instruct_prune.rows.row import Row
 
-ENCODE_BATCH = 2048
+ENCODE_BATCH, ENCODE_CHARS = 2048, 1 << 22  # rows tokenized at once, and characters: each takes some 100 bytes
 
 
 class TextModel(Model):
@@ -82,6 +81,10 @@ class TextModel(Model):
         if wanted is not None and wanted < 2:
             raise InputError(f"--max-length {wanted}: a row needs at least two tokens, one of them to be predicted.")
         context = self.context if wanted is None else names.context_of(self._configuration, wanted)
+        if context < 2:
+            raise InputError(
+                f"model {self.name!r} has {context} positions by its configuration: a row needs at least two tokens."
+            )
         if wanted is not None and wanted > context:
             self._own_notes.append(
                 f"--max-length {wanted:,}: the model has {context:,} positions, so that is the limit"
@@ -112,8 +115,7 @@ class TextModel(Model):
 
     def _encoded(self, rows: Iterable[Row], advance: Advance) -> Iterator[tuple[Encoded, str, int]]:
         known: int | None = getattr(self._configuration.get_text_config(), "vocab_size", None)
-        waiting = iter(rows)
-        while batch := list(islice(waiting, ENCODE_BATCH)):
+        for batch in _batches(rows):
             for row, encoded in zip(batch, self.encoder.encode(batch), strict=True):
                 if known is not None and (encoded.input_ids >= known).any():
                     raise InputError(self._beyond(int(encoded.input_ids.max()), known, row))
@@ -166,3 +168,17 @@ def from_factory(name: str) -> tuple[Any, Any]:
             f"--model {name}: for texts, the factory must return (a causal language model of transformers, its tokenizer)."
         )
     return made
+
+
+def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """Rows to be tokenized together: fewer where they are long, so that memory does not grow with their length."""
+    batch: list[Row] = []
+    chars = 0
+    for row in rows:
+        batch.append(row)
+        chars += row.n_chars
+        if len(batch) == ENCODE_BATCH or chars >= ENCODE_CHARS:
+            yield batch
+            batch, chars = [], 0
+    if batch:
+        yield batch

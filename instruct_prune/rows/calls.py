@@ -13,6 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from instruct_prune.rows.reader import loads
+
 _CALL_ID = re.compile(r"[A-Za-z0-9]{9}")  # what the strictest chat template (Mistral's) accepts
 _ARGUMENTS = ("arguments", "parameters", "args", "input")
 _OPENING = re.compile(r"<tool_call>|<\|tool_call\|?>|<\|python_tag\|>|\[TOOL_CALLS\]|<functioncall>|<function_call>")
@@ -59,7 +61,7 @@ def call_of(value: object, identifier: str) -> Call | None:
     arguments = next((function[key] for key in _ARGUMENTS if function.get(key) is not None), None)
     if isinstance(arguments, str):  # OpenAI writes JSON text; most chat templates want the object
         with suppress(ValueError, RecursionError):
-            arguments = json.loads(arguments)
+            arguments = loads(arguments)
     own = value.get("id")
     if isinstance(own, str) and _CALL_ID.fullmatch(own):
         identifier = own

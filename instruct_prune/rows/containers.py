@@ -8,12 +8,11 @@ value that is missing. After this module a row looks as it would have in a JSONL
 from __future__ import annotations
 
 import ast
-import json
 import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from instruct_prune.rows.reader import RowError, is_turn
+from instruct_prune.rows.reader import RowError, is_turn, loads
 
 Undo = Callable[[Any], Any]
 
@@ -67,7 +66,7 @@ def _parsed(text: Any) -> Any:
     if not isinstance(text, str | bytes):
         return text
     try:
-        return json.loads(text)
+        return loads(text if isinstance(text, str) else text.decode())
     except (ValueError, RecursionError) as error:
         raise RowError(f"a value of a JSON column is not JSON: {error}") from None
 
@@ -146,9 +145,9 @@ def _json_or_text(text: str) -> Any:
         return None
     try:
         if begin[0] in "[{":
-            return json.loads(begin)
+            return loads(begin)
         if begin.startswith(('"[', '"{')):  # JSON text of JSON text
-            inner = json.loads(begin)
+            inner = loads(begin)
             return _json_or_text(inner) if isinstance(inner, str) else text
     except (ValueError, RecursionError):
         if begin.startswith(("[{'", "{'")):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from instruct_prune.errors import InputError
+from instruct_prune.rows.find import matching
 from instruct_prune.rows.source import Source, open_data
 from instruct_prune.storage import sha256_of
 
@@ -49,11 +51,13 @@ class RowFacts:
     def changed(self) -> list[str]:
         """The files that are not as they were read: gone, or of other bytes.
 
-        Size and time of change are looked at first; a file is hashed only where these differ. Of trees and listings of
-        pictures, names and sizes are looked at.
+        A glob that finds more files now has changed, too. Size and time of change are looked at first; a file is hashed only
+        where these differ. Of trees and listings of pictures, names and sizes are looked at.
         """
         sha256 = {entry["path"]: entry["sha256"] for entry in self.identity if "sha256" in entry}
         changed = [name for name, stamp in self.stamps.items() if not _is_as_read(stamp, sha256.get(name))]
+        globs = [name for name in self.opened_with["data"] or () if glob.has_magic(name) and name not in self.stamps]
+        changed += [name for name in globs if set(matching(name)) - self.stamps.keys()]
         listed = {name: digest for name, digest in sha256.items() if name not in self.stamps}
         if not listed or changed or self.opened_with["data"] is None:
             return changed
@@ -83,9 +87,9 @@ class RowFacts:
         """
         changed = self.changed()
         if changed:
-            raise InputError(
-                f"{', '.join(changed)}: the data changed since it was read (another SHA-256). Score it anew in another --out."
-            )
+            gone = all(name in self.stamps and not Path(self.stamps[name][0]).exists() for name in changed)
+            how = "the data are not there any more" if gone else "the data changed since it was read (another SHA-256)"
+            raise InputError(f"{', '.join(changed)}: {how}. Put them back, or score anew in another --out.")
 
 
 def _is_as_read(stamp: tuple[str, int, int], sha256: str | None) -> bool:
@@ -99,10 +103,17 @@ def _is_as_read(stamp: tuple[str, int, int], sha256: str | None) -> bool:
         return False
 
 
-def facts_of(source: Source, read: int, rejected: int) -> RowFacts:
-    """The facts of a source that was read to its end."""
+Stamps = Mapping[str, tuple[str, int, int]]
+
+
+def stamps_of(source: Source) -> Stamps:
+    """``RowFacts.stamps``, taken before reading begins: a file that is changed meanwhile is not as it was read."""
     stats = {name: (path, path.stat()) for name, path in source.paths().items()}
-    stamps = {name: (str(path.resolve()), stat.st_size, stat.st_mtime_ns) for name, (path, stat) in stats.items()}
+    return {name: (str(path.resolve()), stat.st_size, stat.st_mtime_ns) for name, (path, stat) in stats.items()}
+
+
+def facts_of(source: Source, stamps: Stamps, read: int, rejected: int) -> RowFacts:
+    """The facts of a source that was read to its end."""
     return RowFacts(
         description=source.description,
         format=source.format,

@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 
 from instruct_prune.errors import InputError
 from instruct_prune.rows.reader import ReaderDefaults
+from instruct_prune.rows.streams import Bounded, Hashed
 from instruct_prune.rows.zstd import SKIPPABLE, open_zstd
 
 HEAD = 1 << 16
@@ -52,30 +53,6 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _UNREADABLE = (EOFError, zlib.error, lzma.LZMAError, OSError)
 
 
-class _Hashed(io.RawIOBase):
-    """A file that hashes what is read from it. It cannot seek, so every byte is hashed once and in order."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        super().__init__()
-        self.file = file
-        self.sha256 = hashlib.sha256()
-        self.count = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        data = self.file.read(len(buffer))
-        buffer[: len(data)] = data
-        self.sha256.update(data)
-        self.count += len(data)
-        return len(data)
-
-    def close(self) -> None:
-        self.file.close()
-        super().close()
-
-
 class DataFile:
     """A file on disk, read as decompressed bytes.
 
@@ -90,7 +67,7 @@ class DataFile:
         self.name = name
         self.begin = b""
         self._identity: dict[str, Any] | None = None
-        self._begun: tuple[io.BufferedReader, _Hashed] | None = None  # opened for `head`, to be gone on with
+        self._begun: tuple[io.BufferedReader, Hashed] | None = None  # opened for `head`, to be gone on with
 
     @property
     def compression(self) -> str | None:
@@ -124,14 +101,16 @@ class DataFile:
             self._begun = self._begun or self._begin()
             return self._begun[0].peek(HEAD).removeprefix(codecs.BOM_UTF8)
 
-    def _begin(self) -> tuple[io.BufferedReader, _Hashed]:
+    def _begin(self) -> tuple[io.BufferedReader, Hashed]:
         file = open(self.path, "rb")  # noqa: SIM115
         try:
             self.begin = file.read(8)
             file.seek(0)
-            hashed = _Hashed(file)
+            hashed = Hashed(file)
             raw: io.BufferedReader = io.BufferedReader(hashed, HEAD)
-            stream: io.BufferedReader = io.BufferedReader(self._decompressed(raw), HEAD) if self.compression else raw
+            stream = raw
+            if self.compression:
+                stream = io.BufferedReader(Bounded(self._decompressed(raw), hashed, self.name), HEAD)
             stream.peek(HEAD)
         except BaseException:
             file.close()

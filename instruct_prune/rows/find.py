@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from instruct_prune.errors import InputError
+from instruct_prune.progress import say
 from instruct_prune.registry import suggestion
 from instruct_prune.rows.arrow_tables import ArrowTable, ParquetTable
 from instruct_prune.rows.delimited import DelimitedText
@@ -18,7 +19,7 @@ from instruct_prune.rows.json_rows import JsonArray, JsonLines
 from instruct_prune.rows.memory import MemoryRows
 from instruct_prune.rows.reader import Reader, RowError, as_mapping
 from instruct_prune.rows.saved import HubDataset, is_saved_dataset, open_hub, open_saved
-from instruct_prune.rows.tree import LISTINGS, open_tree
+from instruct_prune.rows.tree import LISTINGS, is_run_folder, open_tree
 
 if TYPE_CHECKING:
     import datasets
@@ -66,15 +67,35 @@ def _readers(item: str, split: str | None, subset: str | None) -> Iterator[Reade
     elif path.is_dir():
         yield _of_folder(path, item, split)
     elif glob.has_magic(item):
-        found = sorted(name for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
+        found = matching(item)
         if not found:
             raise InputError(f"no file matches {item!r}. Check the folder and the pattern.")
         for name in found:
             yield reader_of(DataFile(Path(name), name))
+    elif path.exists():
+        raise InputError(
+            f"{item} is a pipe or a device, which can be read only once. Pipe it into the command, and write --data - for it."
+        )
     elif is_hub_id(item):
         yield open_hub(item, split, subset)
     else:
         raise InputError(_missing(path, item))
+
+
+def matching(pattern: str) -> list[str]:
+    """The files of a glob, sorted by name; ``**`` passes over run folders."""
+    path = str(Path(pattern).expanduser())
+    found = sorted(name for name in glob.glob(path, recursive=True) if Path(name).is_file())
+    return _without_runs(found) if "**" in pattern else found
+
+
+def _without_runs(found: Sequence[str]) -> list[str]:
+    """Files that ``**`` found, without those of run folders: what a run writes into the data's folder is no data."""
+    folders = {folder: is_run_folder(folder) for folder in {each for name in found for each in Path(name).parents}}
+    own = [name for name in found if any(folders[each] for each in Path(name).parents)]
+    if own:
+        say(f"data: {len(own)} files lie in run folders and are left out, {own[0]} for one")
+    return [name for name in found if name not in set(own)]
 
 
 def is_hub_id(item: str) -> bool:

@@ -167,11 +167,12 @@ class _Scanner:
             self._fill()
 
     def _skip_gap(self) -> bytes:
+        """Cut what stands between two elements; returns the end of it."""
         skipped = b""
         while True:
             gap = _GAP.match(self.buffer)
             assert gap is not None
-            skipped += self._cut(gap.end())
+            skipped = (skipped + self._cut(gap.end()))[-CHUNK:]
             if self.buffer or self.at_end:
                 return skipped
             self._fill()

@@ -8,7 +8,15 @@ from functools import cached_property
 from typing import Any
 
 from instruct_prune.rows.exact import hash_of_rows
-from instruct_prune.rows.reader import ReaderDefaults, RowData, RowError, check_encodable, named_type
+from instruct_prune.rows.reader import (
+    MOST_NESTED,
+    ReaderDefaults,
+    RowData,
+    RowError,
+    check_depth,
+    check_encodable,
+    named_type,
+)
 
 
 @dataclass(frozen=True)
@@ -41,11 +49,14 @@ def _checked(row: object) -> RowData | RowError:
         return RowError(f"a row must be a dictionary, this is {named_type(row)}")
     if not all(isinstance(name, str) for name in row):
         return RowError("a key of the row is no text")
-    plain = _plain(row)
     try:
+        plain = _plain(row)
         check_encodable(plain)
+        check_depth(plain, MOST_NESTED + 1)
     except RowError as error:
         return error
+    except (ValueError, RecursionError):
+        return RowError("not usable: nested too deeply")
     return plain  # type: ignore[no-any-return]
 
 

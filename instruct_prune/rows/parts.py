@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from instruct_prune.rows.calls import Call, call_id, call_of
-from instruct_prune.rows.reader import RowError, named_type
+from instruct_prune.rows.reader import RowError, loads, named_type
 
 _TEXT = ("text", "input_text", "output_text")
 _THOUGHTS = ("reasoning", "thinking", "think", "thought", "reasoning_content")
@@ -94,7 +93,7 @@ def _calls(part: Mapping[str, Any], kind: str, field: str, position: int, before
     value = next((part[key] for key in ("value", kind, "function") if part.get(key) is not None), part)
     if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
         try:
-            value = json.loads(value)
+            value = loads(value)
         except (ValueError, RecursionError) as error:
             raise RowError(f"the call is no JSON: {error}", field) from None
     values = value if isinstance(value, list) else [value]

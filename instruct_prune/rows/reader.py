@@ -93,6 +93,48 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+MOST_NESTED = 100
+"""Lists and objects inside each other; Python's own limit depends on who calls, so that it may be met anywhere."""
+
+
+def loads(text: str) -> Any:
+    """The value of JSON text.
+
+    Raises:
+        ValueError: it is no JSON, or nested too deeply.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    check_depth(value, text.count("[") + text.count("{"))
+    return value
+
+
+def check_depth(value: object, brackets: int) -> None:
+    """Refuse what is nested more than ``MOST_NESTED`` deep.
+
+    Args:
+        value: of JSON.
+        brackets: how many open in its text: few cannot be deep.
+
+    Raises:
+        ValueError: it is.
+    """
+    level, depth = [value], 0
+    while brackets > MOST_NESTED and level:
+        depth += 1
+        if depth > MOST_NESTED + 1:
+            raise ValueError("nested too deeply")
+        level = [
+            part
+            for each in level
+            if isinstance(each, dict | list)
+            for part in (each.values() if isinstance(each, dict) else each)
+            if isinstance(part, dict | list)
+        ]
+
+
 _DECODER = json.JSONDecoder(object_pairs_hook=_object)
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
@@ -109,6 +151,7 @@ def as_mapping(data: RowData | RowError) -> Mapping[str, Any]:
         return data
     try:
         row = _DECODER.decode(data.decode("utf-8"))
+        check_depth(row, data.count(b"[") + data.count(b"{"))
     except UnicodeDecodeError as error:
         raise RowError(
             f"not UTF-8: byte 0x{data[error.start]:02x} at position {error.start}; the file may be latin-1 or"

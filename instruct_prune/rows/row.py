@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +27,12 @@ class ImageRef:
         Raises:
             OSError: the file is not there or cannot be read.
         """
-        return self.data if self.data is not None else Path(self.path).read_bytes()
+        if self.data is not None:
+            return self.data
+        path = Path(self.path)
+        if path.exists() and not path.is_file():  # reading a pipe would wait, and a device need not end
+            raise OSError(errno.EINVAL, "it is no file")
+        return path.read_bytes()
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +119,13 @@ class Row:
             if message.role != "system":
                 pieces += [*(image.path for image in message.images), message.text, message.context]
         return "\n".join(piece for piece in pieces if piece.strip())
+
+    @property
+    def n_chars(self) -> int:
+        """About how long the row will be as text, without what its template adds."""
+        said = sum(len(m.text) + len(m.context) + len(m.reasoning) for m in self.messages)
+        called = sum(len(str(m.tool_calls)) for m in self.messages if m.tool_calls)
+        return said + called + (len(str(self.tools)) if self.tools else 0)
 
 
 @dataclass(frozen=True, slots=True)

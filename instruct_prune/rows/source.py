@@ -149,7 +149,7 @@ class Source:
 
     def _rows(self) -> Iterator[tuple[_Input, int, RowData | RowError]]:
         everything = ((each, line, data) for each in self._inputs for line, data in each.reader.rows())
-        return islice(everything, self._limit)
+        return islice(everything, self._limit and min(self._limit, 2**62))
 
     def identity(self) -> list[dict[str, Any]]:
         """What the data were, one entry per file: path, sha256 and bytes; Hub: id, revision and fingerprint.

@@ -17,7 +17,7 @@ import numpy as np
 
 from instruct_prune.arrays import Int64, positions_of
 from instruct_prune.errors import InputError
-from instruct_prune.rows.facts import VERSION, RowFacts, facts_of
+from instruct_prune.rows.facts import VERSION, RowFacts, facts_of, stamps_of
 from instruct_prune.rows.reader import as_mapping
 from instruct_prune.rows.row import Reject, Row
 from instruct_prune.rows.source import Source, read_raw
@@ -195,7 +195,7 @@ def write_rows(folder: Path, source: Source, advance: Callable[[int], None] = la
     """
     make_folder(folder)
     (folder / "rows.json").unlink(missing_ok=True)  # comes last: a table without it is not whole
-    counts = {"read": 0, "rejected": 0}
+    counts, stamps = {"read": 0, "rejected": 0}, stamps_of(source)
     with (
         atomic(folder / "rejects.jsonl", "w") as rejects,
         atomic(folder / "pictures.bin") as pictures,
@@ -213,7 +213,7 @@ def write_rows(folder: Path, source: Source, advance: Callable[[int], None] = la
                 advance(TOLD_ROWS)
         advance(counts["read"] % TOLD_ROWS)
         writer.close()
-    facts = facts_of(source, **counts)
+    facts = facts_of(source, stamps, **counts)
     write_json(folder / "rows.json", dataclasses.asdict(facts))
     return RowTable(folder, facts)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -56,6 +57,8 @@ class ImageTree(ReaderDefaults):
             # A link to a folder that it lies in would be followed until the path is too long.
             real = {name: os.path.realpath(Path(folder, name)) for name in folders}
             folders[:] = [name for name in folders if real[name] not in above[folder]]
+            # What a run writes into the folder of its pictures is no data.
+            folders[:] = [name for name in folders if not is_run_folder(Path(folder, name))]
             above |= {os.path.join(folder, name): above[folder] | {real[name]} for name in folders}
             found += [Path(folder, n) for n in names if not n.startswith(".") and Path(n).suffix.lower() in SUFFIXES]
         return sorted(found, key=lambda path: path.relative_to(self.root).parts)
@@ -66,6 +69,15 @@ class ImageTree(ReaderDefaults):
             for _ in self.rows():
                 pass
         return [{"path": self.name, "sha256": self._seen[0]}]
+
+
+def is_run_folder(folder: Path) -> bool:
+    """Whether a folder is that of a run (``run.manifest`` says what is in it)."""
+    try:
+        found = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and {"layout", "stages", "argv"} <= found.keys()
 
 
 class ListingHash:

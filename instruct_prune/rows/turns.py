@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,7 +10,7 @@ from typing import Any
 from instruct_prune.rows.calls import bare_calls, call_id, call_of
 from instruct_prune.rows.flags import MASKED, TRAINED, flags_of
 from instruct_prune.rows.parts import Spoken, parts_of
-from instruct_prune.rows.reader import RowError, named_type
+from instruct_prune.rows.reader import RowError, loads, named_type
 from instruct_prune.rows.row import Message
 
 ROLES = {
@@ -50,7 +49,7 @@ def messages_of(turns: object, field: str) -> list[Message]:
     """
     if isinstance(turns, str) and turns.lstrip().startswith("["):  # a list as JSON text, as in a CSV file
         try:
-            turns = json.loads(turns)
+            turns = loads(turns)
         except (ValueError, RecursionError) as error:
             raise RowError(f"expected a list of turns, found text that is not JSON: {error}", field) from None
     if not isinstance(turns, Sequence) or isinstance(turns, str | bytes):
@@ -231,7 +230,7 @@ def _parsed(value: object) -> object:
     """A value that may be JSON text of a list or an object."""
     if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
         try:
-            return json.loads(value)
+            return loads(value)
         except (ValueError, RecursionError):
             return value
     return value
@@ -249,7 +248,7 @@ def tools_of(value: object, field: str) -> Tools:
         return ()
     if isinstance(value, str):
         try:
-            value = json.loads(value)
+            value = loads(value)
         except (ValueError, RecursionError) as error:
             raise RowError(f"expected a list of tools as JSON text: {error}", field) from None
     if not value and not isinstance(value, bool | int | float):

@@ -6,7 +6,7 @@ import io
 import re
 from typing import Any
 
-CHUNK = 1 << 16
+CHUNK = 1 << 12  # a piece of 4 KiB can become 128 MiB, all at once
 SKIPPABLE = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")  # the skippable frame with which pzstd begins its files
 
 
@@ -29,7 +29,7 @@ class _Frames(io.RawIOBase):
         self.raw, self.zstandard = raw, zstandard
         self.frame: Any = None
         self.packed = b""
-        self.out = b""
+        self.out = memoryview(b"")
 
     def readable(self) -> bool:
         return True
@@ -46,7 +46,7 @@ class _Frames(io.RawIOBase):
             if self.frame is None:
                 self.frame = self.zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
             try:
-                self.out = self.frame.decompress(packed)
+                self.out = memoryview(self.frame.decompress(packed))
             except self.zstandard.ZstdError as error:
                 raise OSError(str(error)) from None
             if self.frame.eof:

@@ -13,6 +13,7 @@ from instruct_prune.run.chosen import chosen_by
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.score.scores import find_score
 from instruct_prune.select import Method, find_method, resolve_budget
+from instruct_prune.select.budget import check_seed
 from instruct_prune.select.data import Pool
 
 
@@ -32,6 +33,7 @@ def check_selection(config: SelectConfig) -> None:
         check_method,
         lambda: config.score is None or score_params(config, config.score),
         lambda: clusters_wanted(config),
+        lambda: check_seed(config.seed),
     )
 
 
@@ -45,7 +47,7 @@ def check_budget(config: SelectConfig, n: int | None) -> None:
         raise InputError("say how much to keep: --keep 0.3 (a share), --keep 5000 (rows) or --keep-tokens 2000000.")
     if config.keep is None:
         return
-    known = n if n is not None else 2**40 if isinstance(config.keep, int) else 10**6
+    known = n if n is not None else 2**60
     # A pool of the right length and no memory: only the number of rows matters here.
     empty = np.broadcast_to(np.int32(0), known)
     resolve_budget(config.keep, config.keep_tokens, Pool(empty, empty, empty, empty))  # type: ignore[arg-type]

@@ -152,6 +152,8 @@ def check_embedder(config: EmbedConfig, kind: str | None = None) -> None:
     Raises:
         InputError: there is no such embedder.
     """
+    if config.embed_batch < 1:
+        raise InputError(f"--embed-batch {config.embed_batch}: at least 1 row must be encoded at a time.")
     name, _, pooling = config.embedder.partition(":")
     if name == MODEL:
         if pooling:
@@ -235,6 +237,8 @@ def _check_length(encode: EncodeConfig) -> None:
 def _check_batches(score: ScoreConfig) -> None:
     if score.batch_tokens is not None and score.batch_tokens < 1:
         raise InputError(f"--batch-tokens {score.batch_tokens}: at least 1 token (or picture) must fit in a batch.")
+    if score.image_size is not None and score.image_size < 1:
+        raise InputError(f"--image-size {score.image_size}: a picture has at least 1 pixel a side.")
 
 
 def check_tolerance(score: ScoreConfig) -> None:

@@ -14,6 +14,7 @@ from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.records import EmbedFacts, ScoreFacts, SelectFacts
 from instruct_prune.run.select import selection_of
 from instruct_prune.select import build_pool
+from instruct_prune.select.budget import check_seed
 
 
 def compare(folders: Sequence[RunFolder], seed: int = 0) -> Comparison:
@@ -22,6 +23,7 @@ def compare(folders: Sequence[RunFolder], seed: int = 0) -> Comparison:
     Raises:
         InputError: a run has no selection, or the runs are not over the same rows.
     """
+    check_seed(seed)
     for folder in folders:
         folder.require(ScoreFacts)
     tables = [folder.read_scores() for folder in folders]

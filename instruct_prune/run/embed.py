@@ -187,8 +187,11 @@ def _by_file(folder: RunFolder, items: Items, embedder: str, restart: bool) -> b
         return True
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError as error:
-        raise InputError(f"--embedder {embedder} is no .npy file of numbers: {error}") from None
+    except (ValueError, EOFError):
+        raise InputError(
+            f"--embedder {embedder} is no .npy file of numbers (nothing else is opened), or it was cut off. Write it with "
+            "numpy.save."
+        ) from None
     write_array(folder / "embeddings.npy", check_vectors(found, int(items.scorable.sum()), embedder))
     return False
 
@@ -208,7 +211,7 @@ def check_vectors(vectors: Float32, n: int, path: str) -> Float32:
     norms = np.linalg.norm(np.asarray(vectors, dtype=np.float64), axis=1)
     bad = np.flatnonzero(~np.isfinite(norms) | (norms == 0))
     if len(bad):
-        raise InputError(f"--embedder {path}: vector {bad[0]} (and {len(bad) - 1} more) is zero or not finite.")
+        raise InputError(f"--embedder {path}: {len(bad)} of {n} vectors are zero or not finite, vector {bad[0]} first.")
     unit: Float32 = np.divide(vectors, norms[:, None]).astype(np.float32)
     return unit
 

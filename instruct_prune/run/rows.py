@@ -9,6 +9,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from instruct_prune.config import DataConfig
@@ -19,7 +20,7 @@ from instruct_prune.rows import Source, open_data
 from instruct_prune.rows.table import RowTable, write_rows
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.records import Record, RowsFacts
-from instruct_prune.storage import atomic
+from instruct_prune.storage import atomic, sha256_of
 
 if TYPE_CHECKING:
     import datasets
@@ -58,9 +59,9 @@ def read_rows(
     Raises:
         InputError: nothing to read, or the folder holds rows of other data.
     """
-    data = _lasting(folder, data)
     if update and "-" in data.data:
         raise InputError("--update reads data that changed again, and standard input is read once. Name a file.")
+    data = _lasting(folder, data, restart)
     known = None if restart else folder.record(RowsFacts)
     if update and known is not None and known.facts is not None:
         whole = folder.changed_file(known) is None
@@ -137,16 +138,46 @@ def _first(folder: RunFolder) -> str:
     return f"The first: {told}." if told else ""
 
 
-def _lasting(folder: RunFolder, data: DataConfig) -> DataConfig:
+def _lasting(folder: RunFolder, data: DataConfig, restart: bool) -> DataConfig:
     """Paths made absolute, so that later commands find them; standard input copied into the run folder."""
-    if "-" in data.data:
-        folder.create()
-        target = folder / "stdin.jsonl"
-        if not target.exists():
-            with atomic(target) as file:
-                shutil.copyfileobj(sys.stdin.buffer, file)
-        return dataclasses.replace(data, data=tuple(str(target.resolve()) if d == "-" else d for d in data.data))
-    return absolute(data)
+    if "-" not in data.data:
+        return absolute(data)
+    folder.create()
+    known = folder.record(RowsFacts)
+    begun = known is not None and known.facts is not None and not restart
+    kept = _copied_stdin(folder, begun)
+    return dataclasses.replace(data, data=tuple(str(kept.resolve()) if d == "-" else d for d in data.data))
+
+
+def _copied_stdin(folder: RunFolder, begun: bool) -> Path:
+    """What came from standard input, in the run folder. Where it is empty, as when a command is run again, the copy is used.
+
+    Args:
+        folder: the run.
+        begun: whether the run was made of the copy that is there.
+
+    Raises:
+        InputError: nothing came, or other rows than those that the run was made of.
+    """
+    target, fresh = folder / "stdin", folder / "stdin.new"
+    stream = None if sys.stdin is None or sys.stdin.isatty() else sys.stdin.buffer
+    with atomic(fresh) as file:
+        if stream is not None:
+            shutil.copyfileobj(stream, file)
+    if not fresh.stat().st_size and target.exists():
+        fresh.unlink()
+    elif not fresh.stat().st_size:
+        fresh.unlink()
+        raise InputError("--data - reads standard input, and nothing came. Pipe a file into the command.")
+    elif begun and target.exists() and sha256_of(fresh) != sha256_of(target):
+        fresh.unlink()
+        raise InputError(
+            f"{folder.path} was made of other rows from standard input. Use another --out, or --restart read, which discards "
+            "what the folder holds."
+        )
+    else:
+        os.replace(fresh, target)
+    return target
 
 
 def absolute(data: DataConfig) -> DataConfig:

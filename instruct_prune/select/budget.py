@@ -61,6 +61,16 @@ def resolve_budget(keep: int | float | None, keep_tokens: int | None, pool: Pool
     return Budget(rows=int(keep))
 
 
+def check_seed(seed: int) -> None:
+    """Refuse a seed that not every random generator takes.
+
+    Raises:
+        InputError: it is negative or too large.
+    """
+    if not 0 <= seed < 2**32:
+        raise InputError(f"--seed {seed}: a whole number from 0 to {2**32 - 1}.")
+
+
 def _tokens(tokens: int, pool: Pool) -> int:
     if isinstance(tokens, bool) or not isinstance(tokens, (int, np.integer)) or tokens < 1:
         raise InputError(f"--keep-tokens {tokens} must be a whole number of response tokens, at least 1.")
