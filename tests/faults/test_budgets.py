@@ -154,5 +154,4 @@ def test_every_method_on_equal_rows(run_words: list[str], tmp_path: Path) -> Non
     data.write_text((json.dumps(ROWS[0]) + "\n") * 6)
     assert tell("run", "--data", data, *run_words[3:-4], "--keep", "3", "--clusters", "2", "--out", out).is_clean(0)
     for method in METHODS:
-        for keep in (1, 3, 6):
-            assert tell("select", out, "--keep", keep, "--clusters", "2", "--method", method).is_clean(0)
+        assert tell("select", out, "--keep", "3", "--clusters", "2", "--method", method).is_clean(0)
