@@ -169,7 +169,7 @@ def test_a_folder_that_cannot_be_made_is_told_first(tmp_path: Path, score_words:
     told = refused(
         capsys, "run", *score_words, "--keep", "5", "--embedder", "nosuch", "--out", str(tmp_path / "file" / "r")
     )
-    assert f"the folder cannot be made in {tmp_path / 'file'}, because it is a file" in told
+    assert f"the folder cannot be made in {tmp_path / 'file'} (it is a file)" in told
     assert "--embedder nosuch" in told  # with all else that is wrong
     assert "cannot be written: Not a directory" in refused(
         capsys, "recipe", "lora", "--to", str(tmp_path / "file" / "r")

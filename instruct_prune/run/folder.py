@@ -134,8 +134,9 @@ def new_run(out: str) -> RunFolder:
     folder = open_run(out)
     there = next(path for path in (folder.path.absolute(), *folder.path.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        why = "no files can be written there" if there.is_dir() else "it is a file"
-        raise InputError(f"--out {out}: the folder cannot be made in {there}, because {why}.")
+        why = "it is a file" if there.is_file() else "no files can be written there: read-only, or another user's"
+        what = "it cannot be used" if there == folder.path.absolute() else f"the folder cannot be made in {there}"
+        raise InputError(f"--out {out}: {what} ({why}).")
     return folder
 
 
