@@ -57,7 +57,18 @@ def scored(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) ->
     folder = tmp_path_factory.mktemp("prove")
     pool = write_jsonl(folder / "pool.jsonl", [*usual(200), *planted(80)])
     write_jsonl(folder / "test.jsonl", [*planted(15, start=500), *planted(2)])
-    words = ["--data", str(pool), "--model", str(tiny_model_folder), "--subnets", "dense", "--dtype", "float32"]
+    words = [
+        "--data",
+        str(pool),
+        "--model",
+        str(tiny_model_folder),
+        "--subnets",
+        "dense",
+        "--dtype",
+        "float32",
+        "--template",
+        "plain",
+    ]
     assert main(["score", *words, "--out", str(folder / "RUN")]) == 0
     return folder
 
