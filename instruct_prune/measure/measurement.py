@@ -74,6 +74,9 @@ def measurements_of(ladder: Iterable[SubnetSpec], probes: Iterable[Probe]) -> tu
     """
     found = [Measurement(spec, Loss(spec.depth)) for spec in dict.fromkeys(ladder)]
     found += [Measurement(DENSE, probe) for probe in {(type(probe), probe.name): probe for probe in probes}.values()]
+    graded = [one.probe.name for one in found if one.probe.needs_grad]
+    if len(graded) > 1:
+        raise InputError(f"--probes: {' and '.join(graded)} both read gradients; one of them is read in a run.")
     names = [one.column for one in found]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -85,16 +88,19 @@ def measurements_of(ladder: Iterable[SubnetSpec], probes: Iterable[Probe]) -> tu
 
 
 def plan_passes(measurements: Sequence[Measurement]) -> tuple[Pass, ...]:
-    """Group measurements into passes, ordered so that weights change little: densities of a family from high to low."""
-    found: dict[tuple[SubnetSpec, str, bool], list[Measurement]] = {}
-    for one in measurements:
-        found.setdefault((one.spec.weights, one.spec.view, one.probe.needs_grad), []).append(one)
-    views = sorted({view for _, view, _ in found}, key=lambda view: (view not in (FULL, ALONE), view != FULL, view))
-    kinds = sorted({w.kind for w, _, _ in found}, key=lambda kind: (*_place(kind), kind))
+    """Group measurements into passes, ordered so that weights change little: densities of a family from high to low.
 
-    def order(key: tuple[SubnetSpec, str, bool]) -> tuple[int, int, str, int, float, bool]:
-        weights, view, gradients = key
-        return views.index(view), kinds.index(weights.kind), weights.scope, weights.seed, -weights.value, gradients
+    What is read of the same weights and view shares a pass, with gradients too: their way forward leaves the loss and the states.
+    """
+    found: dict[tuple[SubnetSpec, str], list[Measurement]] = {}
+    for one in measurements:
+        found.setdefault((one.spec.weights, one.spec.view), []).append(one)
+    views = sorted({view for _, view in found}, key=lambda view: (view not in (FULL, ALONE), view != FULL, view))
+    kinds = sorted({w.kind for w, _ in found}, key=lambda kind: (*_place(kind), kind))
+
+    def order(key: tuple[SubnetSpec, str]) -> tuple[int, int, str, int, float]:
+        weights, view = key
+        return views.index(view), kinds.index(weights.kind), weights.scope, weights.seed, -weights.value
 
     return tuple(Pass(key[0], key[1], tuple(found[key])) for key in sorted(found, key=order))
 

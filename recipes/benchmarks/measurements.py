@@ -1,5 +1,5 @@
-"""What do measurements cost beside the loss: pooled hidden states, which are read in the same pass, and gradient sketches, the loss
-with an adapter (drop) and the loss behind a row of a target (shown), which take a pass of their own?
+"""What do measurements cost beside the loss: pooled hidden states and gradient sketches, which the same pass reads (for gradients it
+goes back too), the loss with an adapter (drop) and the loss behind a row of a target (shown), which take a pass of their own?
 
     python recipes/benchmarks/measurements.py --data alpaca.json
     python recipes/benchmarks/measurements.py --data alpaca.json --rows 96 --repeats 5 --lines loss "loss + mean"
@@ -41,14 +41,12 @@ class Line:
     """One pass that is timed.
 
     Attributes:
-        probes: what it reads, as in --probes.
-        loss: whether it reads the loss too. Gradients have a pass of their own, without it.
+        probes: what it reads beside the loss, as in --probes.
         adapter: whether an adapter is switched on.
         shown: rows of the target that stand before each row.
     """
 
     probes: tuple[str, ...] = ()
-    loss: bool = True
     adapter: bool = False
     shown: int = 0
 
@@ -57,8 +55,8 @@ LINES: dict[str, Line] = {
     "loss": Line(),
     "loss + mean": Line(("mean",)),
     "loss + mean, weighted, last": Line(("mean", "weighted", "last")),
-    "gradient sketch, 4,096 numbers": Line(("gradient",), loss=False),
-    "gradient sketch, 8,192 numbers": Line(("gradient@8192",), loss=False),
+    "loss + gradient sketch, 4,096": Line(("gradient",)),
+    "loss + gradient sketch, 8,192": Line(("gradient@8192",)),
     "drop: the loss with an adapter": Line(adapter=True),
     "shown: the loss behind one row": Line(shown=1),
 }
@@ -67,12 +65,12 @@ TARGET = 32
 
 @dataclass(frozen=True)
 class Took:
-    """One pass: seconds, processor seconds, peak memory in bytes, float32 [n] losses where it read them."""
+    """One pass: seconds, processor seconds, peak memory in bytes, float32 [n] losses."""
 
     seconds: float
     processor: float
     peak: int
-    losses: Float32 | None
+    losses: Float32
 
 
 def one_pass(folder: Path, config: ScoreConfig, line: Line, device_name: str | None) -> Took:
@@ -96,7 +94,7 @@ def one_pass(folder: Path, config: ScoreConfig, line: Line, device_name: str | N
     if line.shown:
         items = behind(items, model, line.shown)
     loss = Measurement(spec, Loss())
-    measurements = [*([loss] if line.loss else []), *(Measurement(spec, parse_probe(text)) for text in line.probes)]
+    measurements = [loss, *(Measurement(spec, parse_probe(text)) for text in line.probes)]
     with tempfile.TemporaryDirectory() as parts:
         work = plan_work(
             model, items, measurements, batch_cost(model, config, device.type), PartStore(Path(parts), "benchmark")
@@ -112,7 +110,7 @@ def one_pass(folder: Path, config: ScoreConfig, line: Line, device_name: str | N
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else peak
-    return Took(seconds, processor, peak, columns.get(loss))
+    return Took(seconds, processor, peak, columns[loss])
 
 
 def make_adapter(model: CausalLM, items: Path) -> Path:
@@ -185,8 +183,7 @@ def main() -> None:
         seconds, processor, peak = (median(runs, of) for of in ("seconds", "processor", "peak"))
         ratios = seconds / median(base, "seconds"), processor / median(base, "processor")
         plain = not (lines[name].adapter or lines[name].shown)
-        loss, losses = base[0].losses, runs[0].losses if plain else None
-        difference = "-" if loss is None or losses is None else f"{float(np.nanmax(np.abs(losses - loss))):.1e}"
+        difference = f"{float(np.nanmax(np.abs(runs[0].losses - base[0].losses))):.1e}" if plain else "-"
         numbers = f"{seconds:>9.2f}{ratios[0]:>8.3f}{processor:>9.2f}{ratios[1]:>8.3f}{peak / 1e6:>9,.0f}"
         print(f"{name:<34}{numbers}{difference:>30}")
 

@@ -141,6 +141,10 @@ def test_a_pool_is_measured_once_for_all_targets(scored: Path, tiny_model_folder
     out = tmp_path / "RUN"
     words = ["--data", str(scored / "pool.jsonl"), "--model", str(tiny_model_folder), "--subnets", "dense"]
     assert main(["score", *words, "--dtype", "float32", "--out", str(out)]) == 0
+    # Losses that were read beside the gradients, in one pass, are those of a pass without.
+    with_gradients = RunFolder(scored / "RUN").read_scores().losses
+    np.testing.assert_allclose(RunFolder(out).read_scores().losses, with_gradients, atol=1e-5)
+    assert RunFolder(scored / "RUN").facts(ScoreFacts).passes == ("dense_gradients",)
     assert main(["target", str(out), "--target", str(scored / "dev.jsonl"), "--by", "rds"]) == 0
     before = stamps(out / "targets" / "pool")
     write(scored / "fourth.jsonl", alpaca_rows(40)[10:13])
@@ -367,3 +371,10 @@ def test_a_target_in_another_format_is_warned_of(scored: Path, capfd: pytest.Cap
     told = " ".join(capfd.readouterr().err.split())
     assert "WARNING: the target chat is in the format messages, the pool in alpaca" in told
     assert "can do harm" in told
+
+
+def test_one_gradient_sketch_a_run(scored: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = ["--data", str(scored / "pool.jsonl"), "--subnets", "dense", "--probes", "gradient", "gradient@1024"]
+    model = str(RunFolder(scored / "RUN").facts(ScoreFacts).model)
+    assert main(["score", *words, "--model", model, "--out", str(tmp_path / "RUN")]) == 2
+    assert "both read gradients" in capfd.readouterr().err

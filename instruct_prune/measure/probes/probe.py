@@ -18,7 +18,7 @@ class Probe(ABC):
         name: what its columns begin with; letters, digits and underscores.
         depth: the number of blocks after which states are read, None for all of them.
         pooled: whether it reads states of all positions, and not only of those that predict a response token.
-        needs_grad: whether it reads gradients: it then has a pass of its own, with smaller batches and no shared prefixes.
+        needs_grad: whether it reads gradients: its pass, which other probes share, then has smaller batches and no shared prefixes.
         half: whether what it reads is kept in half precision.
     """
 
