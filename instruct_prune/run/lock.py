@@ -97,8 +97,8 @@ def _take(folder: RunFolder, stack: ExitStack) -> None:
     try:
         try:
             stack.enter_context(FileLock(folder / LOCK, timeout=0, thread_local=False))
-        except (OSError, NotImplementedError) as error:  # a Timeout is an OSError too
-            if getattr(error, "errno", errno.ENOSYS) not in WITHOUT_LOCKS:
+        except OSError as error:
+            if error.errno not in WITHOUT_LOCKS:  # a Timeout is an OSError without a number
                 raise
             stack.enter_context(SoftFileLock(folder / SOFT_LOCK, timeout=0, thread_local=False))
     except Timeout:
