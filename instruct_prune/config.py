@@ -253,7 +253,7 @@ class TargetCommand:
 
     target: TargetConfig = field(default_factory=TargetConfig)
     by: By = None
-    """How rows are compared with the target's: gradients (the default), pooled hidden states (RDS+), the embedder's vectors, or how
+    """How rows are compared with the target's: pooled hidden states (rds, the default), gradients, the embedder's vectors, or how
     much the loss falls with an adapter of the target (drop) or behind its rows (shown). What was measured before stays."""
     run: Out = field(default_factory=Out)
 

@@ -13,7 +13,7 @@ from instruct_prune.registry import load_attribute, suggestion
 if TYPE_CHECKING:
     from instruct_prune.run.measuring import Measuring
 
-DEFAULT = "gradient"
+DEFAULT = "rds"
 OPTIONS = {"warmup_steps": 0, "shown": 1}
 """Fields of `TargetConfig` that belong to one way to compare, with their least values."""
 

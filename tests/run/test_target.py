@@ -38,7 +38,7 @@ def scored(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path, ti
     write(folder / "pool.jsonl", alpaca_rows(40))
     write(folder / "dev.jsonl", alpaca_rows(40)[5:8])
     words = ["--data", str(folder / "pool.jsonl"), "--model", str(tiny_model_folder), "--subnets", "dense"]
-    words += ["--embedder", str(tiny_embedder_folder), "--dtype", "float32"]
+    words += ["--embedder", str(tiny_embedder_folder), "--dtype", "float32", "--by", "gradient"]
     assert (
         main(["run", *words, "--target", str(folder / "dev.jsonl"), "--keep", "6", "--out", str(folder / "RUN")]) == 0
     )
@@ -112,7 +112,7 @@ def test_ways_to_compare_stand_side_by_side(scored: Path, capfd: pytest.CaptureF
     # The rows of the tasks, their items and the gradients are as they were.
     assert {name: stamp for name, stamp in stamps(out / "targets").items() if name in before} == before
     assert select(scored) == 0  # the default, which was measured
-    assert RunFolder(out).facts(SelectFacts).params["by"] == "gradient"
+    assert RunFolder(out).facts(SelectFacts).params["by"] == "rds"
     assert aim(scored, "gradient") == 0
     assert "done before, skipped" in capfd.readouterr().err
 
