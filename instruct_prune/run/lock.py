@@ -1,7 +1,7 @@
 """One command at a time writes to a run folder.
 
-``RUN/.lock`` is locked by the kernel (flock, by way of filelock), which lets go when the process ends, however it ends: no
-crash leaves a folder locked. Where a file system has no such locks, a file that is there or not stands for one. ``RUN/.holder.json``
+``RUN/.lock`` is locked by the kernel (flock), which lets go when the process ends, however it ends: no crash leaves a folder
+locked. Where a file system has no such locks, a file that is there or not stands for one (filelock). ``RUN/.holder.json``
 says who holds the lock, and beats: some network file systems grant a lock on each machine by itself, so a holder on another
 machine that still beats is believed rather than the lock.
 """
@@ -91,17 +91,13 @@ def writes(stage: Callable[Concatenate[RunFolder, P], T]) -> Callable[Concatenat
 
 def _take(folder: RunFolder, stack: ExitStack) -> None:
     """Lock the folder until the stack is left."""
-    from filelock import FileLock, SoftFileLock, Timeout
+    from filelock import SoftFileLock, Timeout
 
     holder = folder / HOLDER
     try:
-        try:
-            stack.enter_context(FileLock(folder / LOCK, timeout=0, thread_local=False))
-        except OSError as error:
-            if error.errno not in WITHOUT_LOCKS:  # a Timeout is an OSError without a number
-                raise
+        if not _flock(folder / LOCK, stack):
             stack.enter_context(SoftFileLock(folder / SOFT_LOCK, timeout=0, thread_local=False))
-    except Timeout:
+    except (BlockingIOError, Timeout):
         raise InputError(_refusal(folder, _read(holder))) from None
     there = _read(holder)
     if there and there.get("machine") != _machine():
@@ -113,6 +109,23 @@ def _take(folder: RunFolder, stack: ExitStack) -> None:
     stack.callback(setattr, folder, "locked", False)
     stack.callback(holder.unlink, missing_ok=True)
     stack.enter_context(Heartbeat(holder, _me(), BEAT_SECONDS))
+
+
+def _flock(path: Path, stack: ExitStack) -> bool:
+    """Have the kernel lock a file until the stack is left; False where it cannot. BlockingIOError: another process has it."""
+    try:
+        import fcntl
+    except ImportError:
+        return False
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    stack.callback(os.close, descriptor)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in WITHOUT_LOCKS:
+            raise
+        return False
+    return True
 
 
 def _sweep(root: Path) -> None:
