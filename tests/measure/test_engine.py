@@ -18,7 +18,7 @@ from instruct_prune.encode.batching import Plan, plan_batches
 from instruct_prune.errors import IncompleteRunError
 from instruct_prune.measure import heartbeat
 from instruct_prune.measure.engine import Work, measure_parts, share
-from instruct_prune.measure.heartbeat import Heartbeat, wait_for_ranks
+from instruct_prune.measure.heartbeat import Heartbeat, beat_of_rank, wait_for_ranks
 from instruct_prune.measure.measurement import Measurement, Pass
 from instruct_prune.measure.parts import PartStore
 from instruct_prune.measure.probes import Loss, State
@@ -180,13 +180,13 @@ def test_sigterm_lets_the_part_in_hand_finish(tmp_path: Path) -> None:
 
 def test_waiting_ends_when_ranks_are_done_or_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heartbeat, "DEAD_AFTER_SECONDS", 0.5)
-    with Heartbeat(tmp_path, 1):
+    with Heartbeat(beat_of_rank(tmp_path, 1)):
         pass
     (tmp_path / "rank-0002.json").write_text('{"count": 3, "state": "running"}')  # silent from now on
     wait_for_ranks(tmp_path, [1, 2, 3])  # rank 3 never appeared
 
 
 def test_an_exception_marks_the_rank_as_stopped(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), Heartbeat(tmp_path, 4):
+    with pytest.raises(ZeroDivisionError), Heartbeat(beat_of_rank(tmp_path, 4)):
         raise ZeroDivisionError
     assert "stopped" in (tmp_path / "rank-0004.json").read_text()

@@ -29,6 +29,7 @@ from instruct_prune.models.image_names import SIZES, from_factory, lite_transfor
 from instruct_prune.models.names import find_model
 from instruct_prune.rows.row import ImageRef, Message, Part, Row
 from instruct_prune.run.folder import RunFolder
+from instruct_prune.run.records import EncodeFacts
 from instruct_prune.run.wanted import Wanted
 from instruct_prune.run.waves import Waves
 
@@ -103,7 +104,10 @@ def run(
     encoder.load("float32", torch.device("cpu"))
     wanted = Wanted(encoder, config, None)
     (folder / "manifest.json").write_text('{"layout": 1}')
-    waves = Waves(RunFolder(folder), encoder, items, wanted, {"batch": batch})
+    begun = RunFolder(folder)
+    begun.begin(EncodeFacts, {}, ())
+    begun.finish(EncodeFacts("tiny", None, {}, len(items), len(items), (), seconds=0.1))
+    waves = Waves(begun, encoder, items, wanted, {"batch": batch})
     measured = waves.run(RunFolder(folder), config, Ranks())
     assert measured is not None
     columns, errors = measured.columns(items)
@@ -315,7 +319,7 @@ def test_where_transformers_wants_torchvision_it_is_said(monkeypatch: pytest.Mon
     def wanting(*ignored: Any, **more: Any) -> None:
         raise ImportError("AutoImageProcessor requires the Torchvision library")  # transformers 5.6
 
-    monkeypatch.setattr(models, "_load", wanting)
+    monkeypatch.setattr("transformers.AutoImageProcessor.from_pretrained", wanting)
     with pytest.raises(InputError, match=r"needs torchvision for the pictures of model 'a/b'. Install it"):
         models.load_image_processor(models.ModelSource("a/b", "a/b", None, False))
 

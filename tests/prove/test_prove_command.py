@@ -117,11 +117,11 @@ def test_every_number_is_there(done: dict[str, Any]) -> None:
     assert count == {
         "untrained": 1,
         "random": 6,
-        "rule": 6,
+        "rule": 4,
         "more": 4,
-        "length": 12,
+        "length": 8,
         "whole": 2,
-        "total": 6,
+        "total": 4,
         "third": 8,
     }
     assert done["test_files"]["garden"] == {

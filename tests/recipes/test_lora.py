@@ -182,7 +182,7 @@ def test_model_that_is_not_there(tiny_run: Path, tmp_path: Path, capsys: pytest.
 def test_run_without_a_selection(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(tiny_run, tmp_path / "run")
     (tmp_path / "run" / "selection.parquet").unlink()
-    assert "Run `instruct-prune select" in error_of(capsys, *words(tmp_path / "run", tmp_path / "out"))
+    assert "`instruct-prune select" in error_of(capsys, *words(tmp_path / "run", tmp_path / "out"))
     assert "no such run folder" in error_of(capsys, *words(tmp_path / "none", tmp_path / "out"))
     assert not (tmp_path / "none").exists()
 

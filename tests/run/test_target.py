@@ -103,7 +103,7 @@ def stamps(folder: Path) -> dict[str, int]:
 def test_ways_to_compare_stand_side_by_side(scored: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = scored / "RUN"
     assert aim(scored, "gradient") == 0
-    before = stamps(out / "targets")
+    before = {name: stamp for name, stamp in stamps(out / "targets").items() if not name.startswith("by/rds")}
     for by in ("rds", "embedding"):
         assert aim(scored, by) == 0
         assert select(scored, "--by", by) == 0
