@@ -57,7 +57,7 @@ def _not_loaded(source: ModelSource, error: Exception) -> str:
         )
     if "Unrecognized" in reason or "does not recognize" in reason:
         return f"model {source.name!r}: {reason}"
-    if isinstance(error, ImportError) and "torchvision" in reason:
+    if isinstance(error, ImportError) and "torchvision" in reason.lower():
         import transformers
 
         return (
