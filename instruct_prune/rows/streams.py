@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 from instruct_prune.errors import InputError
 
-MOST_GROWTH = 200  # text of rows becomes 3 to 50 times shorter, even where many rows are alike
+MOST_GROWTH = 200  # a guess at what no text of rows reaches; one row written a million times does (360, by gzip)
 FREE_BYTES = 1 << 26  # so many bytes may come of any file
 
 
