@@ -25,6 +25,14 @@ def is_main() -> bool:
     return bool(state().is_main_process)
 
 
+def leave() -> None:
+    """Leave the group of processes; one that is still open when Python ends can abort a process that has done its work."""
+    import torch
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def say(text: str) -> None:
     """Tell people something once, on stderr."""
     if is_main():

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from instruct_prune.config_file import load_yaml
 from instruct_prune.errors import IncompleteRunError, InputError
-from instruct_prune.train.processes import is_main
+from instruct_prune.train.processes import is_main, leave
 
 Options = TypeVar("Options")
 
@@ -36,6 +36,7 @@ def run_script(name: str, action: Callable[[], object]) -> int:
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
     try:
         action()
+        leave()
     except IncompleteRunError as error:
         print(f"{name}: incomplete: {error}", file=sys.stderr, flush=True)
         return 1
