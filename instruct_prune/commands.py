@@ -10,19 +10,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from instruct_prune.config import (
+from instruct_prune.command_options import (
     CompareCommand,
     CorrelateCommand,
     EmbedCommand,
     ExportCommand,
     InspectCommand,
     ReportCommand,
-    RunConfig,
     ScoreCommand,
     SelectCommand,
     ShowCommand,
     TargetCommand,
 )
+from instruct_prune.config import RunConfig
 from instruct_prune.errors import InputError
 from instruct_prune.terminal import tell
 

@@ -37,11 +37,11 @@ COMMANDS: dict[str, Command] = {
         everywhere=True,
     ),
     "inspect": Command(
-        "config:InspectCommand", "commands:inspect", "look at a dataset before an hour is spent: what will be scored?",
+        "command_options:InspectCommand", "commands:inspect", "look at a dataset before an hour is spent: what will be scored?",
         ("inspect alpaca.jsonl", "inspect questions.csv --columns instruction=question output=answer"), ("data*",),
     ),
     "score": Command(
-        "config:ScoreCommand", "commands:score", "score every row under subnets of the model (resumes when run again)",
+        "command_options:ScoreCommand", "commands:score", "score every row under subnets of the model (resumes when run again)",
         (
             "score --data alpaca.jsonl --out RUN",
             "score --data alpaca.jsonl --subnets magnitude:1.0,0.8 --dry-run --out RUN",
@@ -50,15 +50,15 @@ COMMANDS: dict[str, Command] = {
         everywhere=True,
     ),
     "embed": Command(
-        "config:EmbedCommand", "commands:embed", "embed the rows of a scored run",
+        "command_options:EmbedCommand", "commands:embed", "embed the rows of a scored run",
         ("embed RUN", "embed RUN --embedder model --restart embed"), ("out",),
     ),
     "target": Command(
-        "config:TargetCommand", "commands:target", "measure rows that show what the model should become good at",
+        "command_options:TargetCommand", "commands:target", "measure rows that show what the model should become good at",
         ("target RUN --target math=gsm8k_dev.jsonl code=code_dev.jsonl", "target RUN --target dev.jsonl --by rds"), ("out",),
     ),
     "select": Command(
-        "config:SelectCommand", "commands:select", "select within an exact budget from a scored run; no model needed",
+        "command_options:SelectCommand", "commands:select", "select within an exact budget from a scored run; no model needed",
         ("select RUN --keep 30%", "select RUN --keep 5000 --method hardest --dedup 0.95"), ("out",),
     ),
     "prove": Command(
@@ -70,20 +70,20 @@ COMMANDS: dict[str, Command] = {
         ("out",), everywhere=True,
     ),
     "export": Command(
-        "config:ExportCommand", "commands:export", "write the kept rows of a selection, also in trainers' formats",
+        "command_options:ExportCommand", "commands:export", "write the kept rows of a selection, also in trainers' formats",
         ("export RUN", "export RUN --to trl llamafactory axolotl"), ("out",),
     ),
     "report": Command(
-        "config:ReportCommand", "commands:report", "write report.html: what was kept, what was dropped and why",
+        "command_options:ReportCommand", "commands:report", "write report.html: what was kept, what was dropped and why",
         ("report RUN", "report RUN OTHER_RUN --samples 1000"), ("out", "runs*"),
     ),
-    "show": Command("config:ShowCommand", "commands:show", "the same in the terminal, in short", ("show RUN",), ("runs*",)),
+    "show": Command("command_options:ShowCommand", "commands:show", "the same in the terminal, in short", ("show RUN",), ("runs*",)),
     "compare": Command(
-        "config:CompareCommand", "commands:compare", "put selections side by side, with random at the same budget",
+        "command_options:CompareCommand", "commands:compare", "put selections side by side, with random at the same budget",
         ("compare RUN_A RUN_B",), ("runs*",),
     ),
     "correlate": Command(
-        "config:CorrelateCommand", "commands:correlate", "rank correlation between the scores of runs",
+        "command_options:CorrelateCommand", "commands:correlate", "rank correlation between the scores of runs",
         ("correlate RUN_A RUN_B --top 0.1",), ("runs*",),
     ),
     "methods": Command("catalog:OwnCommand", "catalog:methods", "list the selection methods (--method)", ("methods",), ("own*",)),

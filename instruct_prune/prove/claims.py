@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
+from instruct_prune.measure.heartbeat import DEAD_AFTER_SECONDS, Heartbeat
+
 BEAT_SECONDS = 5.0
-DEAD_AFTER_SECONDS = 90.0  # more than the minute for which network file systems may show an old file
 
 
 class Claims:
@@ -22,7 +23,7 @@ class Claims:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._seen: dict[Path, tuple[float, float]] = {}
+        self._seen: dict[Path, tuple[str, float]] = {}
 
     @contextmanager
     def claim(self, name: str) -> Iterator[bool]:
@@ -31,14 +32,10 @@ class Claims:
         if not self._take(path):
             yield False
             return
-        ended = threading.Event()
-        beat = threading.Thread(target=_beat, args=(path, ended), daemon=True)
-        beat.start()
         try:
-            yield True
+            with Heartbeat(path, _me(), BEAT_SECONDS):
+                yield True
         finally:
-            ended.set()
-            beat.join()
             path.unlink(missing_ok=True)
 
     def _take(self, path: Path) -> bool:
@@ -47,7 +44,7 @@ class Claims:
             path.unlink(missing_ok=True)
         try:
             with open(path, "x", encoding="utf-8") as file:
-                file.write(f"{socket.gethostname()} {os.getpid()}")
+                json.dump(_me(), file)
         except FileExistsError:
             return False
         return True
@@ -55,28 +52,33 @@ class Claims:
     def _dead(self, path: Path) -> bool:
         """Whether a claim is there and its process is not: gone from this machine, or silent for long by our own clock."""
         try:
-            changed, words = path.stat().st_mtime, path.read_text(encoding="utf-8").split()
+            text = path.read_text(encoding="utf-8")
         except FileNotFoundError:
             return False
-        if len(words) == 2 and words[0] == socket.gethostname() and not _alive(int(words[1])):
+        if _is_gone(text):
             return True
         now = time.monotonic()
-        if self._seen.get(path, (None, 0.0))[0] != changed:
-            self._seen[path] = (changed, now)
+        if path not in self._seen or self._seen[path][0] != text:
+            self._seen[path] = (text, now)
         return now - self._seen[path][1] > DEAD_AFTER_SECONDS
 
 
-def _beat(path: Path, ended: threading.Event) -> None:
-    while not ended.wait(BEAT_SECONDS):
-        with suppress(FileNotFoundError):
-            os.utime(path)
+def _me() -> dict[str, str | int]:
+    return {"host": socket.gethostname(), "pid": os.getpid()}
 
 
-def _alive(process: int) -> bool:
+def _is_gone(claim: str) -> bool:
+    """Whether a claim is of a process of this machine that has ended."""
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
+        said = json.loads(claim)
+    except ValueError:  # being written
         return False
-    except PermissionError:  # another user's
+    if said["host"] != socket.gethostname():
+        return False
+    try:
+        os.kill(int(said["pid"]), 0)
+    except ProcessLookupError:
         return True
-    return True
+    except PermissionError:  # another user's
+        return False
+    return False

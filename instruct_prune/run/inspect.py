@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from instruct_prune.config import InspectCommand, ScoreConfig
+from instruct_prune.command_options import InspectCommand
+from instruct_prune.config import ScoreConfig
 from instruct_prune.errors import InputError
 from instruct_prune.models.causal_lm import CausalLM
 from instruct_prune.report.inspect import Inspection, inspect_data

@@ -55,10 +55,15 @@ def prove(folder: RunFolder, config: ProveConfig) -> dict[str, Any] | None:
     )
     proof = Proof(folder, config, rules)
     found = proof.run()
-    if os.environ.get("RANK", "0") != "0":
+    if not _is_first():
         return None
     write_json(folder / "prove" / "prove.json", found)
     return found
+
+
+def _is_first() -> bool:
+    """Whether this process speaks for all that the launcher started. They never meet: each takes arms that nobody claims."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _check_model(config: ProveConfig) -> None:
@@ -205,7 +210,8 @@ class Proof:
         found = json.loads(path.read_text(encoding="utf-8"))
         values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in found.items()}
         plan = Plan(**values)
-        self._say(plan, bench)
+        if _is_first():
+            self._say(plan, bench)
         study.expect(plan.arms, plan.seconds)
         return plan
 

@@ -50,9 +50,8 @@ def target(folder: RunFolder, config: TargetConfig, by: str | None = None) -> No
     how, options = find_by(by), options_of(by, config)
     tasks = tasks_of(config)
     after = {"score": ScoreFacts, "embed": EmbedFacts}[how.after]
-    for kind in (ScoreFacts, after):
+    for kind in (RowsFacts, ScoreFacts, after):
         folder.require(kind)
-    folder.require(RowsFacts)
     encoded, pool = folder.facts(EncodeFacts), RowTable.open(folder / "rows")
     name = ScoreConfig(model=encoded.model, model_revision=encoded.revision)
     model = make_model(name, EncodeConfig(**encoded.options), pool.facts.model_kind, pool.facts.format)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import json
 import socket
 import subprocess
 import sys
@@ -133,7 +133,7 @@ def test_a_claim_is_for_one(tmp_path: Path) -> None:
 def test_the_claim_of_a_dead_process_is_taken_over(tmp_path: Path) -> None:
     ended = subprocess.Popen([sys.executable, "-c", "pass"])
     ended.wait()
-    (tmp_path / "arm.claim").write_text(f"{socket.gethostname()} {ended.pid}")
+    (tmp_path / "arm.claim").write_text(json.dumps({"host": socket.gethostname(), "pid": ended.pid}))
     with Claims(tmp_path).claim("arm") as mine:
         assert mine
 
@@ -142,7 +142,8 @@ def test_the_claim_of_another_machine_is_dead_when_it_is_silent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "arm.claim"
-    path.write_text("elsewhere 1")
+    beat = '{"count": %d, "host": "elsewhere", "pid": 1}'
+    path.write_text(beat % 1)
     now = [0.0]
     monkeypatch.setattr("instruct_prune.prove.claims.time.monotonic", lambda: now[0])
     claims = Claims(tmp_path)
@@ -150,10 +151,9 @@ def test_the_claim_of_another_machine_is_dead_when_it_is_silent(
         now[0] = clock
         with claims.claim("arm") as mine:
             assert mine is expected
-    path.write_text("elsewhere 1")
     for clock in (200.0, 280.0, 360.0):  # it is heard of in between
         now[0] = clock
-        os.utime(path, (clock, clock))
+        path.write_text(beat % clock)
         with claims.claim("arm") as mine:
             assert not mine
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from sample_rows import alpaca_rows
+from sample_rows import alpaca_rows, write_jsonl
 
 from instruct_prune import Run, SelectConfig, TargetConfig
 from instruct_prune.cli import main
@@ -26,17 +26,12 @@ from instruct_prune.run.target_facts import TargetFacts
 Play = Callable[..., Path]
 
 
-def write(path: Path, rows: list[dict[str, str]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
 @pytest.fixture(scope="module")
 def scored(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path, tiny_embedder_folder: Path) -> Path:
     """A run over 40 rows with a target of three of them, by gradients."""
     folder = tmp_path_factory.mktemp("target")
-    write(folder / "pool.jsonl", alpaca_rows(40))
-    write(folder / "dev.jsonl", alpaca_rows(40)[5:8])
+    write_jsonl(folder / "pool.jsonl", alpaca_rows(40))
+    write_jsonl(folder / "dev.jsonl", alpaca_rows(40)[5:8])
     words = ["--data", str(folder / "pool.jsonl"), "--model", str(tiny_model_folder), "--subnets", "dense"]
     words += ["--embedder", str(tiny_embedder_folder), "--dtype", "float32", "--by", "gradient"]
     assert (
@@ -74,7 +69,7 @@ def test_pool_is_not_scored_again(scored: Path) -> None:
     before = RunFolder(out).require(ScoreFacts)
     stamp = (out / "scores.parquet").stat().st_mtime_ns
     sketches = (out / "states" / "gradient_dense.npy").stat().st_mtime_ns
-    write(scored / "other.jsonl", alpaca_rows(40)[20:22])
+    write_jsonl(scored / "other.jsonl", alpaca_rows(40)[20:22])
     more = f"other={scored / 'other.jsonl'}"
     assert main(["target", "--out", str(out), "--target", f"dev={scored / 'dev.jsonl'}", more]) == 0
     assert main(["select", "--out", str(out), "--keep", "6"]) == 0
@@ -120,7 +115,7 @@ def test_ways_to_compare_stand_side_by_side(scored: Path, capfd: pytest.CaptureF
 def test_a_way_that_was_not_measured_is_refused_with_the_command_that_does(
     scored: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    write(scored / "third.jsonl", alpaca_rows(40)[30:32])
+    write_jsonl(scored / "third.jsonl", alpaca_rows(40)[30:32])
     assert aim(scored, "rds", "third.jsonl") == 0
     assert select(scored, "--by", "gradient") == 2  # of the target before
     told = capfd.readouterr().err
@@ -147,7 +142,7 @@ def test_a_pool_is_measured_once_for_all_targets(scored: Path, tiny_model_folder
     assert RunFolder(scored / "RUN").facts(ScoreFacts).passes == ("dense_gradients",)
     assert main(["target", str(out), "--target", str(scored / "dev.jsonl"), "--by", "rds"]) == 0
     before = stamps(out / "targets" / "pool")
-    write(scored / "fourth.jsonl", alpaca_rows(40)[10:13])
+    write_jsonl(scored / "fourth.jsonl", alpaca_rows(40)[10:13])
     assert main(["target", str(out), "--target", str(scored / "fourth.jsonl"), "--by", "rds"]) == 0
     assert len(before) == 1
     assert stamps(out / "targets" / "pool") == before
@@ -190,7 +185,7 @@ def test_sketches_are_those_of_one_process_and_any_batch(scored: Path, tiny_mode
 )
 def test_bad_targets(scored: Path, target: list[str], says: str, capfd: pytest.CaptureFixture[str]) -> None:
     (scored / "empty.jsonl").write_text("")
-    write(scored / "blank.jsonl", [{"instruction": "a", "output": ""}] * 2)
+    write_jsonl(scored / "blank.jsonl", [{"instruction": "a", "output": ""}] * 2)
     names = {"POOL": "pool.jsonl", "EMPTY": "empty.jsonl", "BLANK": "blank.jsonl"}
     for short, name in names.items():
         target = [text.replace(short, str(scored / name)) for text in target]
@@ -223,7 +218,7 @@ def test_rows_of_a_test_are_taken_out_and_named(scored: Path, capfd: pytest.Capt
     # A row as it is, and one that holds 13 words of row 12 in a format that no reader knows.
     shared = " ".join(f"{rows[12]['instruction']} {rows[12]['output']}".split())
     tests.write_text(json.dumps(rows[6]) + "\n")
-    other = write(scored / "benchmark.jsonl", [{"stem": f"Q: {shared}", "choices": ["a", "b"], "gold": 1}])  # type: ignore[dict-item]
+    other = write_jsonl(scored / "benchmark.jsonl", [{"stem": f"Q: {shared}", "choices": ["a", "b"], "gold": 1}])  # type: ignore[dict-item]
     assert select(scored, "--by", "rds", "--decontaminate", str(tests), str(other), "--dedup", "0.99") == 0
     found = fates(out)
     assert found[6] == ("contaminated", str(tests), 1, "text")
@@ -237,7 +232,7 @@ def test_rows_of_a_test_are_taken_out_and_named(scored: Path, capfd: pytest.Capt
 
 
 def test_embeddings_find_more_where_a_threshold_is_given(scored: Path) -> None:
-    out, tests = scored / "RUN", write(scored / "near.jsonl", alpaca_rows(40)[9:10])
+    out, tests = scored / "RUN", write_jsonl(scored / "near.jsonl", alpaca_rows(40)[9:10])
     words = ["--method", "random", "--decontaminate", str(tests)]
     assert select(scored, *words) == 0
     assert [row for row, fate in fates(out).items() if fate[1]] == [9]
@@ -313,8 +308,8 @@ def test_parts_of_a_target_that_was_given_up_are_not_those_of_another(
     """A command for one target is stopped when its rows are measured, and then another target of the same shape is given."""
     out = tmp_path / "RUN"
     shutil.copytree(scored / "RUN", out)
-    first = write(tmp_path / "first.jsonl", alpaca_rows(40)[14:17])
-    second = write(tmp_path / "second.jsonl", alpaca_rows(40)[24:27])
+    first = write_jsonl(tmp_path / "first.jsonl", alpaca_rows(40)[14:17])
+    second = write_jsonl(tmp_path / "second.jsonl", alpaca_rows(40)[24:27])
     save = Measuring.save_queries
     monkeypatch.setattr(Measuring, "save_queries", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     assert main(["target", str(out), "--target", f"dev={first}", "--by", "rds"]) == 130

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from sample_rows import alpaca_rows
+from sample_rows import alpaca_rows, write_jsonl
 
 from instruct_prune.cli import main
 from instruct_prune.report.facts import seconds_by_stage
@@ -14,20 +14,15 @@ from instruct_prune.report.tables import read_records, read_tables
 from instruct_prune.run.folder import RunFolder
 
 
-def write(path: Path, rows: list[dict[str, str]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
 @pytest.fixture(scope="module")
 def aimed(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path, tiny_embedder_folder: Path) -> Path:
     """40 rows of two sources; a target of rows 5 and 6 and one of row 20; row 9 repeats a test."""
     folder = tmp_path_factory.mktemp("aimed")
     rows = [row | {"source": "even" if i % 2 == 0 else "odd"} for i, row in enumerate(alpaca_rows(40))]
-    write(folder / "pool.jsonl", rows)
-    write(folder / "dev.jsonl", rows[5:7])
-    write(folder / "other.jsonl", rows[20:21])
-    write(folder / "tests.jsonl", rows[9:10])
+    write_jsonl(folder / "pool.jsonl", rows)
+    write_jsonl(folder / "dev.jsonl", rows[5:7])
+    write_jsonl(folder / "other.jsonl", rows[20:21])
+    write_jsonl(folder / "tests.jsonl", rows[9:10])
     words = ["--data", str(folder / "pool.jsonl"), "--model", str(tiny_model_folder), "--subnets", "dense"]
     words += ["--embedder", str(tiny_embedder_folder), "--by", "rds", "--keep", "4"]
     words += ["--target", f"dev={folder / 'dev.jsonl'}", f"other={folder / 'other.jsonl'}"]
