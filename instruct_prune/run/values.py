@@ -20,6 +20,7 @@ from instruct_prune.run.by import Compared
 from instruct_prune.run.measuring import Measuring, Task
 from instruct_prune.run.vectors import STATES, pool_vectors
 from instruct_prune.score.losses import relative_drop
+from instruct_prune.select.target import Cosine
 
 LOSS = Measurement(DENSE, Loss())
 
@@ -67,19 +68,14 @@ def _nearest(measuring: Measuring, task: Task, vectors: str, store: TokenStore) 
     k, q = int(measuring.options["shown"]), len(task.row_id)
     if k > q:
         raise InputError(f"--shown {k}: the target {task.name} has {q} rows that can be shown. Ask for no more.")
-    unit = _unit(measuring.array(task.items, STATES, f"tasks/{task.name}"))
-    pool = np.load(measuring.folder / vectors, mmap_mode="r", allow_pickle=False)
+    states = measuring.array(task.items, STATES, f"tasks/{task.name}")
+    cosine = Cosine(states, np.load(measuring.folder / vectors, mmap_mode="r", allow_pickle=False))
     found = np.full((len(store), k), -1, dtype=np.int64)
     rows = np.flatnonzero(store.scorable)
     for block in blocks(len(rows)):
-        far = -np.nan_to_num(_unit(pool[block]) @ unit.T, nan=-2.0)
+        far = -np.nan_to_num(cosine(np.arange(q), np.arange(block.start, block.stop)).T, nan=-2.0)
         found[rows[block]] = np.argsort(far, axis=1, kind="stable")[:, :k]
     return found
-
-
-def _unit(vectors: Float32) -> Float32:
-    unit: Float32 = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    return unit
 
 
 def _tell_short(rows: Shown, task: Task, longest: int) -> None:

@@ -44,8 +44,8 @@ def make():
 
 @pytest.fixture
 def in_factory_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The working folder has tiny_cnn.py: --model tiny_cnn:make."""
-    (tmp_path / "tiny_cnn.py").write_text(TINY_CNN)
+    """The working folder has recipe_cnn.py: --model recipe_cnn:make. (No other test has a module of this name.)"""
+    (tmp_path / "recipe_cnn.py").write_text(TINY_CNN)
     monkeypatch.chdir(tmp_path)
 
 
@@ -57,7 +57,7 @@ def picture_run(tmp_path: Path, in_factory_folder: None) -> Path:
     run = Run(tmp_path / "pictures")
     ladder = ("magnitude-global:1.0,0.8",)
     run.score(
-        DataConfig((str(RECIPES.parent / "data_samples" / "images"),)), ScoreConfig("tiny_cnn:make", subnets=ladder)
+        DataConfig((str(RECIPES.parent / "data_samples" / "images"),)), ScoreConfig("recipe_cnn:make", subnets=ladder)
     )
     run.select(SelectConfig(keep=0.5))
     return tmp_path / "pictures"

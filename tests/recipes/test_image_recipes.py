@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("in_factory_folder")
 @pytest.mark.parametrize("mode", ["probe", "full"])
 def test_train_on_what_a_run_keeps(picture_run: Path, capsys: pytest.CaptureFixture[str], mode: str) -> None:
     kept = Run(picture_run).export()
-    words = ["--train", str(kept), "--test", IMAGES, "--model", "tiny_cnn:make", "--mode", mode, "--epochs", "2"]
+    words = ["--train", str(kept), "--test", IMAGES, "--model", "recipe_cnn:make", "--mode", mode, "--epochs", "2"]
     assert image_finetune.main([*words, "--rate", "0.01"]) == 0
     told = capsys.readouterr().out
     trained, tested, accuracy = re.findall(r"(\d+) training pictures, (\d+) test pictures, accuracy ([\d.]+)%", told)[0]
@@ -31,7 +31,7 @@ def test_train_on_what_a_run_keeps(picture_run: Path, capsys: pytest.CaptureFixt
 
 
 def test_study(tmp_path: Path) -> None:
-    words = ["--train", IMAGES, "--test", IMAGES, "--model", "tiny_cnn:make", "--out", str(tmp_path / "study")]
+    words = ["--train", IMAGES, "--test", IMAGES, "--model", "recipe_cnn:make", "--out", str(tmp_path / "study")]
     words += ["--keep", "0.5", "--seeds", "2", "--subnets", "magnitude-global:1.0,0.8", "--train-rows", "8"]
     words += ["--methods", "flexrand", "hardest", "knn_lc + flexrand", "--train-epochs", "1", "--epochs", "1"]
     assert image_study.main(words) == 0
@@ -58,7 +58,7 @@ def test_class_that_was_not_trained(capsys: pytest.CaptureFixture[str], tmp_path
     train = load_pictures(IMAGES)
     first = [path for path, label in zip(train.paths, train.labels, strict=True) if label == 0]
     (tmp_path / "one.csv").write_text("path,label\n" + "".join(f"{path},{train.names[0]}\n" for path in first))
-    assert image_finetune.main(["--train", "one.csv", "--test", IMAGES, "--model", "tiny_cnn:make"]) == 2
+    assert image_finetune.main(["--train", "one.csv", "--test", IMAGES, "--model", "recipe_cnn:make"]) == 2
     assert f"not in the training pictures: {train.names[1]}" in capsys.readouterr().err
 
 
