@@ -218,18 +218,23 @@ def recipe(config: RecipeCommand) -> Outcome:
 
 
 def demo(config: DemoCommand) -> Outcome | None:
-    """The packaged samples, then what became of the rows that were planted among them."""
-    from instruct_prune.shipped import planted_report
+    """The packaged samples, what became of the rows that were planted among them, and whether the kept ones are worth more than others."""
+    from instruct_prune.shipped import demo_proof, planted_report
 
     done = run(config)
     if done is None:
         return None
+    proof = prove(demo_proof(config.run.out))
+    if proof is None:
+        return None
+    report(ReportCommand(config.run.out))  # once more, with the proof
 
     def show_all() -> None:
         done.show()
-        print(planted_report(config.run.out), end="")
+        print(planted_report(config.run.out))
+        proof.show()
 
-    return dataclasses.replace(done, show=show_all)
+    return Outcome(show_all, lambda: {**done.data(), "proof": proof.data()})
 
 
 def _of_run(folder: RunFolder, show: Callable[[], object]) -> Outcome:

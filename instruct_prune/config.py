@@ -79,9 +79,9 @@ class ScoreConfig:
     """Hub id, local folder, GGUF file, or your own as module:function; an embedded default for the kind of rows."""
     model_revision: Text = None
     """Branch, tag or commit of a Hub model."""
-    subnets: tuple[str, ...] = ("dlc",)
-    """Presets (dlc, auto, dlc-released, lc-dropout, perplexity, ifd) or lists: magnitude:1.0,0.8 dropout:0.02 depth:10,20 dense@alone
-    adapter:FOLDER"""
+    subnets: tuple[str, ...] = ("dense",)
+    """dense (one pass), presets (dlc, auto, dlc-released, lc-dropout, perplexity, ifd) or lists: magnitude:1.0,0.8 dropout:0.02
+    depth:10,20 dense@alone adapter:FOLDER"""
     tolerance: float = 0.98
     """With --subnets auto: a pass is saved where the score predicted without it has this rank correlation with the measured one."""
     probes: tuple[str, ...] = ()

@@ -10,8 +10,9 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from instruct_prune.config import DataConfig, Out, RunConfig, ScoreConfig, SelectConfig
+from instruct_prune.config import DataConfig, Out, RunConfig, ScoreConfig, SelectConfig, TargetConfig
 from instruct_prune.errors import InputError
+from instruct_prune.prove.config import LEAST_RANDOM, ProveConfig
 from instruct_prune.registry import suggestion
 
 HERE = Path(__file__).parent / "share"
@@ -45,14 +46,31 @@ def shipped(*names: str) -> Path:
 
 @dataclass(frozen=True)
 class DemoCommand(RunConfig):
-    """120 rows of the packaged samples under two subnets, so that it ends within minutes on two cores."""
+    """120 rows of the packaged samples, a fifth of them kept towards ten rows of Python code, and a small proof of what that is worth."""
 
     data: DataConfig = field(
         default_factory=lambda: DataConfig((str(shipped("data_samples", "alpaca.jsonl")),), limit=120)
     )
     score: ScoreConfig = field(default_factory=lambda: ScoreConfig(subnets=("magnitude:1.0,0.8",)))
-    select: SelectConfig = field(default_factory=lambda: SelectConfig(keep=0.3, dedup=0.9))
+    target: TargetConfig = field(
+        default_factory=lambda: TargetConfig((f"code={shipped('data_samples', 'target_code.jsonl')}",))
+    )
+    select: SelectConfig = field(default_factory=lambda: SelectConfig(keep=0.2, dedup=0.9))
     run: Out = field(default_factory=lambda: Out("demo_run"))
+
+
+def demo_proof(run: str) -> ProveConfig:
+    """As small as a proof can be, so that it ends within two minutes: one learning rate, one epoch, the fewest random arms."""
+    return ProveConfig(
+        out=run,
+        test=(f"code={shipped('data_samples', 'test_code.jsonl')}",),
+        rules=("selection",),
+        epochs=1,
+        learning_rates=(2e-3,),
+        random_arms=LEAST_RANDOM,
+        extras=(),
+        held_out=10,
+    )
 
 
 def recipes() -> dict[str, tuple[Path, str]]:

@@ -60,7 +60,7 @@ def test_the_wheel_is_typed_and_carries_what_users_copy_and_no_benchmarks(wheel:
     shipped = {name.removeprefix("instruct_prune/share/") for name in names if name.startswith("instruct_prune/share/")}
     recipes = {p.relative_to(ROOT).as_posix() for p in (ROOT / "recipes").rglob("*.*") if p.parent.name != "benchmarks"}
     assert {name for name in recipes if "__pycache__" not in name} <= shipped
-    assert "data_samples/alpaca.jsonl" in shipped
+    assert {"data_samples/alpaca.jsonl", "data_samples/target_code.jsonl", "data_samples/test_code.jsonl"} <= shipped
     assert not any("benchmarks" in name or "__pycache__" in name for name in shipped)
 
 
@@ -103,5 +103,8 @@ def test_run_and_demo_on_a_tiny_model(
     assert json.loads(told)["stages"]["select"]["kept"] == 6
     assert len((tmp_path / "RUN" / "pruned.jsonl").read_bytes().splitlines()) == 6
     told = run([tool, "demo", *models, "--dedup", "1.0"], tmp_path).stdout
-    assert "planted rows dropped, keeping 36 of 120" in told
+    assert "planted rows dropped, keeping 24 of 120" in told
+    assert "rows of code kept, of 12" in told
+    assert told.rstrip().splitlines()[-1].startswith("code: selection: ")
+    assert "better than random by" in told or "cannot tell" in told or "worse than random by" in told
     assert (tmp_path / "demo_run" / "report.html").exists()
