@@ -47,7 +47,9 @@ def main(run: str, key_path: str) -> None:
         print(f"  {name:<9}({len(planted)})                              {ours:>6}          {chance:>6.1f}")
     code = set(key["code"])
     chance = np.mean([len(code & draw) for draw in draws])
-    print(f"rows of code kept, of {len(code):<3}                          {len(code & kept):>6}          {chance:>6.1f}")
+    print(
+        f"rows of code kept, of {len(code):<3}                          {len(code & kept):>6}          {chance:>6.1f}"
+    )
 
 
 if __name__ == "__main__":
