@@ -33,6 +33,7 @@ OWN_LENGTHS = (
 )  # and of what the rows that begin with each go on with, where the model allows so long a row
 LONGEST = max(PREFIX_LENGTHS) + 44
 EXACT, ROUNDED = 1e-4, 0.25  # nats a token by which losses may differ in float32, and in 16-bit types (of one token)
+GUESS = 10.0  # nats a token above which 16-bit rounding grows with the loss: a trained model finds random tokens far worse than a guess
 FAULTS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, NotImplementedError, AssertionError)
 
 
@@ -74,6 +75,7 @@ class Trial:
                 f"{kind} cannot be run on a row of {len(self.rows[0].ids)} tokens: {_told(error)}"
             ) from error
         self._exact = module.dtype == torch.float32
+        self._rounded = ROUNDED * max(1.0, float(torch.cat(losses).mean()) / GUESS)
         _check_reference(module, losses, len(self.beginnings[0]), self._tolerance(len(self.beginnings[0])))
         self._wanted = torch.stack(
             [own[row.response_mask[1:]].mean() for own, row in zip(losses, self.rows, strict=True)]
@@ -105,7 +107,7 @@ class Trial:
 
     def _tolerance(self, n_tokens: int) -> float:
         """Nats by which a mean over so many tokens may differ: rounding is below, a cache that is not understood far above."""
-        return EXACT if self._exact else ROUNDED / float(n_tokens) ** 0.5
+        return EXACT if self._exact else self._rounded / float(n_tokens) ** 0.5
 
     def _differs(self, model: Model, groups: Sequence[tuple[int, list[int]]]) -> str:
         """How (prefix, rows) batches differ from the reference; "" where they agree."""

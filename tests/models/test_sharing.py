@@ -222,6 +222,15 @@ def test_a_model_that_sees_later_tokens_is_refused() -> None:
         CausalLM.holding(model.requires_grad_(False))
 
 
+def test_rounding_is_no_look_ahead_where_losses_are_large(tiny_llama: Callable[..., Any]) -> None:
+    """Random tokens cost this model hundreds of nats, and another kernel for longer rows may round each by a thousandth of that."""
+    module = tiny_llama()
+    with torch.no_grad():
+        module.lm_head.weight.mul_(400)
+    module.lm_head.register_forward_hook(lambda head, x, logits: logits.float() * (1 + (logits.shape[1] > 40) / 1024))
+    CausalLM.holding(module.to(torch.bfloat16))
+
+
 def test_attention_that_fails_in_long_rows_only_is_refused() -> None:
     from transformers import BigBirdConfig, BigBirdForCausalLM
 
