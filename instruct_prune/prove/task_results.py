@@ -65,16 +65,10 @@ def _judged(rules: Sequence[Sequence[float]], random: Sequence[float], up: bool 
     found = verdicts([[sign * value for value in values] for values in rules], [sign * value for value in random])
     told = []
     for verdict in found:
-        upright = {"mean": sign * verdict.mean, "difference": sign * verdict.difference, "t": sign * verdict.t}
-        facts = {**dataclasses.asdict(verdict), **upright, "verdict": str(verdict)}
-        nothing = {
-            "word": "cannot tell",
-            "verdict": why,
-            "t": None,
-            "p": None,
-            "p_holm": None,
-            "detectable": None,
-            "rank": None,
-        }
-        told.append({**facts, **nothing} if why else facts)
+        facts = {**dataclasses.asdict(verdict), "verdict": str(verdict)}
+        for name in ("mean", "difference", "t"):
+            facts[name] = sign * facts[name] + 0.0  # no minus before zero
+        if why:
+            facts |= {"word": "cannot tell", "verdict": why} | dict.fromkeys(("t", "p", "p_holm", "detectable", "rank"))
+        told.append(facts)
     return told
