@@ -47,6 +47,7 @@ LIBRARIES = {
     "PIL": {"rows", "models"},
     "huggingface_hub": {"models", "export"},
     "plotly": {"report"},
+    "lm_eval": {"prove"},
     "umap": {"select"},
     "rich": {"commands", "report"},
     "tyro": {"cli", "command_options", "config", "train"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import time
 import warnings
@@ -13,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from instruct_prune.encode.item import Encoded
 from instruct_prune.prove.arms import Arm
-from instruct_prune.prove.readings import Readings, read
+from instruct_prune.prove.harness import Tasks
+from instruct_prune.prove.readings import Judged, read
 from instruct_prune.storage import digest
 from instruct_prune.train import (
     TrainConfig,
@@ -53,7 +55,7 @@ class Rates:
 
     Attributes:
         train: seconds of training for each token that is seen, prompts included.
-        judge: seconds of judging an arm on all sets.
+        judge: seconds of judging an arm on all sets and tasks.
     """
 
     train: float
@@ -68,12 +70,18 @@ class Bench:
         config: how it is trained; an arm has its own learning rate and seed.
         pool: {row id: its tokens} of all rows that an arm has.
         sets: {name: rows to judge by}.
+        tasks: of lm-evaluation-harness to judge by, loaded.
     """
 
     def __init__(
-        self, base: Base, config: TrainConfig, pool: Mapping[int, Encoded], sets: Mapping[str, Sequence[Encoded]]
+        self,
+        base: Base,
+        config: TrainConfig,
+        pool: Mapping[int, Encoded],
+        sets: Mapping[str, Sequence[Encoded]],
+        tasks: Tasks,
     ) -> None:
-        self.base, self.config, self.pool, self.sets = base, config, pool, sets
+        self.base, self.config, self.pool, self.sets, self.tasks = base, config, pool, sets, tasks
 
     @cached_property
     def _model(self) -> Any:
@@ -82,13 +90,17 @@ class Bench:
     @cached_property
     def _common(self) -> list[Any]:
         sets = {name: [row.content_hash for row in rows] for name, rows in self.sets.items()}
-        return [VERSION, self.base.identity(), sets]
+        return [VERSION, self.base.identity(), sets, *([self.tasks.identity] if self.tasks else [])]
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return copy.deepcopy(self.base.tokenizer)  # the harness gives it a token for padding where it has none
 
     def _options(self, arm: Arm) -> TrainConfig:
         return dataclasses.replace(self.config, learning_rate=arm.learning_rate, seed=arm.seed)
 
     def identity(self, arm: Arm) -> str:
-        """Digest of all that decides an arm's losses: model, options, rows, steps, what it is judged by."""
+        """Digest of all that decides an arm's numbers: model, options, rows, steps, what it is judged by."""
         rows = [self.pool[row].content_hash for row in arm.rows]
         return digest([*self._common, self.training(arm.learning_rate), arm.seed, rows, arm.steps, arm.epochs])
 
@@ -97,7 +109,7 @@ class Bench:
         options = {name: value for name, value in dataclasses.asdict(self.config).items() if name in DECISIVE}
         return {**options, "learning_rate": rate, "dtype": resolved_dtype(self.config.dtype)}
 
-    def run(self, arm: Arm) -> dict[str, Readings]:
+    def run(self, arm: Arm) -> Judged:
         """Train an arm and judge it; the model is as it was afterwards."""
         if arm.kind == "untrained":
             return self._judge(self._model)
@@ -133,6 +145,8 @@ class Bench:
                 evaluate(model, some)
                 took = time.monotonic() - began
                 judged += took * sum(len(r.input_ids) for r in rows) / sum(len(r.input_ids) for r in some)
+            if self.tasks:
+                judged += self.tasks.seconds(model, self._tokenizer)
         return Rates(trained / seen, judged)
 
     def _train(self, model: Any, arm: Arm, steps: int | None) -> int:
@@ -143,9 +157,10 @@ class Bench:
         train_by_tokens(model, rows, plan, self._options(arm))
         return sum(len(rows[piece.row]) for step in plan for piece in step)
 
-    def _judge(self, model: Any) -> dict[str, Readings]:
+    def _judge(self, model: Any) -> Judged:
         found = {name: evaluate(model, rows) for name, rows in self.sets.items()}
-        return {name: read(losses.values, losses.offset) for name, losses in found.items()}
+        readings = {name: read(losses.values, losses.offset) for name, losses in found.items()}
+        return Judged(readings, self.tasks.judge(model, self._tokenizer) if self.tasks else {})
 
     def tokens(self, arm: Arm) -> tuple[int, int]:
         """Response tokens and all tokens of an arm's rows."""

@@ -45,6 +45,9 @@ class ProveConfig:
     extras: tuple[Extra, ...] = ("more", "length", "whole", "total", "third")
     """What else is trained, as far as the budget goes, in this order: random rows of 2 and 4 times the tokens (what is the subset
     worth?), random rows of each rule's lengths, the whole pool, each rule at equal total tokens, the best again at a third of the rate."""
+    lm_eval: tuple[str, ...] = ()
+    """Tasks of lm-evaluation-harness that judge every arm beside the loss: names, or YAML files of your own. They need
+    `pip install 'instruct-prune[lm-eval]'`."""
     test_rows: int = 200
     """Rows of each test at most, drawn at random."""
     held_out: int = 100
@@ -57,7 +60,7 @@ class ProveConfig:
     """Folder of the arms; RUN/prove when not given. Studies in one folder, also of several runs, share the arms that are the same."""
 
     def __post_init__(self) -> None:
-        for name in ("test", "rules"):
+        for name in ("test", "rules", "lm_eval"):
             given: Any = getattr(self, name)
             if isinstance(given, str):  # ProveConfig(rules="hardest") in Python
                 object.__setattr__(self, name, (given,))
@@ -88,7 +91,7 @@ class ProveConfig:
             raise InputError("--learning-rates: give rates above 0, as in 2e-4 6e-4.")
         if unknown := [name for name in self.extras if name not in get_args(Extra)]:
             raise InputError(f"--extras {unknown[0]}: known are {', '.join(get_args(Extra))}.")
-        for option in ("rules", "extras", "learning_rates"):
+        for option in ("rules", "extras", "learning_rates", "lm_eval"):
             values = getattr(self, option)
             if len(set(values)) < len(values):
                 raise InputError(f"--{option.replace('_', '-')}: one is named twice.")

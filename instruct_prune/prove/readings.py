@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -26,6 +27,19 @@ class Readings:
     short: float
     middle: float
     long: float
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What an arm was found to be.
+
+    Attributes:
+        readings: {set: what was read off its losses}.
+        tasks: {task of lm-evaluation-harness: {metric: value}}; empty where none was asked for.
+    """
+
+    readings: Mapping[str, Readings]
+    tasks: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 def read(values: Float32, offset: Int64) -> Readings:

@@ -30,10 +30,14 @@ class Results:
         self.rules = list(rules)
         self.done = [d for d in done if d.arm.kind in ("third", "untrained") or d.arm.learning_rate == rate]
 
+    def arms(self, kind: Kind, rule: str, times: float = 1.0) -> list[Done]:
+        """Those of a kind and rule, by seed."""
+        found = [d for d in self.done if (d.arm.kind, d.arm.rule, d.arm.times) == (kind, rule, times)]
+        return sorted(found, key=lambda d: d.arm.seed)
+
     def losses(self, kind: Kind, rule: str, name: str, reading: str = "per_token", times: float = 1.0) -> list[float]:
         """Of the arms of a kind and rule on one set, by seed."""
-        found = [d for d in self.done if (d.arm.kind, d.arm.rule, d.arm.times) == (kind, rule, times)]
-        return [getattr(d.readings[name], reading) for d in sorted(found, key=lambda d: d.arm.seed)]
+        return [getattr(d.judged.readings[name], reading) for d in self.arms(kind, rule, times)]
 
     def verdicts(
         self, name: str, kind: Kind = "rule", reading: str = "per_token", against: Kind = "random"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from instruct_prune.progress import clock, say
 from instruct_prune.prove.arms import Arm
 from instruct_prune.prove.bench import Bench
 from instruct_prune.prove.claims import Claims
-from instruct_prune.prove.readings import Readings
+from instruct_prune.prove.readings import Judged, Readings
 from instruct_prune.storage import write_json
 
 WAIT_SECONDS = 1.0
@@ -27,22 +27,23 @@ class Done:
     Attributes:
         arm: what was trained.
         response, total: tokens of its rows.
-        readings: {set: what was read off it}.
+        judged: what it was found to be.
         seconds: time taken.
     """
 
     arm: Arm
     response: int
     total: int
-    readings: Mapping[str, Readings]
+    judged: Judged
     seconds: float
 
     def facts(self) -> dict[str, Any]:
         """All that is the same whenever and wherever the arm is made."""
         arm = dataclasses.asdict(self.arm)
         rows = len(arm.pop("rows"))
-        losses = {name: dataclasses.asdict(reading) for name, reading in self.readings.items()}
-        return {**arm, "rows": rows, "response_tokens": self.response, "total_tokens": self.total, "losses": losses}
+        losses = {name: dataclasses.asdict(reading) for name, reading in self.judged.readings.items()}
+        facts = {**arm, "rows": rows, "response_tokens": self.response, "total_tokens": self.total, "losses": losses}
+        return {**facts, "lm_eval": self.judged.tasks} if self.judged.tasks else facts
 
 
 class Study:
@@ -94,9 +95,10 @@ class Study:
         try:
             found = json.loads(self._path(arm).read_text(encoding="utf-8"))
             readings = {name: Readings(**values) for name, values in found["losses"].items()}
+            judged = Judged(readings, found["lm_eval"] if self.bench.tasks else {})
         except (FileNotFoundError, ValueError, KeyError, TypeError):  # not made yet, or edited by hand
             return None
-        return Done(arm, found["response_tokens"], found["total_tokens"], readings, found["seconds"])
+        return Done(arm, found["response_tokens"], found["total_tokens"], judged, found["seconds"])
 
     def _path(self, arm: Arm) -> Path:
         return self.folder / "arms" / f"{arm.name}-{self.bench.identity(arm)[:12]}.json"
@@ -116,10 +118,10 @@ class Study:
 
     def _make(self, arm: Arm) -> Done:
         began = time.monotonic()
-        readings = self.bench.run(arm)
-        done = Done(arm, *self.bench.tokens(arm), readings, round(time.monotonic() - began, 3))
+        judged = self.bench.run(arm)
+        done = Done(arm, *self.bench.tokens(arm), judged, round(time.monotonic() - began, 3))
         write_json(self._path(arm), {**done.facts(), "row_ids": list(arm.rows), "seconds": done.seconds})
-        first = next(iter(readings.values())).per_token
+        first = next(iter(judged.readings.values())).per_token
         told = self._told([*self.done.values(), done])
         say(
             f"arm {len(self.done) + 1} of {len(self.done) + self._left}, {arm.name}: loss {first:.4f}; about "

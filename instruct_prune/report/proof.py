@@ -21,9 +21,9 @@ def print_proof(proof: Mapping[str, Any]) -> None:
     from rich.console import Console
 
     console = Console(file=sys.stdout)
-    for table in proof_tables(proof):
+    for table in [*proof_tables(proof), *task_tables(proof)]:
         console.print(table)
-    print("\n".join(proof_words(proof)))
+    print("\n".join([*proof_words(proof), *task_words(proof)]))
 
 
 def proof_tables(proof: Mapping[str, Any]) -> list[Table]:
@@ -58,6 +58,58 @@ def proof_tables(proof: Mapping[str, Any]) -> list[Table]:
             )  # fmt: skip
         tables.append(table)
     return tables
+
+
+def task_tables(proof: Mapping[str, Any]) -> Iterator[Table]:
+    """One table for all tasks of lm-evaluation-harness; none where none was asked for."""
+    from rich.table import Table
+
+    if "lm_eval" not in proof:
+        return
+    title = f"lm-evaluation-harness {proof['lm_eval']['version']}: means over arms; the verdict by loss comes first"
+    table = Table(title=safe(title), title_justify="left", box=None)
+    for heading in ("", "mean", "to random", "p", "verdict"):
+        table.add_column(heading, justify="left" if heading in ("", "verdict") else "right", no_wrap=True)
+    for found in proof["lm_eval"]["compared"]:
+        table.add_row(safe(task_name(found)))
+        table.add_row("  untrained", _number(found["untrained"]))
+        table.add_row("  random", _number(found["random"]["mean"]), f"± {found['random']['sd']:.4f}")
+        for rule, of_rule in rules_of(found):
+            p = "" if of_rule["p_holm"] is None else f"{of_rule['p_holm']:.2g}"
+            row = (_number(of_rule["mean"]), _signed(of_rule["difference"]), p, of_rule["word"])
+            table.add_row(f"  {safe(rule)}", *row)
+    yield table
+
+
+def task_name(found: Mapping[str, Any]) -> str:
+    """A task and its metric."""
+    direction = {True: "", False: ", lower is better", None: ", no direction"}[found["higher_is_better"]]
+    return f"{found['task']} {found['metric']}{direction}"
+
+
+def rules_of(found: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The rules on a task, best first."""
+    sign = 1 if found["higher_is_better"] is False else -1
+    return sorted(found["rules"].items(), key=lambda pair: sign * pair[1]["mean"])
+
+
+def task_words(proof: Mapping[str, Any]) -> Iterator[str]:
+    """A sentence for each rule, task and metric, and the notes."""
+    if "lm_eval" not in proof:
+        return
+    yield from map(safe, task_notes(proof))
+    for found in proof["lm_eval"]["compared"]:
+        for rule, of_rule in found["rules"].items():
+            yield safe(f"{task_name(found)}: {rule}: {of_rule['verdict']}.")
+
+
+def task_notes(proof: Mapping[str, Any]) -> Iterator[str]:
+    """What must be known of the numbers of tasks."""
+    for found in proof["lm_eval"]["compared"]:
+        if found["random"]["normal_p"] < NOT_NORMAL:
+            yield f"{task_name(found)}: {NOT_NORMAL_WORDS.replace('losses', 'numbers')}"
+    if left_out := proof["lm_eval"]["left_out"]:
+        yield f"left out, because some arm has no number in it: {', '.join(left_out)}."
 
 
 def proof_words(proof: Mapping[str, Any]) -> Iterator[str]:

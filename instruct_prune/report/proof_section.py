@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from instruct_prune.report.proof import NOT_NORMAL, NOT_NORMAL_WORDS, worth_words
+from instruct_prune.report.proof import NOT_NORMAL, NOT_NORMAL_WORDS, rules_of, task_name, task_notes, worth_words
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.records import STAGES
 
@@ -85,6 +85,25 @@ class TestView:
 
 
 @dataclass(frozen=True)
+class TaskLine:
+    """One line of the table of tasks.
+
+    Attributes:
+        task: with its metric, on the first line of each.
+        name: of the rule, "random" or "untrained".
+        mean: over its arms, in words.
+        difference: to random; of random, its standard deviation.
+        verdict: in words.
+    """
+
+    task: str
+    name: str
+    mean: str
+    difference: str
+    verdict: str
+
+
+@dataclass(frozen=True)
 class ProofView:
     """The whole section.
 
@@ -92,11 +111,17 @@ class ProofView:
         stale: the stage that was made anew since, or "" where the numbers hold; then no test is shown.
         made: how, in words.
         tests: one each.
+        tasks: lines on tasks of lm-evaluation-harness; none where none was asked for.
+        harness: its version.
+        notes: on the tasks.
     """
 
     stale: str
     made: str
     tests: tuple[TestView, ...]
+    tasks: tuple[TaskLine, ...] = ()
+    harness: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def proof_section(folder: RunFolder) -> ProofView | None:
@@ -115,7 +140,19 @@ def proof_section(folder: RunFolder) -> ProofView | None:
         f"{proof['model']['name']}, LoRA rank {training['rank']}, learning rate {training['learning_rate']:.3g}; every arm "
         f"{budget['response_tokens']:,} response tokens, {budget['epochs']:g} epochs, {budget['steps']} steps"
     )
-    return ProofView("", made, tuple(_test(name, proof) for name in proof["tests"]))
+    tests = tuple(_test(name, proof) for name in proof["tests"])
+    if "lm_eval" not in proof:
+        return ProofView("", made, tests)
+    return ProofView("", made, tests, tuple(_task_lines(proof)), proof["lm_eval"]["version"], tuple(task_notes(proof)))
+
+
+def _task_lines(proof: Mapping[str, Any]) -> Iterator[TaskLine]:
+    for found in proof["lm_eval"]["compared"]:
+        random = found["random"]
+        yield TaskLine(task_name(found), "untrained", f"{found['untrained']:.4f}", "", "")
+        yield TaskLine("", "random", f"{random['mean']:.4f}", f"± {random['sd']:.4f}", "")
+        for rule, of_rule in rules_of(found):
+            yield TaskLine("", rule, f"{of_rule['mean']:.4f}", f"{of_rule['difference']:+.4f}", of_rule["verdict"])
 
 
 def _test(name: str, proof: Mapping[str, Any]) -> TestView:

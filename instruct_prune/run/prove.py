@@ -20,9 +20,11 @@ from instruct_prune.prove import plan as planning
 from instruct_prune.prove.arms import TOLERANCE, Arm, Kind, at_total, draw_of_lengths, draw_random
 from instruct_prune.prove.bench import Bench, Rates
 from instruct_prune.prove.config import LEAST_RANDOM, ProveConfig
+from instruct_prune.prove.harness import Tasks
 from instruct_prune.prove.plan import Costs, Plan, choose_rate, make_plan
 from instruct_prune.prove.results import Results, told_so_far
 from instruct_prune.prove.study import Done, Study
+from instruct_prune.prove.task_results import of_tasks
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.prove_rows import HELD_OUT, ProveRows, absolute, tests_of
 from instruct_prune.run.prove_rules import SELECTION, Rules, check_rule, named_rules
@@ -46,14 +48,15 @@ def prove(folder: RunFolder, config: ProveConfig) -> dict[str, Any] | None:
         InputError: an option is wrong, the pool is too small for what is asked, or the time is too short for any study.
     """
     folder.require(ScoreFacts)
-    rules = named_rules(folder, config)
+    rules, tasks = named_rules(folder, config), Tasks(config.lm_eval)
     told_together(
         config.check,
         lambda: _check_model(config),
         lambda: tests_of(config),
         *(lambda rule=rule: check_rule(rule) for rule in rules),
+        tasks.load,
     )
-    proof = Proof(folder, config, rules)
+    proof = Proof(folder, config, rules, tasks)
     found = proof.run()
     if not _is_first():
         return None
@@ -78,10 +81,11 @@ class Proof:
         folder: a scored run over text.
         config: the options, checked.
         rules: names.
+        tasks: of lm-evaluation-harness, loaded.
     """
 
-    def __init__(self, folder: RunFolder, config: ProveConfig, rules: Sequence[str]) -> None:
-        self.folder, self.config, self.rules = folder, config, tuple(rules)
+    def __init__(self, folder: RunFolder, config: ProveConfig, rules: Sequence[str], tasks: Tasks) -> None:
+        self.folder, self.config, self.rules, self.tasks = folder, config, tuple(rules), tasks
         self.path = Path(config.study).expanduser() if config.study else folder / "prove"
         self.rows = ProveRows(folder, config)
         self.pool = Rules(folder, self.rows.table)
@@ -161,12 +165,12 @@ class Proof:
         needed += [self.rule(rule, seed, first) for rule in self.rules for seed in range(config.rule_arms)]
         needed += self._extras(first, planning.LENGTH_ARMS[0], config.rule_arms, config.extras)
         pool = self.rows.encoded(row for arm in needed for row in arm.rows)
-        bench = Bench(self.base, self.training, pool, self.rows.sets)
+        bench = Bench(self.base, self.training, pool, self.rows.sets, self.tasks)
         rate = [first]
         study = Study(self.path, bench, lambda done: told_so_far(done, self.rules, rate[0], self.tests[0]))
         plan = self._planned(bench, study, needed)
         tried = [self.random(0, each) for each in config.learning_rates]
-        losses = [done.readings[HELD_OUT].per_token for done in study.finish(tried)]
+        losses = [done.judged.readings[HELD_OUT].per_token for done in study.finish(tried)]
         rate[0] = choose_rate(config.learning_rates, losses)
         self._make(study, plan, rate[0])
         return self._told(bench, study, plan, rate[0], dict(zip(map(str, config.learning_rates), losses, strict=True)))
@@ -201,8 +205,10 @@ class Proof:
 
     def _planned(self, bench: Bench, study: Study, arms: Sequence[Arm]) -> Plan:
         """The plan that these options had when they were first given, so that a study goes on as it began; else a new one."""
-        options = {
-            name: value for name, value in dataclasses.asdict(self.config).items() if name not in ("study", "out")
+        options = {  # the tasks by what they ask, as they are in an arm's identity, not by their names
+            name: value
+            for name, value in dataclasses.asdict(self.config).items()
+            if name not in ("study", "out", "lm_eval")
         }
         identity = digest([options, self.rules, bench.identity(arms[0]), self.budget])
         path = self.path / "plans" / f"{identity[:12]}.json"
@@ -237,6 +243,7 @@ class Proof:
 
     def _say(self, plan: Plan, bench: Bench) -> None:
         sets = ", ".join(f"{name} {len(rows)} rows" for name, rows in bench.sets.items())
+        sets += bench.tasks.words()
         average = self.budget / float(self.pool.response.mean())
         say(
             f"model {self.rows.name}; pool {len(self.pool.row_id)} rows; judged on: {sets}\n"
@@ -267,6 +274,8 @@ class Proof:
             "tests": {name: results.of_test(name, HELD_OUT) for name in self.tests},
             "arms": [each.facts() for each in sorted(done, key=lambda d: (d.arm.name, d.arm.learning_rate))],
         }  # fmt: skip
+        if self.tasks:
+            found["lm_eval"] = of_tasks(results, self.tasks)
         return {name: _plain(value) for name, value in found.items()}
 
 

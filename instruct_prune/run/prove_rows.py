@@ -18,6 +18,7 @@ from instruct_prune.errors import InputError
 from instruct_prune.models.text_model import TextModel
 from instruct_prune.progress import Progress, say
 from instruct_prune.prove.config import ProveConfig
+from instruct_prune.prove.harness import YAML
 from instruct_prune.rows import open_data
 from instruct_prune.rows.row import Reject, Row
 from instruct_prune.rows.table import RowTable
@@ -193,6 +194,8 @@ def _new(rows: Sequence[Row], known: set[int]) -> list[Row]:
 
 
 def absolute(config: ProveConfig) -> ProveConfig:
-    """The same, with absolute paths of the tests, for what is written down."""
+    """The same, with absolute paths of the tests and tasks, for what is written down."""
     paths = (f"{name}={Path(path).expanduser().absolute()}" for name, path in tests_of(config).items())
-    return dataclasses.replace(config, test=tuple(paths))
+    tasks = ((name, Path(name).expanduser()) for name in config.lm_eval)
+    named = (str(path.absolute()) if path.suffix in YAML else name for name, path in tasks)
+    return dataclasses.replace(config, test=tuple(paths), lm_eval=tuple(named))
