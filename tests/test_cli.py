@@ -209,10 +209,10 @@ def test_each_refusal_names_the_narrowest_restart(
     run: Path, score_words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     score = ["score", *score_words, "--out", str(run)]
-    assert "--restart score" in refused(capsys, *score, "--subnets", "dense")
+    assert "--restart score" in refused(capsys, *score, "--subnets", "dlc")
     assert "--restart encode" in refused(capsys, *score, "--max-length", "64")
     assert "--restart read" in refused(capsys, *score, "--limit", "7")
-    assert main([*score, "--subnets", "dense", "--restart", "score"]) == 0
+    assert main([*score, "--subnets", "dlc", "--restart", "score"]) == 0
     assert "encode: done before" in capsys.readouterr().err
     assert stages(run) == ["rows", "encode", "embed", "select", "export", "score"]
     assert RunFolder(run).find(EmbedFacts) is not None  # these vectors are not made from scores
