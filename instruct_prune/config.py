@@ -35,6 +35,8 @@ class DataConfig:
     """Format of the rows; detected from the first 100 rows when not given."""
     columns: tuple[str, ...] = ()
     """Column mapping, as in: instruction=q output=a"""
+    image_folder: Text = None
+    """Folder that the pictures of conversations are relative to; the data file's own folder when not given."""
     data_split: Text = None
     """Split of a Hub or datasets source."""
     data_subset: Text = None

@@ -12,7 +12,7 @@ from instruct_prune.encode.chat_messages import ChatMessages
 from instruct_prune.encode.frame import learn_frame
 from instruct_prune.encode.marks import Found, Marker, find, free_stem, opens_thought, plain_values, written_as
 from instruct_prune.encode.rendering import Rendered, RenderError, Span, counted
-from instruct_prune.encode.takes import Takes
+from instruct_prune.encode.takes import CLOSE, OPEN, Takes, answer
 from instruct_prune.errors import InputError
 from instruct_prune.rows.row import Row
 
@@ -41,11 +41,18 @@ class ChatTemplate:
     marks both must be the same text, and the marks tell where each turn is. A turn's span goes from the end of what
     the template writes to prompt it to the token that ends it; how both look, `Frame` has learnt. What a turn says
     and the template does not write is counted in ``notes``.
+
+    Args:
+        tokenizer: of transformers.
+        source: the template.
+        name: what it is called.
+        mark: what stands for a picture in the text of a turn, and in what the template writes; "" where no row shows any.
+            Templates that take turns as lists of parts are given such lists.
     """
 
     writes_specials = True
 
-    def __init__(self, tokenizer: Any, source: str, name: str) -> None:
+    def __init__(self, tokenizer: Any, source: str, name: str, mark: str = "") -> None:
         self._tokenizer = tokenizer
         self.name = name
         self._counts: Counter[tuple[str, str]] = Counter()
@@ -54,6 +61,8 @@ class ChatTemplate:
             note = "the chat template writes today's date: it is fixed to 26 July 2024, for scores that last"
             self._counts[note, ""] = 1
         self.text = source
+        self._mark, self._in_parts = mark, False
+        self._in_parts = bool(mark) and self._takes_parts()
         tokens = [token for token in tokenizer.get_added_vocab() if token]
         try:
             self._takes = Takes.of(self._write, source)
@@ -88,7 +97,7 @@ class ChatTemplate:
 
         try:
             texts: list[str] = self._tokenizer.apply_chat_template(
-                conversations,
+                [[self._turn(turn) for turn in turns] for turns in conversations] if self._in_parts else conversations,
                 tools=[dict(tool) for tool in tools] or None,
                 chat_template=self.text,
                 tokenize=False,
@@ -108,6 +117,24 @@ class ChatTemplate:
                 f"the chat template refuses this conversation: {str(error).rstrip('.') or type(error).__name__}"
             ) from None
         return texts
+
+    def _takes_parts(self) -> bool:
+        """Whether the template writes the text and the picture of a list of parts."""
+        self._in_parts = True
+        try:
+            written = self._write([{"role": "user", "content": f"{self._mark}{OPEN}"}, answer(CLOSE)])
+        except RenderError:
+            return False
+        return all(text in written for text in (self._mark, OPEN, CLOSE))
+
+    def _turn(self, turn: dict[str, Any]) -> dict[str, Any]:
+        """A turn with its content as parts: text, and pictures where their marks stand."""
+        if not isinstance(turn["content"], str):
+            return turn
+        parts: list[dict[str, str]] = []
+        for i, text in enumerate(turn["content"].split(self._mark)):
+            parts += [*([{"type": "image"}] if i else []), *([{"type": "text", "text": text}] if text else [])]
+        return {**turn, "content": parts or [{"type": "text", "text": ""}]}
 
     def render(self, sample: Row, turns: Sequence[int]) -> Rendered:
         messages, positions = self._messages.of(sample)

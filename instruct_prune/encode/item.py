@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from instruct_prune.arrays import Bool, Int32
+from instruct_prune.rows.row import ImageRef
 
 
 class Status(StrEnum):
@@ -38,6 +39,7 @@ class Encoded:
         n_cut: response tokens that truncation removed.
         reason: why, when the status is not OK.
         content_hash: hexadecimal digest of token ids and mask.
+        item: what the model is given of the row, where that is more than its tokens; None elsewhere.
     """
 
     row_id: int
@@ -47,6 +49,7 @@ class Encoded:
     n_cut: int = 0
     reason: str = ""
     content_hash: str = ""
+    item: PicturedTokens | None = None
 
     def __post_init__(self) -> None:
         if self.input_ids.shape != self.response_mask.shape or self.input_ids.ndim != 1:
@@ -61,6 +64,23 @@ class Tokens:
 
     ids: Int32
     response_mask: Bool
+
+
+@dataclass(frozen=True, slots=True)
+class PicturedTokens(Tokens):
+    """A row that shows pictures.
+
+    Attributes:
+        pictures: in order.
+        asked: what the processor is asked for, as JSON of its arguments.
+        blind: the row without its pictures; no tokens where its response would be other tokens then.
+        key: of this row among all that a model is given.
+    """
+
+    pictures: tuple[ImageRef, ...]
+    asked: str
+    blind: Tokens
+    key: str
 
 
 @dataclass(frozen=True, slots=True)

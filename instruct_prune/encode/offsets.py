@@ -56,14 +56,23 @@ def _token_range(encoding: Any, start: int, end: int, length: int) -> tuple[int,
     return (int(found[0]), int(found[-1]) + 1) if len(found) else (0, 0)
 
 
-def truncate(ids: Int32, mask: Bool, n_before: int, max_length: int) -> tuple[Int32, Bool, int]:
-    """Cut what comes after the last response token, then the prompt from the left (after BOS), then the right end."""
+def tokens_until(encoding: Any, end: int) -> int:
+    """How many tokens a text has up to a character, the one that crosses it counted."""
+    offsets = np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+    return int((offsets[:, 0] < end).sum())
+
+
+def truncate(ids: Int32, mask: Bool, n_before: int, max_length: int, whole: int = 0) -> tuple[Int32, Bool, int]:
+    """Cut what comes after the last response token, then the prompt from the left (after BOS), then the right end.
+
+    With ``whole`` tokens at the beginning that must stay, because pictures are among them, only the right end is cut.
+    """
     last = len(mask) - int(np.argmax(mask[::-1]))
     ids, mask = ids[: max(last, max_length)], mask[: max(last, max_length)]
     excess = len(ids) - max_length
     if excess <= 0:
         return ids, mask, 0
-    prompt = int(np.argmax(mask)) - n_before
+    prompt = 0 if whole else int(np.argmax(mask)) - n_before
     cut = min(excess, prompt)
     keep = np.r_[0:n_before, n_before + cut : len(ids)]
     ids, mask = ids[keep], mask[keep]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from instruct_prune.rows.row import Message, Row
 
@@ -29,10 +29,17 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A row as text, and the spans of its trained turns in order."""
+    """A row as text, and the spans of its trained turns in order.
+
+    Attributes:
+        text: all of it.
+        spans: of the trained turns.
+        whole: characters at the beginning that must not be cut: up to the end of the row's last picture.
+    """
 
     text: str
     spans: tuple[Span, ...]
+    whole: int = 0
 
 
 class Template(Protocol):
@@ -64,6 +71,31 @@ class Template(Protocol):
             RenderError: the template cannot take this conversation.
         """
         ...
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How rows are written as text for a language model: what trainers' files say of it.
+
+    Attributes:
+        template: "alpaca", "chat", "plain" or a Jinja file.
+        max_length: tokens per row at most.
+        turns: whether every trained assistant turn counts, or the last one.
+        render: a row's text in pieces, (text, is it response).
+        bos: what is put before every text, as text; "" where the tokenizer adds nothing or the template writes it.
+        eos: the tokenizer's end token as text, "" where it has none.
+        added: what the tokenizer puts before every text by itself, as text, whatever the template writes.
+        joins: whether a text in pieces has the tokens of the whole; not so where every text begins with a blank ("▁").
+    """
+
+    template: str
+    max_length: int
+    turns: Literal["all", "last"]
+    render: Callable[[Row], list[tuple[str, bool]]]
+    bos: str = ""
+    eos: str = ""
+    added: str = ""
+    joins: bool = True
 
 
 def with_context(message: Message) -> str:

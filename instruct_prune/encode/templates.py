@@ -94,7 +94,7 @@ class PlainTemplate:
 CONVERSATIONS = ("messages", "sharegpt", "prompt-completion-messages", "preference-messages")
 
 
-def choose_template(wanted: str, tokenizer: Any, data_format: str | None) -> Template:
+def choose_template(wanted: str, tokenizer: Any, data_format: str | None, mark: str = "") -> Template:
     """Build a template.
 
     Args:
@@ -102,6 +102,7 @@ def choose_template(wanted: str, tokenizer: Any, data_format: str | None) -> Tem
             text, alpaca for everything else.
         tokenizer: a transformers tokenizer.
         data_format: ``Source.format``, for "auto".
+        mark: what stands for a picture in the text of a turn; "" where no row shows any.
 
     Raises:
         InputError: the tokenizer has no chat template, the file is missing or no template.
@@ -119,7 +120,7 @@ def choose_template(wanted: str, tokenizer: Any, data_format: str | None) -> Tem
     if wanted == "plain":
         return PlainTemplate(eos)
     if wanted == "chat":
-        return _chat(tokenizer)
+        return _chat(tokenizer, mark)
     path = Path(wanted).expanduser()
     if not path.is_file():
         raise InputError(f"no template {wanted!r}: give auto, alpaca, chat, plain, or the path of a Jinja file.")
@@ -127,14 +128,14 @@ def choose_template(wanted: str, tokenizer: Any, data_format: str | None) -> Tem
         source = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise InputError(f"the template {wanted} is not UTF-8.") from None
-    return ChatTemplate(tokenizer, source, wanted)
+    return ChatTemplate(tokenizer, source, wanted, mark)
 
 
-def _chat(tokenizer: Any) -> Template:
+def _chat(tokenizer: Any, mark: str) -> Template:
     """The tokenizer's chat template, or its several ones."""
     several = tokenizer.chat_template
     if isinstance(several, dict) and "tool_use" in several and "default" in several:
-        return ByTools(tokenizer, several["default"], several["tool_use"])
+        return ByTools(tokenizer, several["default"], several["tool_use"], mark)
     try:
         source = tokenizer.get_chat_template(
             tools=[{}] if isinstance(several, dict) and "tool_use" in several else None
@@ -145,7 +146,7 @@ def _chat(tokenizer: Any) -> Template:
             " named 'default'), so it cannot write conversations. Use the model's instruct version,"
             " --template alpaca, or --template FILE.jinja with a template of your own."
         ) from None
-    return ChatTemplate(tokenizer, source, "chat")
+    return ChatTemplate(tokenizer, source, "chat", mark)
 
 
 class ByTools:
@@ -158,9 +159,9 @@ class ByTools:
     name = "chat"
     writes_specials = True
 
-    def __init__(self, tokenizer: Any, default: str, tool_use: str) -> None:
-        self._default = ChatTemplate(tokenizer, default, "chat")
-        self._tool_use = ChatTemplate(tokenizer, tool_use, "chat")
+    def __init__(self, tokenizer: Any, default: str, tool_use: str, mark: str) -> None:
+        self._default = ChatTemplate(tokenizer, default, "chat", mark)
+        self._tool_use = ChatTemplate(tokenizer, tool_use, "chat", mark)
         self.text = f"{self._default.text}\n{{# tool_use #}}\n{self._tool_use.text}"
 
     @property

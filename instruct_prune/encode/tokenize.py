@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from instruct_prune.arrays import Bool, Int32
 from instruct_prune.encode.item import Encoded, Status
-from instruct_prune.encode.offsets import bare, leading_specials, token_ranges, truncate, unsaid
-from instruct_prune.encode.rendering import Rendered, RenderError, Span, counted
+from instruct_prune.encode.offsets import bare, leading_specials, token_ranges, tokens_until, truncate, unsaid
+from instruct_prune.encode.pictured import Wrapped
+from instruct_prune.encode.rendering import Rendered, RenderError, Span, Template, Writing, counted
 from instruct_prune.encode.templates import choose_template
 from instruct_prune.errors import InputError
 from instruct_prune.rows.row import Row
@@ -23,37 +23,12 @@ MOST_CHARS = 1 << 22  # of a row, a million tokens: more is not even tokenized t
 _NO_IDS = np.zeros(0, dtype=np.int32)
 
 
-@dataclass(frozen=True)
-class Writing:
-    """How rows are written as text for a language model: what trainers' files say of it.
-
-    Attributes:
-        template: "alpaca", "chat", "plain" or a Jinja file.
-        max_length: tokens per row at most.
-        turns: whether every trained assistant turn counts, or the last one.
-        render: a row's text in pieces, (text, is it response).
-        bos: what is put before every text, as text; "" where the tokenizer adds nothing or the template writes it.
-        eos: the tokenizer's end token as text, "" where it has none.
-        added: what the tokenizer puts before every text by itself, as text, whatever the template writes.
-        joins: whether a text in pieces has the tokens of the whole; not so where every text begins with a blank ("▁").
-    """
-
-    template: str
-    max_length: int
-    turns: Literal["all", "last"]
-    render: Callable[[Row], list[tuple[str, bool]]]
-    bos: str = ""
-    eos: str = ""
-    added: str = ""
-    joins: bool = True
-
-
 class Encoder:
     """Tokenizes samples under one template.
 
     Args:
         tokenizer: a transformers tokenizer backed by the tokenizers library ("fast").
-        template: "auto", "alpaca", "chat", "plain" or the path of a Jinja file.
+        template: "auto", "alpaca", "chat", "plain", the path of a Jinja file, or a template that is made already.
         max_length: tokens per row at most.
         turns: score every assistant turn ("all") or the last trained one only ("last").
         overlong: "truncate" cuts rows longer than max_length (prompt from the left first, then the response from
@@ -71,7 +46,7 @@ class Encoder:
     def __init__(
         self,
         tokenizer: Any,
-        template: str = "auto",
+        template: str | Template = "auto",
         *,
         max_length: int,
         turns: Literal["all", "last"] = "all",
@@ -85,7 +60,9 @@ class Encoder:
             )
         if max_length < 2:
             raise InputError(f"--max-length {max_length}: at least 2 tokens are needed to score one of them.")
-        self._template = choose_template(template, tokenizer, data_format)
+        self._template: Template = (
+            choose_template(template, tokenizer, data_format) if isinstance(template, str) else template
+        )
         self._max_length = max_length
         self._turns = turns
         self._overlong = overlong
@@ -216,12 +193,14 @@ class Encoder:
 
     def _rendered(self, sample: Row, turns: list[int]) -> Rendered:
         """The row as text. Blanks after an EOS that the data bring are left out, so that it stays the last token."""
+        if not isinstance(self._template, Wrapped) and any(message.images for message in sample.messages):
+            raise RenderError("the row shows pictures, which are no text: a vision-language model is needed for it")
         row = self._template.render(sample, turns)
         length = len(row.text.rstrip())
         if not self._eos_text or length == len(row.text) or not row.text.endswith(self._eos_text, 0, length):
             return row
         spans = tuple(Span(min(s.start, length), min(s.end, length), s.said) for s in row.spans)
-        return Rendered(row.text[:length], spans)
+        return Rendered(row.text[:length], spans, row.whole)
 
     def _count_unread(self, sample: Row) -> None:
         """Count what the turns of a row say of themselves that nobody reads."""
@@ -254,7 +233,12 @@ class Encoder:
                 return _without_score(row_id, Status.TOO_LONG, f"{len(ids)} tokens, more than {self._max_length}")
             status, reason = Status.TRUNCATED, f"{len(ids)} tokens, cut to {self._max_length}"
             n_before = len(self._leading) if ids[: len(self._leading)].tolist() == self._leading else 0
-            ids, mask, n_cut = truncate(ids, mask, n_before, self._max_length)
+            whole = len(ids) - len(encoding.ids) + tokens_until(encoding, row.whole) if row.whole else 0
+            if whole > self._max_length or (whole and not mask[: self._max_length].any()):
+                return _without_score(
+                    row_id, Status.TOO_LONG, f"{reason}: pictures are not cut, and they leave no response"
+                )
+            ids, mask, n_cut = truncate(ids, mask, n_before, self._max_length, whole)
         mask[0] = False  # nothing comes before the first token, so it is never a target
         if not mask.any():
             return _without_score(row_id, Status.ALL_MASKED, "no response token has a token before it")

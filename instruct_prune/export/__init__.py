@@ -13,6 +13,7 @@ EXPORTS: dict[str, str] = {
     "tokens": "instruct_prune.export.tokens:tokens",
     "alpaca": "instruct_prune.export.trainers:alpaca",
     "messages": "instruct_prune.export.trainers:messages",
+    "llava": "instruct_prune.export.pictured:llava",
     "llamafactory": "instruct_prune.export.llamafactory:llamafactory",
     "axolotl": "instruct_prune.export.axolotl:axolotl",
     "trl": "instruct_prune.export.trl:trl",

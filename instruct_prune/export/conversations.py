@@ -52,7 +52,9 @@ def alpaca_row(sample: Row, *, system: bool = True, history: bool = True) -> dic
     return row
 
 
-def messages_row(sample: Row, trained: set[int], *, weights: bool = False, tools: bool = False) -> dict[str, Any]:
+def messages_row(
+    sample: Row, trained: set[int], *, weights: bool = False, tools: bool = False, pictures: bool = False
+) -> dict[str, Any]:
     """OpenAI's ``messages``. Thoughts (``reasoning_content``) and keys of turns that nobody reads go along.
 
     Args:
@@ -60,13 +62,14 @@ def messages_row(sample: Row, trained: set[int], *, weights: bool = False, tools
         trained: positions of the turns that are trained on.
         weights: write ``weight`` 0 or 1 into every assistant turn.
         tools: write the key ``tools``, null where the row has none.
+        pictures: the caller puts the pictures of turns beside their text.
 
     Raises:
-        CannotExpressError: plain text.
+        CannotExpressError: plain text, or pictures that nobody would see.
     """
     turns: list[dict[str, Any]] = []
     waiting: list[Mapping[str, Any]] = []  # calls without a result
-    for i, message in enumerate(_turns(sample)):
+    for i, message in enumerate(_turns(sample, pictures)):
         turn: dict[str, Any] = {"role": message.role, "content": said(message)}
         if message.reasoning.strip():
             turn["reasoning_content"] = message.reasoning
@@ -130,7 +133,9 @@ def text_row(sample: Row, bos: str = "", eos: str = "") -> dict[str, Any]:
     return {"text": text.rstrip().removesuffix(eos) if eos and text.rstrip().endswith(eos) else text}
 
 
-def _turns(sample: Row) -> Sequence[Message]:
+def _turns(sample: Row, pictures: bool = False) -> Sequence[Message]:
+    if not pictures and any(message.images for message in sample.messages):
+        raise CannotExpressError("it shows pictures, and this format has no place for them")
     if any(message.role == "text" for message in sample.messages):
         raise CannotExpressError("the row is plain text without turns")
     return sample.messages

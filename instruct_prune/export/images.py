@@ -24,6 +24,11 @@ SUFFIX_OF = {
 }
 
 
+def suffix_of(data: bytes) -> str:
+    """The ending of a picture's file name, by its first bytes."""
+    return next((suffix for magic, suffix in SUFFIX_OF.items() if data.startswith(magic)), ".img")
+
+
 def links(job: ExportJob) -> Exported:
     """``pruned_links/CLASS/FILE``: a tree of links to the pictures."""
 
@@ -43,7 +48,7 @@ def copies(job: ExportJob) -> Exported:
     def put(target: Path, picture: ImageRef) -> None:
         data = picture.read()
         if not target.suffix:
-            target = target.with_suffix(next((s for magic, s in SUFFIX_OF.items() if data.startswith(magic)), ".img"))
+            target = target.with_suffix(suffix_of(data))
         target.write_bytes(data)
 
     return _tree(job, "copies", put)

@@ -14,8 +14,8 @@ import numpy as np
 
 from instruct_prune.arrays import Int64, positions_of
 from instruct_prune.encode.item import Tokens
+from instruct_prune.encode.rendering import Writing
 from instruct_prune.encode.store import TokenStore
-from instruct_prune.encode.tokenize import Writing
 from instruct_prune.errors import InputError
 from instruct_prune.rows.formats.completions import PREFERENCE, answered
 from instruct_prune.rows.formats.format import Fields

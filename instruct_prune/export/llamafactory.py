@@ -9,25 +9,17 @@ import dataclasses
 from typing import Any
 
 from instruct_prune.errors import InputError
-from instruct_prune.export import stanzas
+from instruct_prune.export import pictured, stanzas
 from instruct_prune.export.conversations import alpaca_row, sharegpt_row, text_row
 from instruct_prune.export.job import CannotExpressError, Convert, Exported, ExportJob, write_json_rows
+from instruct_prune.export.masks import check_masks, mask_notes
+from instruct_prune.export.pictured import TAGS
 from instruct_prune.export.scored import pair_of, pieces_of
 from instruct_prune.export.tokens import write_dataset
-from instruct_prune.export.trainers import check_masks, mask_notes
 from instruct_prune.rows.row import Row
 from instruct_prune.storage import write_json
 
 COMMAND = "llamafactory-cli train llamafactory.yaml"
-TAGS = {
-    "role_tag": "from",
-    "content_tag": "value",
-    "user_tag": "human",
-    "assistant_tag": "gpt",
-    "observation_tag": "observation",
-    "function_tag": "function_call",
-    "system_tag": "system",
-}
 
 
 def llamafactory(job: ExportJob) -> Exported:
@@ -42,6 +34,8 @@ def llamafactory(job: ExportJob) -> Exported:
     Raises:
         InputError: no row can be written so.
     """
+    if job.survey.pictures:
+        return pictured.llamafactory(job)
     folder = job.folder / "llamafactory"
     target = folder / f"{job.slug}.jsonl"
     described, config = folder / "dataset_info.json", folder / "llamafactory.yaml"

@@ -26,6 +26,8 @@ def pieces_of(job: ExportJob, sample: Row, *, opened: bool) -> list[Piece]:
         CannotExpressError: the template cannot write the row, or the trainer would put something before it that was not
             scored.
     """
+    if any(message.images for message in sample.messages):
+        raise CannotExpressError("the row shows pictures, and this format holds its text alone")
     try:
         said = job.text.render(sample)
     except InputError as error:

@@ -151,7 +151,7 @@ def parquet(job: ExportJob) -> Exported:
 
 def disk(job: ExportJob) -> Exported:
     """``disk/``: the kept rows with all their columns, for ``datasets.load_from_disk``; pictures as `images.dataset`."""
-    if job.survey.pictures:
+    if job.model_kind == "image_encoder":
         return dataset(job)
     target = job.folder / "disk"
     return Exported("disk", (target,), save_dataset(table_of(job), target))

@@ -71,7 +71,8 @@ def tokens_of(job: ExportJob, to: str) -> KeptTokens:
     """
     if job.tokens is None or job.survey.pictures:
         raise InputError(
-            f"--to {to}: these rows show pictures, and tokens cannot hold those. Use --to disk, or pruned.jsonl."
+            f"--to {to}: these rows show pictures, and tokens cannot hold those. Use --to disk or pruned.jsonl, and for "
+            "conversations --to trl, llamafactory, llava or messages."
         )
     return job.tokens
 

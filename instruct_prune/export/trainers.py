@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from instruct_prune.export import pictured
 from instruct_prune.export.conversations import alpaca_row, messages_row
-from instruct_prune.export.job import CannotExpressError, Exported, ExportJob, write_json_rows
+from instruct_prune.export.job import Exported, ExportJob, write_json_rows
+from instruct_prune.export.masks import check_masks, mask_notes
 from instruct_prune.rows.row import Row
 
 
@@ -23,6 +25,8 @@ def alpaca(job: ExportJob) -> Exported:
 
 def messages(job: ExportJob) -> Exported:
     """``messages.jsonl``: OpenAI's form, which TRL and axolotl take; ``weight`` 0 marks turns that are not trained."""
+    if job.survey.pictures:
+        return pictured.messages(job)
     job.refuse_pairs("messages")
     found = job.survey
 
@@ -36,17 +40,3 @@ def messages(job: ExportJob) -> Exported:
     if found.untrained:
         notes.append("turns with weight 0 were not scored; TRL trains them all the same, axolotl does not")
     return write_json_rows(job, "messages", job.folder / "messages.jsonl", convert, notes=tuple(notes))
-
-
-def check_masks(job: ExportJob, sample: Row) -> None:
-    """Refuse a row whose untrained turns would be trained, unless all rows train their last turn only."""
-    answers = {i for i, m in enumerate(sample.messages) if m.role == "assistant"}
-    if job.survey.earlier_trained and answers - job.trained(sample):
-        raise CannotExpressError("one of its assistant turns is not trained, and this format cannot say so")
-
-
-def mask_notes(job: ExportJob) -> tuple[str, ...]:
-    """What to tell the trainer where only the last turns were scored."""
-    if job.survey.untrained and not job.survey.earlier_trained:
-        return ("only the last turn of each row was scored: train with mask_history: true",)
-    return ()

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from instruct_prune.export import stanzas
+from instruct_prune.export import pictured, stanzas
 from instruct_prune.export.conversations import text_row
 from instruct_prune.export.job import Convert, Exported, ExportJob, write_json_rows
 from instruct_prune.export.scored import pair_of, prompt_and_answer
@@ -28,6 +28,8 @@ def trl(job: ExportJob) -> Exported:
     Raises:
         InputError: no row can be written so.
     """
+    if job.survey.pictures:
+        return pictured.trl(job)
     found, folder = job.survey, job.folder / "trl"
     config = folder / "trl.yaml"
     dpo = found.pairs > 0

@@ -156,7 +156,7 @@ def measure_parts(
         IncompleteRunError: stopped by SIGTERM.
     """
     switching = scoring = 0.0
-    with SubnetSwitch(model.module, include_head) as switch, _sigterm() as stopped:
+    with SubnetSwitch(model.module, include_head, model.backbone) as switch, _sigterm() as stopped:
         for p, a_pass in enumerate(work.passes):
             chunks = [chunk for q, chunk in todo if q == p]
             if not chunks:

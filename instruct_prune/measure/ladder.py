@@ -9,7 +9,7 @@ from pathlib import Path
 
 from instruct_prune.errors import InputError
 from instruct_prune.measure.adapter import AdapterFolder, adapter_name
-from instruct_prune.measure.subnet import ALONE, DENSE, FULL, SubnetSpec
+from instruct_prune.measure.subnet import ALONE, BLIND, DENSE, FULL, SubnetSpec
 from instruct_prune.registry import suggestion
 
 FAMILIES = {
@@ -22,6 +22,7 @@ FAMILIES = {
     "adapter": "all weights with a LoRA adapter switched on, as adapter:FOLDER or adapter:NAME=FOLDER",
 }
 EXAMPLES = {"depth": "6,12", "adapter": "FOLDER"}
+VIEWS = (FULL, ALONE, BLIND)
 OWN = re.compile(r"([A-Za-z_][\w.]*:[A-Za-z_]\w*)(?::(.*))?")
 """A user's own family, ``module:function`` or ``module:function:0.1,0.2``."""
 
@@ -114,13 +115,13 @@ def score_name_of(texts: Sequence[str], presets: Presets = PRESETS) -> str:
 
 
 def _parse_one(text: str, n_seeds: int, presets: Presets) -> list[SubnetSpec]:
-    if text == ALONE:
-        text = f"dense@{ALONE}"
+    if text in (ALONE, BLIND):
+        text = f"dense@{text}"
     weights, at, view = text.rpartition("@") if "@" in text else (text, "", "")
-    if at and not (view in (FULL, ALONE) or OWN.fullmatch(view)):
+    if at and not (view in VIEWS or OWN.fullmatch(view)):
         raise InputError(
-            f"--subnets {text}: unknown view {view!r}.{suggestion(view, (FULL, ALONE))} Known: {FULL}, {ALONE}, or your own "
-            "as module:function."
+            f"--subnets {text}: unknown view {view!r}.{suggestion(view, VIEWS)} Known: {', '.join(VIEWS)}, or your own as "
+            "module:function."
         )
     specs = _parse_weights(text, weights, n_seeds, presets)
     return [replace(spec, view=view) for spec in specs] if at else specs
@@ -134,7 +135,7 @@ def _parse_weights(text: str, weights: str, n_seeds: int, presets: Presets) -> l
         return [SubnetSpec(own[1], number, seed) for number in numbers for seed in range(n_seeds)]
     if family not in FAMILIES:
         raise InputError(
-            f"unknown subnet {text!r} in --subnets.{suggestion(family, [*FAMILIES, ALONE, *presets])} Presets: "
+            f"unknown subnet {text!r} in --subnets.{suggestion(family, [*FAMILIES, ALONE, BLIND, *presets])} Presets: "
             f"{', '.join(presets)}. Families: {', '.join(FAMILIES)}, with values after a colon, as in "
             "magnitude:1.0,0.8,0.64, or your own as module:function:0.1,0.2."
         )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from instruct_prune.errors import InputError
 from instruct_prune.measure.ladder import FAMILIES
 from instruct_prune.measure.probes import Loss, Probe
-from instruct_prune.measure.subnet import ALONE, DENSE, FULL, SubnetSpec
+from instruct_prune.measure.subnet import ALONE, BLIND, DENSE, FULL, SubnetSpec
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def plan_passes(measurements: Sequence[Measurement]) -> tuple[Pass, ...]:
     found: dict[tuple[SubnetSpec, str], list[Measurement]] = {}
     for one in measurements:
         found.setdefault((one.spec.weights, one.spec.view), []).append(one)
-    views = sorted({view for _, view in found}, key=lambda view: (view not in (FULL, ALONE), view != FULL, view))
+    views = sorted({view for _, view in found}, key=lambda view: (view not in (FULL, ALONE, BLIND), view != FULL, view))
     kinds = sorted({w.kind for w, _ in found}, key=lambda kind: (*_place(kind), kind))
 
     def order(key: tuple[SubnetSpec, str]) -> tuple[int, int, str, int, float]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-FULL, ALONE = "full", "alone"
-"""Views that every run knows: the whole row, and the response without its prompt (for IFD)."""
+FULL, ALONE, BLIND = "full", "alone", "blind"
+"""Views that every run knows: the whole row, the response without its prompt (for IFD), and the row without its pictures."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -17,7 +17,7 @@ class SubnetSpec:
         value: density in (0, 1] for magnitude and random, rate in [0, 1) for dropout, number of blocks for depth.
         seed: for random, dropout and the user's own.
         scope: "layerwise" or "global", for magnitude.
-        view: what of the row the model sees: "full", "alone", or the user's own as ``module:function``.
+        view: what of the row the model sees: "full", "alone", "blind", or the user's own as ``module:function``.
         folder: of an adapter.
         label: what an adapter is called.
     """

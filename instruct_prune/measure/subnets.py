@@ -25,10 +25,17 @@ MLP = re.compile(r"mlp|feedforward|ffn|moe|sparse", re.IGNORECASE)
 
 
 class SubnetSwitch:
-    """One model, one subnet at a time. Use as a context manager: weights and hooks are as before afterwards."""
+    """One model, one subnet at a time. Use as a context manager: weights and hooks are as before afterwards.
 
-    def __init__(self, model: nn.Module, include_head: bool = False) -> None:
+    Args:
+        model: the whole of it, which adapters and the user's own subnets change.
+        include_head: also mask the output head.
+        backbone: the part that loses weights and units, where that is not all.
+    """
+
+    def __init__(self, model: nn.Module, include_head: bool = False, backbone: nn.Module | None = None) -> None:
         self.model = model
+        self._backbone = model if backbone is None else backbone
         self._include_head = include_head
         self._masker: WeightMasker | None = None
         self._hooks: list[Any] = []
@@ -50,11 +57,11 @@ class SubnetSwitch:
         """
         self._unhook()
         if spec.kind in ("magnitude", "random") and self._masker is None:
-            self._masker = WeightMasker(self.model, self._include_head)
+            self._masker = WeightMasker(self._backbone, self._include_head)
         if self._masker is not None:
             self._masker.apply(spec)
         if spec.kind == "dropout":
-            self._hooks = inject_dropout(self.model, spec)
+            self._hooks = inject_dropout(self._backbone, spec)
         if spec.kind == "adapter":
             self._hooks = switch_on(self.model, spec.folder)
         if ":" in spec.kind:

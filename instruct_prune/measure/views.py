@@ -11,7 +11,7 @@ import numpy as np
 from instruct_prune.arrays import Int32, Int64
 from instruct_prune.encode.item import Tokens
 from instruct_prune.errors import InputError
-from instruct_prune.measure.subnet import ALONE
+from instruct_prune.measure.subnet import ALONE, BLIND
 from instruct_prune.models.model import Items, Model
 from instruct_prune.registry import load_attribute
 
@@ -38,10 +38,19 @@ def alone(item: Any, model: Model) -> Tokens:
     return Tokens(ids, mask)
 
 
+def blind(item: Any, model: Model) -> Any:
+    """The row as the same template writes it without its pictures (VisNec, arXiv 2603.01195); rows without any as they are.
+
+    Raises:
+        InputError: the rows are not for a model that sees.
+    """
+    return model.blind(item)
+
+
 def view_of(name: str) -> View:
     """The function of a view's name."""
-    if name == ALONE:
-        return alone
+    if name in (ALONE, BLIND):
+        return alone if name == ALONE else blind
     found: View = load_attribute(name, "--subnets")
     return found
 

@@ -111,10 +111,7 @@ class CausalLM(TextModel):
         Raises:
             InputError: it has no output head, or does something unknown to its logits.
         """
-        self.module: Any = module
-        self.head = Head(output_head(module), logit_adjustment(module.config))
-        self._long_above = long_above(module.config)
-        self._most = min(names.context_of(module.config, 2**30), self._long_above or 2**30)
+        self._take(module)
         with torch.inference_mode():
             trial = Trial(module)
             wrong = []
@@ -128,6 +125,12 @@ class CausalLM(TextModel):
             f"{type(module).__name__} changes its logits after the output head in a way that is not known here (neither "
             f"soft-capping nor scaling of the configuration): {wrong[-1]}. Its losses would be wrong. Please report it."
         )
+
+    def _take(self, module: Any) -> None:
+        self.module: Any = module
+        self.head = Head(output_head(module), logit_adjustment(module.config))
+        self._long_above = long_above(module.config)
+        self._most = min(names.context_of(module.config, 2**30), self._long_above or 2**30)
 
     def _run_by(self, decoder: Any) -> None:
         self.decoder = decoder

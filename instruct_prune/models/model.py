@@ -16,7 +16,7 @@ from instruct_prune.arrays import Bool, Float32, Int32, Int64
 from instruct_prune.config import EncodeConfig, ScoreConfig
 from instruct_prune.encode.batching import Plan
 from instruct_prune.encode.json_items import JsonItems, write_json_items
-from instruct_prune.encode.tokenize import Writing
+from instruct_prune.encode.rendering import Writing
 from instruct_prune.errors import InputError
 from instruct_prune.rows.row import Row
 
@@ -89,7 +89,7 @@ class Model(ABC):
         embeds: whether the rows are clustered by the model's own pooled states unless the user names an embedder.
         pooling: how a row becomes one vector for ``--embedder model``, unless the user says otherwise.
         name: as the user wrote it.
-        module: what subnets act on, after `load`.
+        module: the whole model, after `load`.
         notes: what people should know of the encoding, after `write_items`.
         shortcuts: after `load`, what was found out about the weights that decides `shared_prefixes` and `alone`; of a type with
             a repr of its content. It is set to what the main process found, so that all processes plan alike.
@@ -105,6 +105,11 @@ class Model(ABC):
     name: str
     module: nn.Module
     shortcuts: Any = None
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The part of ``module`` that subnets remove weights and units from, and gradients are read of. Default: all of it."""
+        return self.module
 
     def __init__(
         self, config: ScoreConfig, encode: EncodeConfig, data_format: str | None, loaded: tuple[Any, Any] | None = None
@@ -242,6 +247,16 @@ class Model(ABC):
             InputError: the model has no pooled states.
         """
         raise InputError(f"{self.name} has no pooled states: its kind, {type(self).__name__}, defines no width().")
+
+    def blind(self, item: Any) -> Any:
+        """The row without its pictures, for the view of that name.
+
+        Raises:
+            InputError: rows of this kind show none that could be left out.
+        """
+        raise InputError(
+            "the view blind (and so the score visual) is for conversations that show pictures. Leave it out."
+        )
 
     def fit(self, blocks: Blocks, items: Items) -> None:
         """Prepare the loss from the pooled states of the dense model (only where ``compares``)."""

@@ -24,6 +24,11 @@ from instruct_prune.registry import load_attribute, suggestion
 DEFAULTS = {"causal_lm": "smollm2-135m-instruct", "image_encoder": "efficientnet-lite0"}
 """{kind of model: the name that is taken when the user names none}."""
 
+NO_SIGHT = (
+    "the rows show pictures, and no model for them is installed: name a vision-language model with --model (a Hub id or a folder). "
+    "To score the text alone, name its columns: --columns messages=messages."
+)
+
 
 @dataclass(frozen=True)
 class ModelSource:
@@ -166,18 +171,36 @@ def load_causal_lm(
         device_map: "auto" or {module: device, "cpu" or "disk"} to spread one model over devices.
         offload_folder: where weights that fit nowhere else go.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
+    return _language_model("AutoModelForCausalLM", source, dtype, device_map, offload_folder)
 
+
+def load_vision_language_model(
+    source: ModelSource, dtype: str, device_map: str | None = None, offload_folder: Path | None = None
+) -> Any:
+    """A model of texts with pictures; as `load_causal_lm`."""
+    return _language_model("AutoModelForImageTextToText", source, dtype, device_map, offload_folder)
+
+
+def _language_model(
+    factory: str,
+    source: ModelSource,
+    dtype: str,
+    device_map: str | dict[str, Any] | None,
+    offload_folder: Path | None,
+) -> Any:
+    import torch
+    import transformers
+
+    kind = getattr(transformers, factory)
     options: dict[str, Any] = {"dtype": getattr(torch, dtype), "attn_implementation": "sdpa"}
     if device_map is not None:
         options |= {"device_map": device_map, "offload_folder": None if offload_folder is None else str(offload_folder)}
     try:
-        model = whole(AutoModelForCausalLM, source, **options)
+        model = whole(kind, source, **options)
     except ValueError as error:
         if NO_SDPA not in str(error):
             raise
-        model = whole(AutoModelForCausalLM, source, **{**options, "attn_implementation": "eager"})
+        model = whole(kind, source, **{**options, "attn_implementation": "eager"})
     return model.eval().requires_grad_(False)
 
 

@@ -12,8 +12,9 @@ from torch import nn
 from instruct_prune.arrays import Int32, Int64
 from instruct_prune.config import EncodeConfig, ScoreConfig
 from instruct_prune.encode.item import Encoded, Tokens
+from instruct_prune.encode.rendering import Writing
 from instruct_prune.encode.store import TokenStore, write_store
-from instruct_prune.encode.tokenize import Encoder, Writing
+from instruct_prune.encode.tokenize import Encoder
 from instruct_prune.errors import InputError
 from instruct_prune.models import names
 from instruct_prune.models.identity import weights_hash
@@ -74,9 +75,12 @@ class TextModel(Model):
         found: int | None = self.tokenizer.bos_token_id
         return found
 
-    @cached_property
-    def encoder(self) -> Encoder:
-        """Rows to tokens, under the template that the options and the data ask for."""
+    def _longest(self) -> int:
+        """Tokens of a row at most.
+
+        Raises:
+            InputError: fewer than two.
+        """
         wanted = self._encode.max_length
         if wanted is not None and wanted < 2:
             raise InputError(f"--max-length {wanted}: a row needs at least two tokens, one of them to be predicted.")
@@ -89,10 +93,15 @@ class TextModel(Model):
             self._own_notes.append(
                 f"--max-length {wanted:,}: the model has {context:,} positions, so that is the limit"
             )
+        return min(wanted or context, context)
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """Rows to tokens, under the template that the options and the data ask for."""
         return Encoder(
             self.tokenizer,
             self._encode.template,
-            max_length=min(wanted or context, context),
+            max_length=self._longest(),
             turns=self._encode.turns,
             overlong=self._encode.overlong,
             data_format=self._data_format,
@@ -110,12 +119,16 @@ class TextModel(Model):
     def notes(self) -> Sequence[str]:
         return (*self._own_notes, *self.encoder.notes)
 
+    def encode(self, rows: Sequence[Row]) -> list[Encoded]:
+        """Rows as the model reads them, in memory."""
+        return self.encoder.encode(rows)
+
     def write_items(self, folder: Path, rows: Iterable[Row], advance: Advance, strict: bool) -> None:
         write_store(folder, self._encoded(rows, advance))
 
     def _encoded(self, rows: Iterable[Row], advance: Advance) -> Iterator[tuple[Encoded, str, int]]:
         known: int | None = getattr(self._configuration.get_text_config(), "vocab_size", None)
-        for batch in _batches(rows):
+        for batch in batches_of(rows):
             for row, encoded in zip(batch, self.encoder.encode(batch), strict=True):
                 if known is not None and (encoded.input_ids >= known).any():
                     raise InputError(self._beyond(int(encoded.input_ids.max()), known, row))
@@ -170,7 +183,7 @@ def from_factory(name: str) -> tuple[Any, Any]:
     return made
 
 
-def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
+def batches_of(rows: Iterable[Row]) -> Iterator[list[Row]]:
     """Rows to be tokenized together: fewer where they are long, so that memory does not grow with their length."""
     batch: list[Row] = []
     chars = 0

@@ -142,7 +142,7 @@ class Bench:
             for rows in self.sets.values():
                 some = rows[::TIMED_SHARE]
                 began = time.monotonic()
-                evaluate(model, some)
+                evaluate(model, some, held=self.base.held)
                 took = time.monotonic() - began
                 judged += took * sum(len(r.input_ids) for r in rows) / sum(len(r.input_ids) for r in some)
             if self.tasks:
@@ -154,11 +154,11 @@ class Bench:
         rows = train_rows(self.pool[row] for row in arm.rows)
         sizes = [row.n_targets for row in rows]
         plan = steps_of(sizes, arm.steps, round(arm.epochs * sum(sizes)), arm.seed)[:steps]
-        train_by_tokens(model, rows, plan, self._options(arm))
+        train_by_tokens(model, rows, plan, self._options(arm), self.base.held)
         return sum(len(rows[piece.row]) for step in plan for piece in step)
 
     def _judge(self, model: Any) -> Judged:
-        found = {name: evaluate(model, rows) for name, rows in self.sets.items()}
+        found = {name: evaluate(model, rows, held=self.base.held) for name, rows in self.sets.items()}
         readings = {name: read(losses.values, losses.offset) for name, losses in found.items()}
         return Judged(readings, self.tasks.judge(model, self._tokenizer) if self.tasks else {})
 

@@ -19,6 +19,7 @@ from instruct_prune.report.pick import pick_rows
 from instruct_prune.report.proof_section import ProofView, proof_section
 from instruct_prune.report.rows import read_rows, visible
 from instruct_prune.report.tables import Tables, read_tables
+from instruct_prune.report.visual import HARDLY
 from instruct_prune.rows.row import Reject, Row
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.storage import atomic, write_json
@@ -27,7 +28,17 @@ TEXT_BYTES = 10_000_000
 """UTF-8 bytes of all inlined texts together (they compress to a third); a row may have LEAST_BYTES to MOST_BYTES of them."""
 LEAST_BYTES, MOST_BYTES = 500, 8000
 STYLES = ("report.css",)
-SCRIPTS = ("data.js", "filters.js", "charts.js", "map.js", "tables.js", "targets.js", "detail.js", "page.js")
+SCRIPTS = (
+    "data.js",
+    "filters.js",
+    "charts.js",
+    "map.js",
+    "tables.js",
+    "targets.js",
+    "visual.js",
+    "detail.js",
+    "page.js",
+)
 
 
 def write_report(
@@ -58,10 +69,11 @@ def write_report(
     first = compute(folder, tables, others=compared)
     boundary = boundary_of(tables)
     queries = [] if first.target is None else first.target.queries
-    picks = pick_rows(tables, boundary, first.groups, first.duplicates, samples, queries)
+    shown = [] if first.visual is None else [row for row, _ in (*first.visual.lowest, *first.visual.highest)]
+    picks = pick_rows(tables, boundary, first.groups, first.duplicates, samples, queries, shown)
     limit = min(MOST_BYTES, max(LEAST_BYTES, TEXT_BYTES // max(len(picks), 1)))
     typical = [row for group in first.groups for row in group.typical]
-    facts = read_rows(rows, tables.row_id, picks, limit, typical)
+    facts = read_rows(rows, tables.row_id, picks, limit, [*typical, *shown])
     numbers = dataclasses.replace(
         first,
         shifts=shifts_of(tables, facts.columns, compared),
@@ -110,6 +122,7 @@ def _render(numbers: Numbers, data: str, proof: ProofView | None) -> str:
     return environment.get_template("report.html.jinja").render(
         n=numbers,
         proof=proof,
+        hardly=HARDLY,
         data=data,
         plotly=squeeze(plotly.encode()),
         # Only these two scripts may run, and the style sheet may be inline; nothing may be fetched.

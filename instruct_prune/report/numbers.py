@@ -21,6 +21,7 @@ from instruct_prune.report.pools import Boundary, find_boundary
 from instruct_prune.report.rows import Column, visible
 from instruct_prune.report.shift import Histogram, Mmd, Shift, column_shift, histogram, mmd_to_full
 from instruct_prune.report.tables import FATES, Tables
+from instruct_prune.report.visual import VisualNumbers, visual_numbers
 from instruct_prune.run.folder import RunFolder
 
 TYPICAL = 3
@@ -91,6 +92,7 @@ class Numbers:
     others: list[OtherNumbers]
     target: TargetNumbers | None
     contaminated: Contaminated | None
+    visual: VisualNumbers | None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; numbers that are not finite become null."""
@@ -139,6 +141,7 @@ def compute(folder: RunFolder, tables: Tables, others: Sequence[Other] = ()) -> 
         rejected=_rejected(folder),
         target=target_numbers(folder, tables.aim, tables.row_id),
         contaminated=read_contaminated(folder, 0 if tables.run.select is None else tables.run.select.contaminated),
+        visual=visual_numbers(tables),
         others=[other_numbers(tables, o, mmd) for o, mmd in zip(others, mmds[1:], strict=True)],
     )
 

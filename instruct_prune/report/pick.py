@@ -23,12 +23,13 @@ def pick_rows(
     duplicates: Iterable[DuplicateGroup],
     count: int,
     queries: Iterable[Query] = (),
+    shown: Iterable[int] = (),
     seed: int = 0,
 ) -> Int64:
     """int64 [min(count, n)], ascending positions: what people ask for first, then kept and dropped rows at random, half and half.
 
     First come the rows that each query of a target took first and rows typical of the largest clusters (a quarter of the room
-    each at most), the largest groups of duplicates, the rows nearest to the pools' boundary, and the easiest and hardest rows
+    each at most), ``shown`` rows, the largest groups of duplicates, the rows nearest to the pools' boundary, and the easiest and hardest rows
     (an eighth each).
     """
     n = len(tables)
@@ -44,7 +45,14 @@ def pick_rows(
     by_score = np.argsort(tables.score, kind="stable")
     ends = np.stack([by_score, by_score[::-1]], axis=1).ravel()
     part = count // 8
-    chosen = [taken[: 2 * part], typical[: 2 * part], copies[:part], near[:part], ends[:part]]
+    chosen = [
+        taken[: 2 * part],
+        typical[: 2 * part],
+        _positions(tables, shown)[:part],
+        copies[:part],
+        near[:part],
+        ends[:part],
+    ]
     rng = np.random.default_rng(seed)
     kept, dropped = (rng.permutation(np.flatnonzero(side)) for side in (tables.kept, ~tables.kept))
     both = min(len(kept), len(dropped))

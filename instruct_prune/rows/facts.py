@@ -10,6 +10,7 @@ from typing import Any
 
 from instruct_prune.errors import InputError
 from instruct_prune.rows.find import matching
+from instruct_prune.rows.inputs import IMAGES_AND_TEXT
 from instruct_prune.rows.source import Source, open_data
 from instruct_prune.storage import sha256_of
 
@@ -24,7 +25,7 @@ class RowFacts:
         description: what was found, in one sentence for people.
         format: name of the row format.
         kind: how the rows were stored.
-        model_kind: the kind of model that they are for, "causal_lm" or "image_encoder".
+        model_kind: the kind of model that they are for, "causal_lm", "image_encoder" or "vision_language".
         strata: the column that says by itself which rows belong together, or None.
         files: paths and Hub ids.
         identity: of each file path, sha256 and bytes (`Source.identity`).
@@ -78,6 +79,17 @@ class RowFacts:
             raise InputError("these rows lay in the memory of a program that has ended: give them again.")
         arguments["data"] = [self.stamps[name][0] if name in self.stamps else name for name in self.opened_with["data"]]
         return open_data(**arguments)
+
+    def opened_like(self, path: str) -> Source:
+        """Another file, read as these rows were: the same format and columns, and its pictures beside it where they have no folder.
+
+        Raises:
+            InputError: as `open_data`.
+        """
+        opened, folder = self.opened_with, self.opened_with.get("image_folder")
+        if self.model_kind == IMAGES_AND_TEXT and folder is None:
+            folder = str(Path(path).expanduser().parent)
+        return open_data([path], format=opened.get("format"), columns=opened.get("columns"), image_folder=folder)
 
     def require_unchanged(self) -> None:
         """Refuse to go on with data that changed.

@@ -1,4 +1,4 @@
-"""Content that is a list of parts: text, thoughts, calls and results, as OpenAI, Anthropic and LLaMA-Factory write them."""
+"""Content that is a list of parts: text, pictures, thoughts, calls and results, as OpenAI, Anthropic and LLaMA-Factory write them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from instruct_prune.rows.calls import Call, call_id, call_of
+from instruct_prune.rows.pictures import OF_PARTS, part_of
 from instruct_prune.rows.reader import RowError, loads, named_type
+from instruct_prune.rows.row import Part
 
 _TEXT = ("text", "input_text", "output_text")
 _THOUGHTS = ("reasoning", "thinking", "think", "thought", "reasoning_content")
@@ -26,6 +28,7 @@ class Spoken:
         calls: in OpenAI's form.
         results: (id of the call as the data have it, text) of results that a turn of the user carries (Anthropic).
         remarks: how it was read, where that is not what the data say.
+        shown: its words and pictures in order, where it shows pictures.
     """
 
     text: str
@@ -33,20 +36,27 @@ class Spoken:
     calls: tuple[Call, ...] = ()
     results: tuple[tuple[str, str], ...] = ()
     remarks: tuple[str, ...] = ()
+    shown: tuple[Part, ...] = ()
+
+    @property
+    def content(self) -> str | tuple[Part, ...]:
+        """As `Message` has it."""
+        return self.shown or self.text
 
 
 def parts_of(parts: Sequence[object], field: str, position: int) -> Spoken:
     """Read the parts of one turn.
 
     Args:
-        parts: strings and ``{"type", "text"}``; LLaMA-Factory has ``value`` in place of ``text``.
+        parts: strings and ``{"type", "text"}``; LLaMA-Factory has ``value`` in place of ``text``. Those of the type image hold a
+            picture, or stand where one of the row's ``images`` is shown.
         field: where they stand, for messages.
         position: of the turn, for the ids of calls.
 
     Raises:
         RowError: naming the part that cannot be read.
     """
-    text: list[str] = []
+    said: list[Part] = []
     thoughts: list[str] = []
     calls: list[Call] = []
     results: list[tuple[str, str]] = []
@@ -65,14 +75,18 @@ def parts_of(parts: Sequence[object], field: str, position: int) -> Spoken:
         elif kind in _RESULTS:
             results.append((str(part.get("tool_use_id", part.get("tool_call_id"))), _result(part, where)))
         elif kind in _TEXT:
-            text.append(_words(part, kind, where))
+            said.append(Part("text", _words(part, kind, where)))
+        elif kind in OF_PARTS:
+            said.append(part_of(part, where))
         else:
             raise RowError(f"only text parts can be scored, this part is {kind!r}", where)
         seen.append("thoughts" if kind in _THOUGHTS else "calls" if kind in _CALLS else "text")
     remarks: tuple[str, ...] = ()
     if seen != sorted(seen, key=_ORDER.index):
         remarks = ("parts of a turn in another order are put in this one: thoughts, text, calls",)
-    return Spoken("".join(text), "\n\n".join(thoughts), tuple(calls), tuple(results), remarks)
+    text = "".join(part.value for part in said if isinstance(part.value, str))
+    shown = tuple(said) if any(part.kind == "image" for part in said) else ()
+    return Spoken(text, "\n\n".join(thoughts), tuple(calls), tuple(results), remarks, shown)
 
 
 def _words(part: Mapping[str, Any], kind: str, field: str) -> str:

@@ -3,88 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from instruct_prune.errors import InputError
 from instruct_prune.rows.find import Data, find_readers
-from instruct_prune.rows.formats import DETECTION_ROWS, FORMATS, Format, detect, find_format, shown_name
-from instruct_prune.rows.formats.images import SHOWN_IN_TURNS, holds_picture, is_picture, refuse_pictures
-from instruct_prune.rows.reader import Reader, RowData, RowError, as_mapping
+from instruct_prune.rows.formats import find_format
+from instruct_prune.rows.inputs import IMAGES, TEXT, Input, open_input
+from instruct_prune.rows.reader import RowData, RowError, as_mapping
 from instruct_prune.rows.row import ImageRef, Reject, Row
-from instruct_prune.rows.tree import ImageTree, ListingHash
-
-
-@dataclass(frozen=True)
-class _Input:
-    reader: Reader
-    format: Format
-    shown_format: str
-    columns: Mapping[str, str]
-
-    @cached_property
-    def used(self) -> frozenset[str]:
-        """The file's columns that are part of the conversation."""
-        return frozenset(self.columns.get(name, name) for name in self.format.names)
-
-    @cached_property
-    def _needed(self) -> tuple[str, ...]:
-        return tuple(name for group in self.format.needs for name in group)
-
-    @cached_property
-    def folder(self) -> Path:
-        return Path(self.reader.name).expanduser().parent
-
-    @cached_property
-    def class_names(self) -> Mapping[str, Sequence[str]]:
-        return self.reader.class_names()
-
-    def row(self, row_id: int, line: int, data: RowData | RowError) -> Row | Reject:
-        source = self.reader.name
-        if isinstance(self.reader, ImageTree) and isinstance(data, Mapping):
-            source, line = data["image"], 1
-        try:
-            stored = as_mapping(data)
-            seen = self._named(stored)
-            if self.format.model == "causal_lm" and not self.columns:
-                refuse_pictures(seen, self._needed)
-            messages, tools = self.format.parse(self.format.fields(seen, self.columns, self._base, line))
-        except RowError as error:
-            return Reject(row_id, source, line, error.reason, error.field)
-        raw = data if isinstance(data, bytes) and self.reader.kind == "jsonl" else stored
-        rest = {name: value for name, value in seen.items() if name not in self.used and not _is_held(value)}
-        if self.format.summary is not None:
-            raw = self.format.summary(messages)
-            rest |= raw
-        return Row(row_id, tuple(messages), source, line, raw, rest, tools)
-
-    @property
-    def _base(self) -> Path:
-        return Path() if isinstance(self.reader, ImageTree) else self.folder
-
-    def _named(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The row with the names of its classes in place of their numbers."""
-        if not self.class_names:
-            return row
-        found = dict(row)
-        for column, names in self.class_names.items():
-            number = found.get(column)
-            if isinstance(number, int):
-                found[column] = names[number] if 0 <= number < len(names) else None
-        return found
-
-
-def _is_held(value: Any) -> bool:
-    """Whether a value says nothing about its row, or is a picture with its bytes, which is no column to select by."""
-    return (
-        value is None
-        or value != value
-        or isinstance(value, bytes)
-        or (isinstance(value, Mapping) and is_picture(value))
-    )
+from instruct_prune.rows.tree import ListingHash
 
 
 class Source:
@@ -98,7 +28,7 @@ class Source:
             Formats that take text or turns say "-messages" when the rows hold turns ("preference-messages").
         kind: how the rows are stored ("jsonl", "json", "csv", "tsv", "parquet", "arrow", "dataset", "hub", "imagefolder",
             "memory"); "mixed" when files differ.
-        model_kind: the kind of model that the rows are for: "causal_lm" or "image_encoder".
+        model_kind: the kind of model that the rows are for: "causal_lm", "image_encoder" or "vision_language".
         strata: the column that says by itself which rows belong together, or None.
         description: what was found, in one sentence for people.
         files: paths or Hub ids.
@@ -107,7 +37,7 @@ class Source:
 
     def __init__(
         self,
-        inputs: Sequence[_Input],
+        inputs: Sequence[Input],
         description: str,
         limit: int | None,
         strict: bool,
@@ -120,7 +50,7 @@ class Source:
         self.opened_with = opened_with
         self.description = description
         self.format = "+".join(dict.fromkeys(each.shown_format for each in inputs))
-        self.model_kind = inputs[0].format.model
+        self.model_kind = inputs[0].model_kind
         self.strata = inputs[0].format.strata
         kinds = {each.reader.kind for each in inputs}
         self.kind = kinds.pop() if len(kinds) == 1 else "mixed"
@@ -139,7 +69,7 @@ class Source:
             if isinstance(found, Reject):
                 if self._strict:
                     raise InputError(_strictly(found))
-            elif each.format.model == "image_encoder" and each.reader.kind != "imagefolder":
+            elif each.model_kind != TEXT and each.reader.kind != "imagefolder":
                 for picture in _pictures(found):
                     if picture.data is None:
                         any_listed = True
@@ -147,7 +77,7 @@ class Source:
             yield found
         self._listed = listed.hexdigest() if any_listed else ""
 
-    def _rows(self) -> Iterator[tuple[_Input, int, RowData | RowError]]:
+    def _rows(self) -> Iterator[tuple[Input, int, RowData | RowError]]:
         everything = ((each, line, data) for each in self._inputs for line, data in each.reader.rows())
         return islice(everything, self._limit and min(self._limit, 2**62))
 
@@ -158,7 +88,7 @@ class Source:
         the end was hashed on the way, and is not opened again.
         """
         entries = [entry for each in self._inputs for entry in each.reader.identity()]
-        if self.model_kind != "image_encoder" or self.kind == "imagefolder":
+        if self.model_kind == TEXT or self.kind == "imagefolder":
             return entries
         if self._listed is None:
             for _ in self:
@@ -224,6 +154,7 @@ def open_data(
     strict: bool = False,
     split: str | None = None,
     subset: str | None = None,
+    image_folder: str | None = None,
 ) -> Source:
     """Open files, globs, folders, Hub ids, standard input ("-") or rows in memory as one stream of rows.
 
@@ -236,6 +167,7 @@ def open_data(
         strict: raise at the first row that would be rejected.
         split: split of a Hub dataset, of a saved DatasetDict or of a tree of pictures.
         subset: configuration of a Hub dataset.
+        image_folder: that paths of pictures are relative to; the folder of each file when None.
 
     Raises:
         InputError: nothing there, unreadable, or no row fits a format; the message says what to do.
@@ -244,19 +176,23 @@ def open_data(
         raise InputError(f"--limit {limit}: give the number of rows to read, at least 1.")
     if format is not None:
         find_format(format)
-    inputs: list[_Input] = []
+    if image_folder is not None and not Path(image_folder).expanduser().is_dir():
+        raise InputError(f"--image-folder {image_folder}: there is no such folder.")
+    inputs: list[Input] = []
     told = []
     for reader in find_readers(data, split, subset):
-        chosen, sentence = _open(reader, format, columns or {})
+        chosen, sentence = open_input(reader, format, columns or {}, image_folder)
         if inputs and chosen.format.model != inputs[0].format.model:
             pictures, text = inputs[0].reader.name, reader.name
-            if chosen.format.model == "image_encoder":
+            if chosen.format.model == IMAGES:
                 pictures, text = text, pictures
             raise InputError(
                 f"{text} holds no images, but {pictures} does. Score images and text in runs of their own."
             )
         inputs.append(chosen)
         told.append(sentence)
+    if any(each.shows for each in inputs):  # files of text alone are read as rows without a picture
+        inputs = [replace(each, shows=True) for each in inputs]
     named = isinstance(data, Sequence) and all(isinstance(item, str) for item in data)
     arguments = {
         "data": list(data) if named else None,
@@ -264,37 +200,5 @@ def open_data(
         "columns": dict(columns or {}),
         "limit": limit,
     }
-    return Source(inputs, "; ".join(told), limit, strict, arguments | {"split": split, "subset": subset})
-
-
-def _open(reader: Reader, wanted: str | None, columns: Mapping[str, str]) -> tuple[_Input, str]:
-    if isinstance(reader, ImageTree) and wanted in (None, "image-classification"):
-        chosen = FORMATS["image-classification"]
-        return _Input(reader, chosen, chosen.name, columns), f"images in class folders of {reader.root}"
-    parsed = _first_rows(reader)
-    chosen = detect(parsed, reader.name, wanted, columns)
-    shown = shown_name(chosen, parsed, columns)
-    found = dict.fromkeys(columns.get(name, name) for name in chosen.names)
-    needed = [column for column in found if any(column in row for row in parsed)]
-    how = "as given by --format" if wanted else f"detected on the first {len(parsed)} rows"
-    sentence = f"{shown} ({', '.join(needed)}), {how} of {reader.name}"
-    left_out = [name for name in SHOWN_IN_TURNS if any(holds_picture(row.get(name)) for row in parsed)]
-    if left_out and columns and chosen.model == "causal_lm":
-        sentence += f", without its pictures ({', '.join(left_out)})"
-    return _Input(reader, chosen, shown, columns), sentence
-
-
-def _first_rows(reader: Reader) -> list[Mapping[str, Any]]:
-    parsed: list[Mapping[str, Any]] = []
-    faults: list[tuple[int, str]] = []
-    for line, data in islice(reader.rows(), DETECTION_ROWS):
-        try:
-            parsed.append(as_mapping(data))
-        except RowError as error:
-            faults.append((line, error.reason))
-    if not parsed:
-        if not faults:
-            raise InputError(f"{reader.name} has no rows.")
-        line, reason = faults[0]
-        raise InputError(f"{reader.name}: none of the first {len(faults)} rows can be read. Line {line}: {reason}.")
-    return parsed
+    arguments |= {"split": split, "subset": subset, "image_folder": image_folder}
+    return Source(inputs, "; ".join(told), limit, strict, arguments)

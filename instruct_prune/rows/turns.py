@@ -99,11 +99,12 @@ def _messages(turn: object, field: str, position: int, answers: dict[str, str]) 
         raise RowError(f"thoughts and calls belong to assistant turns, this is {tag!r}", field)
     if spoken.results:
         results = [Message("tool", text, call_id=answers.get(call, "")) for call, text in spoken.results]
-        return results + ([Message(role, spoken.text, extra=extra)] if spoken.text.strip() else []), False
+        rest = [Message(role, spoken.content, extra=extra)] if spoken.text.strip() or spoken.shown else []
+        return results + rest, False
     answered = ""
     if role == "tool" and (turn.get("tool_call_id") or turn.get("name")):
         answered = answers.get(str(turn.get("tool_call_id")), "") or answers.get(f"name {turn.get('name')}", "")
-    return [Message(role, spoken.text, extra=extra, call_id=answered)], False
+    return [Message(role, spoken.content, extra=extra, call_id=answered)], False
 
 
 def _spoken(turn: Mapping[str, Any], role: str, field: str, position: int) -> Spoken:
@@ -161,7 +162,8 @@ def _assistant(
             reasoning = thought
         elif thought.strip() != reasoning.strip():
             extra[key] = turn[key]
-    return Message("assistant", text, trained, tool_calls=calls, reasoning=reasoning, extra=extra, remarks=remarks)
+    content = spoken.shown or text
+    return Message("assistant", content, trained, tool_calls=calls, reasoning=reasoning, extra=extra, remarks=remarks)
 
 
 def _thought(value: object, extra: dict[str, Any], key: str) -> str | None:

@@ -26,6 +26,7 @@ from instruct_prune.models.hub import check_on_hub, logged_in
 from instruct_prune.registry import is_reference, load_attribute, resolve
 from instruct_prune.rows import Source
 from instruct_prune.rows.find import is_hub_id
+from instruct_prune.rows.inputs import IMAGES_AND_TEXT
 from instruct_prune.rows.table import RowTable
 from instruct_prune.run.asked import check_selection
 from instruct_prune.run.by import DEFAULT, find_by, options_of
@@ -136,7 +137,7 @@ def check_model(config: ScoreConfig, kind: str | None = None) -> None:
     """The model's name: of the user's own code, an installed default, a file, or a Hub id that is there.
 
     Raises:
-        InputError: there is no such model.
+        InputError: there is no such model, or none is named and the rows need one.
     """
     if config.model is not None and is_reference(config.model):
         load_attribute(config.model, "--model")
@@ -144,6 +145,8 @@ def check_model(config: ScoreConfig, kind: str | None = None) -> None:
         names.check_model(
             config.model if config.model is not None else names.DEFAULTS[str(kind)], config.model_revision
         )
+    elif kind == IMAGES_AND_TEXT:
+        raise InputError(names.NO_SIGHT)
 
 
 def check_embedder(config: EmbedConfig, kind: str | None = None) -> None:

@@ -78,8 +78,14 @@ def embedder_of(model: Model, config: EmbedConfig) -> str:
 
 
 @writes
-def embed(folder: RunFolder, config: EmbedConfig, restart: bool = False) -> None:
+def embed(folder: RunFolder, config: EmbedConfig, restart: bool = False, model: Model | None = None) -> None:
     """Write ``embeddings.npy``: L2-normalised float32 [m, d] of the m rows that were fit to score, in input order.
+
+    Args:
+        folder: the run.
+        config: the options.
+        restart: discard what is there.
+        model: the scoring model, where it is at hand (and may have no name by which it could be made again).
 
     Raises:
         InputError: no such embedder, vectors that do not fit the rows, or the folder holds those of another embedder.
@@ -89,9 +95,8 @@ def embed(folder: RunFolder, config: EmbedConfig, restart: bool = False) -> None
     options = EncodeConfig(**encoded.options)
     folder.require(RowsFacts)
     rows = RowTable.open(folder / "rows").facts
-    model = make_model(
-        ScoreConfig(model=encoded.model, model_revision=encoded.revision), options, rows.model_kind, rows.format
-    )
+    scoring = ScoreConfig(model=encoded.model, model_revision=encoded.revision)
+    model = model or make_model(scoring, options, rows.model_kind, rows.format)
     items = model.open_items(folder / "items")
     embedder = embedder_of(model, config)
     if _is_model(embedder):

@@ -101,7 +101,7 @@ def plan_work(
     for a_pass, plan in zip(passes, plans, strict=True):
         model.start_pass(plan, a_pass.depths, a_pass.pooled)
         if a_pass.weights.kind == "dropout":
-            block_outputs(model.module)
+            block_outputs(model.backbone)
         if a_pass.weights.kind == "adapter":
             read_added(model.module, a_pass.weights.folder)
     if any(known):

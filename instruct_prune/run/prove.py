@@ -25,6 +25,7 @@ from instruct_prune.prove.plan import Costs, Plan, choose_rate, make_plan
 from instruct_prune.prove.results import Results, told_so_far
 from instruct_prune.prove.study import Done, Study
 from instruct_prune.prove.task_results import of_tasks
+from instruct_prune.rows.inputs import IMAGES_AND_TEXT
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.prove_rows import HELD_OUT, ProveRows, absolute, tests_of
 from instruct_prune.run.prove_rules import SELECTION, Rules, check_rule, named_rules
@@ -93,7 +94,7 @@ class Proof:
         average = float(self.pool.response.mean())
         self.steps = max(1, round(self.budget * config.epochs / average / config.batch_size))
         self.draws = {rule: self.pool.find(rule, self.budget) for rule in self.rules}
-        self.base = find_base(self.rows.name)
+        self.base = find_base(self.rows.name, pictures=self.rows.pool.facts.model_kind == IMAGES_AND_TEXT)
         self.training = TrainConfig(dtype=config.dtype)
         self.more = [times for times in planning.MORE_TIMES if times * self.budget <= self.pool.response.sum()]
         self.tests = list(self.rows.tests) or [HELD_OUT]

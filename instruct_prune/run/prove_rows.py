@@ -13,13 +13,11 @@ import numpy as np
 from instruct_prune.arrays import Bool, Int64
 from instruct_prune.config import EncodeConfig, ScoreConfig
 from instruct_prune.encode.item import Encoded
-from instruct_prune.encode.tokenize import Encoder
 from instruct_prune.errors import InputError
 from instruct_prune.models.text_model import TextModel
 from instruct_prune.progress import Progress, say
 from instruct_prune.prove.config import ProveConfig
 from instruct_prune.prove.harness import YAML
-from instruct_prune.rows import open_data
 from instruct_prune.rows.row import Reject, Row
 from instruct_prune.rows.table import RowTable
 from instruct_prune.run.encode import make_model
@@ -79,7 +77,7 @@ class ProveRows:
             raise InputError(
                 f"{folder.path} is a run over pictures: prove trains language models. See recipes/image_study.py."
             )
-        self._encoder: Encoder = model.encoder
+        self._model = model
         self._encoded: dict[int, Encoded] = {}
         self.table = self._as_trained(folder.read_scores()) if other else folder.read_scores()
         keys = text_keys(row.text for row in self.pool)
@@ -101,7 +99,7 @@ class ProveRows:
         if len(missing):
             rows = self.pool.take(missing)
             while batch := list(islice(rows, BATCH)):
-                self._encoded |= {row.row_id: row for row in self._encoder.encode(batch)}
+                self._encoded |= {row.row_id: row for row in self._model.encode(batch)}
         return {row: self._encoded[row] for row in wanted.tolist()}
 
     def _as_trained(self, table: ScoreTable) -> ScoreTable:
@@ -112,7 +110,7 @@ class ProveRows:
         at = 0
         with Progress("encoding for the trained model", len(wanted), "rows") as progress:
             while batch := list(islice(rows, BATCH)):
-                for row in self._encoder.encode(batch):
+                for row in self._model.encode(batch):
                     i = wanted[at]
                     status[i], response[i] = row.status, int(row.response_mask.sum())
                     prompt[i] = len(row.input_ids) - response[i]
@@ -142,14 +140,13 @@ class ProveRows:
         return keys
 
     def _test(self, name: str, path: str, known: set[int], config: ProveConfig) -> list[Encoded]:
-        opened = self.pool.facts.opened_with
-        source = open_data([path], format=opened.get("format"), columns=opened.get("columns"))
+        source = self.pool.facts.opened_like(path)
         if source.model_kind != self.pool.facts.model_kind:
             raise InputError(f"--test {path}: its rows are of another kind ({source.format}) than the pool's.")
         read = list(source)
         rows = [row for row in read if isinstance(row, Row)]
         fresh = _new(rows, known)
-        encoded = [row for row in self._encoder.encode(fresh) if row.status.scored]
+        encoded = [row for row in self._model.encode(fresh) if row.status.scored]
         order = np.random.default_rng([config.seed, 4]).permutation(len(encoded))
         chosen = [encoded[i] for i in np.sort(order[: config.test_rows])]
         unusable = sum(isinstance(row, Reject) for row in read) + len(fresh) - len(encoded)

@@ -41,6 +41,7 @@ def open_source(data: DataConfig, memory: InMemory | datasets.Dataset | None = N
         strict=data.strict,
         split=data.data_split,
         subset=data.data_subset,
+        image_folder=data.image_folder,
     )
 
 
@@ -146,7 +147,7 @@ def _lasting(folder: RunFolder, data: DataConfig, restart: bool) -> DataConfig:
     known = folder.record(RowsFacts)
     begun = known is not None and known.facts is not None and not restart
     kept = _copied_stdin(folder, begun)
-    return dataclasses.replace(data, data=tuple(str(kept.resolve()) if d == "-" else d for d in data.data))
+    return dataclasses.replace(absolute(data), data=tuple(str(kept.resolve()) if d == "-" else d for d in data.data))
 
 
 def _copied_stdin(folder: RunFolder, begun: bool) -> Path:
@@ -182,4 +183,6 @@ def _copied_stdin(folder: RunFolder, begun: bool) -> Path:
 
 def absolute(data: DataConfig) -> DataConfig:
     """The same data, paths made absolute."""
-    return dataclasses.replace(data, data=tuple(os.path.abspath(d) if os.path.exists(d) else d for d in data.data))
+    paths = tuple(os.path.abspath(d) if os.path.exists(d) else d for d in data.data)
+    pictures = data.image_folder and os.path.abspath(os.path.expanduser(data.image_folder))
+    return dataclasses.replace(data, data=paths, image_folder=pictures)

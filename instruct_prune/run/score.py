@@ -138,7 +138,7 @@ def _finish(
     """
     scores = merge(folder, items, measured, wanted.ladder, wanted.score, dtype, ranks)
     if measured.model.embeds and not embeds_later and folder.find(EmbedFacts) is None:
-        embed_rows(folder, EmbedConfig(), restart=True)
+        embed_rows(folder, EmbedConfig(), restart=True, model=measured.model)
     for name in ("parts", BEFORE):
         shutil.rmtree(folder / name, ignore_errors=True)
     ranks.close()

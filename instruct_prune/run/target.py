@@ -17,7 +17,6 @@ from instruct_prune.config import EncodeConfig, ScoreConfig, TargetConfig
 from instruct_prune.errors import InputError
 from instruct_prune.models.model import Model
 from instruct_prune.progress import Progress, say
-from instruct_prune.rows import open_data
 from instruct_prune.rows.table import RowTable, write_rows
 from instruct_prune.run.by import DEFAULT, find_by, options_of
 from instruct_prune.run.contaminated import SIMILAR, repeats_of, similar_rows, told
@@ -138,8 +137,7 @@ def _open(folder: RunFolder, model: Model, name: str) -> Task:
 def _task(folder: RunFolder, model: Model, name: str, path: str, pool: RowTable) -> Task:
     """Read and encode the rows of one task."""
     own = folder / "targets" / "tasks" / name
-    opened = pool.facts.opened_with
-    source = open_data([path], format=opened.get("format"), columns=opened.get("columns"))
+    source = pool.facts.opened_like(path)
     if source.model_kind != pool.facts.model_kind:
         raise InputError(f"--target {path}: its rows are of another kind ({source.format}) than the pool's.")
     table = write_rows(own / "rows", source)

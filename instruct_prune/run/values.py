@@ -40,8 +40,8 @@ def by_shown(measuring: Measuring) -> Compared:
     """L(y|x) - L(y|q, x) with the nearest rows q of the task before the row (Zhang et al., arXiv 2510.14459, who show the same ones
     to all rows); near by hidden states, as `rds`."""
     store, model = measuring.pool, measuring.model
-    if not isinstance(store, TokenStore) or not isinstance(model, TextModel):
-        raise InputError("--by shown: rows of the target are shown as text, and these rows are none. Use --by rds.")
+    if type(store) is not TokenStore or not isinstance(model, TextModel):  # a store of more than tokens is none
+        raise InputError("--by shown: rows of the target are shown as text alone, and these are more. Use --by rds.")
     before, vectors, values = _dense_losses(measuring), pool_vectors(measuring, STATES), []
     for task in measuring.tasks:
         near = _nearest(measuring, task, vectors, store)

@@ -46,6 +46,18 @@ def ifd(columns: Columns) -> Float32:
     return ratio
 
 
+@score(needs=("loss_dense", "loss_blind"))
+def visual(columns: Columns) -> Float32:
+    """How much its pictures help a row, in nats per response token: the loss without them less the loss with them.
+
+    Near 0 the picture is not needed; below 0 it misleads, as where it belongs to another row; 0 for rows that show none. Not a
+    difficulty: rows that need their picture stand at the upper end (``--method hardest`` takes them first). Source: VisNec,
+    arXiv 2603.01195.
+    """
+    difference: Float32 = (columns["loss_blind"] - columns["loss_dense"]).astype(np.float32)
+    return difference
+
+
 def _needs_of_drop(adapter: str | None) -> tuple[str, ...]:
     return ("loss_dense", ADAPTED + (adapter or ""))
 

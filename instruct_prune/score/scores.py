@@ -18,6 +18,7 @@ SCORES: dict[str, str] = {
     "perplexity": "instruct_prune.score.losses:perplexity",
     "ifd": "instruct_prune.score.losses:ifd",
     "drop": "instruct_prune.score.losses:drop",
+    "visual": "instruct_prune.score.losses:visual",
     "knn_lc": "instruct_prune.score.knn:knn_lc",
 }
 """{name: "module:function"}. One file and one line here add a score."""

@@ -7,10 +7,13 @@ from typing import Any
 
 import torch
 
+from instruct_prune.config import EncodeConfig, ScoreConfig
 from instruct_prune.errors import InputError
 from instruct_prune.models import names as models
+from instruct_prune.models.causal_lm import CausalLM
+from instruct_prune.models.vision_language import VisionLanguage
 from instruct_prune.train.config import TrainConfig
-from instruct_prune.train.processes import resolved_dtype
+from instruct_prune.train.processes import compute_device, resolved_dtype
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,11 @@ class Base:
     source: models.ModelSource
     tokenizer: Any
     context: int
+
+    @property
+    def held(self) -> CausalLM | None:
+        """The loaded model as it measures, where rows are more than their tokens; None elsewhere."""
+        return None
 
     @property
     def name(self) -> str:
@@ -48,13 +56,42 @@ class Base:
         return _load_4bit(self.source, dtype)
 
 
-def find_base(name: str, revision: str | None = None) -> Base:
+@dataclass(frozen=True)
+class SightBase(Base):
+    """A model for rows that show pictures.
+
+    Attributes:
+        model: it, as it measures.
+    """
+
+    model: VisionLanguage
+
+    @property
+    def held(self) -> CausalLM:
+        return self.model
+
+    def load(self, config: TrainConfig) -> Any:
+        if config.quantize != "none":
+            raise InputError("--quantize 4bit is for rows of text alone. Train with --quantize none.")
+        self.model.load(resolved_dtype(config.dtype), compute_device())
+        return self.model.module
+
+
+def find_base(name: str, revision: str | None = None, pictures: bool = False) -> Base:
     """Resolve a model's name: Hub id, local folder, GGUF file or embedded default.
+
+    Args:
+        name: of the model.
+        revision: of a Hub model.
+        pictures: whether it is for rows that show pictures.
 
     Raises:
         InputError: there is no such model, or it has no fast tokenizer.
     """
     source = models.find_model(name, revision)
+    if pictures:
+        model = VisionLanguage(ScoreConfig(model=name, model_revision=revision), EncodeConfig(), None)
+        return SightBase(source, model.tokenizer, models.context_length(source), model)
     return Base(source, models.load_tokenizer(source), models.context_length(source))
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from instruct_prune.models.model import Model
 from instruct_prune.train.batch import collate
 from instruct_prune.train.config import TrainConfig
 from instruct_prune.train.processes import resolved_dtype
@@ -70,7 +71,11 @@ def steps_of(sizes: Sequence[int], steps: int, total: int, seed: int) -> list[li
 
 
 def train_by_tokens(
-    model: Any, rows: Sequence[TrainRow], steps: Sequence[Sequence[Piece]], config: TrainConfig
+    model: Any,
+    rows: Sequence[TrainRow],
+    steps: Sequence[Sequence[Piece]],
+    config: TrainConfig,
+    held: Model | None = None,
 ) -> None:
     """Train the adapter of a model by AdamW; each step takes the mean loss over its response tokens.
 
@@ -79,6 +84,7 @@ def train_by_tokens(
         rows: n rows.
         steps: as `steps_of` makes them.
         config: learning rate, schedule, weight decay and dtype.
+        held: the same model as it measures, where rows are more than their tokens.
     """
     device = next(model.parameters()).device
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -93,8 +99,12 @@ def train_by_tokens(
         optimizer.param_groups[0]["lr"] = config.learning_rate * share
         targets = sum(piece.last - piece.first for piece in step)
         for batch in _micro_batches([_cut(rows[piece.row], piece) for piece in step]):
-            ready = {name: tensor.to(device) for name, tensor in collate(batch, keep_logits=keep_logits).items()}
-            torch.autograd.backward(scaler.scale(_summed_loss(model, ready, dtype) / targets))
+            if held is not None:
+                loss = _loss_of_items(held, batch, dtype)
+            else:
+                ready = {name: tensor.to(device) for name, tensor in collate(batch, keep_logits=keep_logits).items()}
+                loss = _summed_loss(model, ready, dtype)
+            torch.autograd.backward(scaler.scale(loss / targets))
         scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(trained, LARGEST_NORM)
         scaler.step(optimizer)
@@ -109,7 +119,7 @@ def _cut(row: TrainRow, piece: Piece) -> TrainRow:
     end = int(targets[piece.last - 1]) + 1
     labels = row.labels[:end].copy()
     labels[targets[: piece.first]] = IGNORED
-    return TrainRow(row.input_ids[:end], labels, row.position_ids[:end])
+    return TrainRow(row.input_ids[:end], labels, row.position_ids[:end], row.item)
 
 
 def _micro_batches(rows: Sequence[TrainRow]) -> Iterator[list[TrainRow]]:
@@ -121,6 +131,15 @@ def _micro_batches(rows: Sequence[TrainRow]) -> Iterator[list[TrainRow]]:
         batch.append(row)
     if batch:
         yield batch
+
+
+def _loss_of_items(held: Model, rows: Sequence[TrainRow], dtype: str) -> torch.Tensor:
+    """Nats, summed over the response tokens of rows, by the code that measures them."""
+    wanted = getattr(torch, dtype)
+    ready = held.collate([row.tokens for row in rows], -1)
+    with torch.autocast(ready.input_ids.device.type, dtype=wanted, enabled=wanted != torch.float32):
+        means = held.losses(ready, held.forward(ready), None)
+    return (means * torch.as_tensor([row.n_targets for row in rows], device=means.device)).sum()
 
 
 def _summed_loss(model: Any, batch: dict[str, torch.Tensor], dtype: str) -> torch.Tensor:

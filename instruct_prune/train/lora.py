@@ -5,10 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from peft import LoraConfig, get_peft_model
+from torch import nn
 from transformers import set_seed
 
 from instruct_prune.errors import InputError
 from instruct_prune.train.config import TrainConfig
+
+
+def _language_layers(model: Any) -> list[str]:
+    """Names of the linear layers of the language part of a model that sees; none of a model of text."""
+    if model.config.get_text_config() is model.config:
+        return []
+    decoder = model.get_decoder()
+    inside = {id(layer) for layer in decoder.modules() if isinstance(layer, nn.Linear)}
+    return [name for name, layer in model.named_modules() if id(layer) in inside]
 
 
 def attach_lora(model: Any, config: TrainConfig) -> Any:
@@ -18,7 +28,7 @@ def attach_lora(model: Any, config: TrainConfig) -> Any:
 
     Args:
         model: a transformers causal language model, frozen.
-        config: rank, alpha, dropout, target modules, seed, gradient checkpointing.
+        config: rank, alpha, dropout, target modules, seed, gradient checkpointing. "all-linear" is the language part alone.
 
     Raises:
         InputError: the model has no modules of the names in target_modules.
@@ -26,7 +36,7 @@ def attach_lora(model: Any, config: TrainConfig) -> Any:
     set_seed(config.seed)
     targets: str | list[str] = list(config.target_modules)
     if targets == ["all-linear"]:
-        targets = "all-linear"
+        targets = _language_layers(model) or "all-linear"
     lora = LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from instruct_prune.arrays import Float32, Int64
+from instruct_prune.arrays import Float32, Int32, Int64
 from instruct_prune.encode.batching import plan_batches, shared_prefixes
 from instruct_prune.encode.item import Encoded, Tokens
 from instruct_prune.models.causal_lm import CausalLM
@@ -61,7 +61,9 @@ class TokenLosses:
         return float(self.values.mean(dtype=np.float64))
 
 
-def evaluate(model: Any, rows: Sequence[Encoded], batch_tokens: int = 4096) -> TokenLosses:
+def evaluate(
+    model: Any, rows: Sequence[Encoded], batch_tokens: int = 4096, held: CausalLM | None = None
+) -> TokenLosses:
     """The loss of every response token, computed in this process.
 
     Args:
@@ -69,18 +71,22 @@ def evaluate(model: Any, rows: Sequence[Encoded], batch_tokens: int = 4096) -> T
             evaluation) that it had.
         rows: at least one, each with a response token.
         batch_tokens: padded tokens in a forward pass.
+        held: the same model as it measures, where rows are more than their tokens.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     training = base.training
-    items = [Tokens(row.input_ids, row.response_mask) for row in rows]
+    items = [row.item or Tokens(row.input_ids, row.response_mask) for row in rows]
     lengths = np.asarray([len(item.ids) for item in items], dtype=np.int32)
     first = np.asarray([item.response_mask.argmax() for item in items], dtype=np.int32)
     at = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
     positions = np.arange(len(items), dtype=np.int64)
-    held = CausalLM.holding(base.eval())
-    group, prefixes = held.allowed(
-        *shared_prefixes(np.concatenate([i.ids for i in items]), at, positions, first), lengths
-    )
+    base.eval()
+    group: Int32 | None = None
+    prefixes: tuple[Int32, ...] = ()
+    if held is None:
+        held = CausalLM.holding(base)
+        shared = shared_prefixes(np.concatenate([i.ids for i in items]), at, positions, first)
+        group, prefixes = held.allowed(*shared, lengths)
     plan = plan_batches(
         positions, lengths, batch_tokens=batch_tokens, group=group, prefixes=prefixes, alone=held.alone(lengths)
     )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from instruct_prune.arrays import Int64
-from instruct_prune.encode.item import Encoded
+from instruct_prune.encode.item import Encoded, PicturedTokens, Tokens
 
 IGNORED = -100
 """Label of a token that nothing is learnt from, as in transformers and PyTorch."""
@@ -23,14 +23,22 @@ class TrainRow:
         input_ids: int64 [t].
         labels: int64 [t]; the token itself where it is learnt, else IGNORED.
         position_ids: int64 [t]; begins at 0 again with every row of a packed sequence.
+        item: of a row that shows pictures, what the model is given of it; None elsewhere.
     """
 
     input_ids: Int64
     labels: Int64
     position_ids: Int64
+    item: PicturedTokens | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+    @property
+    def tokens(self) -> Tokens:
+        """As a model's ``collate`` takes it."""
+        ids, learnt = self.input_ids.astype(np.int32), self.labels != IGNORED
+        return Tokens(ids, learnt) if self.item is None else replace(self.item, ids=ids, response_mask=learnt)
 
     @property
     def n_targets(self) -> int:
@@ -43,7 +51,7 @@ def train_rows(encoded: Iterable[Encoded]) -> list[TrainRow]:
     rows = []
     for row in encoded:
         ids = row.input_ids.astype(np.int64)
-        rows.append(TrainRow(ids, np.where(row.response_mask, ids, IGNORED), np.arange(len(ids))))
+        rows.append(TrainRow(ids, np.where(row.response_mask, ids, IGNORED), np.arange(len(ids)), row.item))
     return rows
 
 
@@ -64,7 +72,8 @@ def pack(rows: Sequence[TrainRow], length: int) -> list[TrainRow]:
             bins.append([row])
             room.append(length - len(row))
     names = ("input_ids", "labels", "position_ids")
-    return [TrainRow(*(np.concatenate([getattr(row, name) for row in group]) for name in names)) for group in bins]
+    joined = ([np.concatenate([getattr(row, name) for row in group]) for name in names] for group in bins)
+    return [TrainRow(ids, labels, positions) for ids, labels, positions in joined]
 
 
 def training_order(lengths: Sequence[int], steps: int, batch_size: int, seed: int) -> Int64:

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from stored import kept_of
 
+from instruct_prune.encode.rendering import Writing
 from instruct_prune.encode.store import write_store
-from instruct_prune.encode.tokenize import Encoder, Writing
+from instruct_prune.encode.tokenize import Encoder
 from instruct_prune.export import ExportJob
 from instruct_prune.export.job import KeptTokens
 from instruct_prune.rows import open_data

@@ -197,7 +197,7 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
         "messages",
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
         "messages[0].content[0]",
-        "only text parts can be scored, this part is 'image_url'",
+        "there is no picture in this object",
     ),
     (
         "messages",

@@ -292,24 +292,23 @@ TURNS = [{"from": "human", "value": "<image>\nWhat colour is the bus?"}, {"from"
 
 
 @pytest.mark.parametrize(
-    ("more", "field"),
+    ("more", "field", "reason"),
     [
-        ({"image": "pics/1.jpg"}, "image"),
-        ({"image": "pics/1.jpg", "category": "vqa"}, "image"),
-        ({"image": {"bytes": b"x", "path": None}, "label": "a"}, "image"),
-        ({"images": ["pics/1.jpg"]}, "images"),
-        ({"images": ["https://host/no-suffix"]}, "images"),
+        ({"image": "pics/1.jpg"}, "image", "no such picture"),
+        ({"image": "pics/1.jpg", "category": "vqa"}, "image", "no such picture"),
+        ({"image": {"bytes": b"x", "path": None}, "label": "a", "images": []}, None, ""),
+        ({"images": ["pics/1.jpg"]}, "images", "no such picture"),
+        ({"images": ["https://host/no-suffix"]}, "images", "remote address"),
     ],
 )
-def test_conversations_about_pictures_are_conversations(more: dict[str, Any], field: str) -> None:
+def test_conversations_about_pictures_are_conversations(more: dict[str, Any], field: str | None, reason: str) -> None:
     rows = [{"conversations": TURNS} | more] * 3
     for options in ({}, {"format": "sharegpt"}):
         source = open_data(rows, **options)
-        assert (source.format, source.model_kind) == ("sharegpt", "causal_lm")
-        rejects = list(source)
-        assert [(row.field, isinstance(row, Reject)) for row in rejects] == [(field, True)] * 3
-        assert "pictures in conversations are not scored yet" in rejects[0].reason  # type: ignore[union-attr]
-        assert "--columns conversations=conversations" in rejects[0].reason  # type: ignore[union-attr]
+        assert (source.format, source.model_kind) == ("sharegpt", "vision_language")
+        found = list(source)
+        assert [isinstance(row, Reject) for row in found] == [field is not None] * 3
+        assert all(row.field == field and reason in row.reason for row in found if isinstance(row, Reject))
     source = open_data(rows, columns={"conversations": "conversations"})
     assert "without its pictures" in source.description or more["images"] == ["https://host/no-suffix"]
     assert [row.messages[1].text for row in source if isinstance(row, Row)] == ["Green."] * 3

@@ -161,7 +161,7 @@ def test_parts() -> None:
     call = {"type": "tool_use", "id": "x", "name": "weather", "input": {}}
     said = made(ASKS, {"role": "assistant", "content": [call]}, {"role": "user", "content": [result]})
     assert (said[2].role, said[2].text) == ("tool", "rain")
-    for part in ({"type": "image_url", "image_url": {}}, {"type": "redacted_thinking", "data": "x"}, 3):
+    for part in ({"type": "audio", "audio": "x.wav"}, {"type": "redacted_thinking", "data": "x"}, 3):
         with pytest.raises(RowError, match="only text parts can be scored"):
             made({"role": "user", "content": [part]})
 

@@ -72,11 +72,11 @@ class Gradient(Probe):
     @contextmanager
     def watch(self, model: Model, batch: Any) -> Iterator[None]:
         self._watched = Watched()
-        embedding: nn.Module = model.module.get_input_embeddings()  # type: ignore[operator]
+        embedding: nn.Module = model.backbone.get_input_embeddings()  # type: ignore[operator]
         hooks = [embedding.register_forward_hook(lambda module, args, output: output.requires_grad_(True))]
         hooks += [
             layer.register_forward_hook(lambda module, args, output, name=name: self._seen(name, args[0], output))
-            for name, layer in linear_layers(model.module, self.blocks)
+            for name, layer in linear_layers(model.backbone, self.blocks)
         ]
         try:
             yield
@@ -119,7 +119,9 @@ class Gradient(Probe):
         torch.autograd.backward(model.losses(batch, states, None).sum())
         total = self._watched.total
         if total is None:
-            raise InputError(f"{type(model.module).__name__}: no gradient came back to any linear layer of its blocks.")
+            raise InputError(
+                f"{type(model.backbone).__name__}: no gradient came back to any linear layer of its blocks."
+            )
         flat = total.flatten(1)
         return nn.functional.normalize(flat, dim=1, eps=1e-30)
 

@@ -6,6 +6,7 @@ async function start() {
     startSamples();
     startDuplicates();
     startTargets();
+    startVisual();
     drawBar();
     await loadPlotly();
     startMap();

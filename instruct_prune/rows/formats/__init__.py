@@ -51,7 +51,7 @@ def detect(rows: Sequence[Mapping[str, Any]], name: str, wanted: str | None, col
     candidates = [find_format(wanted)] if wanted else list(FORMATS.values())
     _check_columns(name, found, candidates, columns)
     if not wanted and columns:
-        candidates = [each for each in candidates if set(columns) <= set(each.names)]
+        candidates = [each for each in candidates if set(columns) <= {*each.names, *_pictures_of(each)}]
     counts = {each.name: sum(each.fits(each.fields(row, columns, Path(), 1)) for row in rows) for each in candidates}
     said = max((n for each, n in counts.items() if each not in (TEXT.name, IMAGE_CLASSIFICATION.name)), default=0)
     if not wanted and 2 * said >= counts.get(IMAGE_CLASSIFICATION.name, 0) > 0 < said:
@@ -86,13 +86,18 @@ def _check_columns(name: str, found: Sequence[str], candidates: Iterable[Format]
     if twice:
         fields = [field for field, column in columns.items() if column == twice[0]]
         raise InputError(f"--columns names the column {twice[0]!r} for {' and '.join(fields)}; a column is used once.")
-    known = {field for each in (*FORMATS.values(), *candidates) for field in each.names}
+    known = {field for each in (*FORMATS.values(), *candidates) for field in (*each.names, *_pictures_of(each))}
     unknown = [field for field in columns if field not in known]
     if unknown:
         raise InputError(
             f"--columns {unknown[0]}={columns[unknown[0]]}: no format has a field {unknown[0]!r}."
             f"{suggestion(unknown[0], known)} Known: {', '.join(sorted(known))}."
         )
+
+
+def _pictures_of(each: Format) -> tuple[str, ...]:
+    """The field that lists the pictures of a conversation."""
+    return ("images",) if each.model == "causal_lm" else ()
 
 
 def shown_name(chosen: Format, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str:

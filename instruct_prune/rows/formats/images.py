@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from instruct_prune.rows.formats.format import Fields, Format, Parsed
+from instruct_prune.rows.pictures import LISTED
 from instruct_prune.rows.reader import RowError
 from instruct_prune.rows.row import ImageRef, Message, Part
 from instruct_prune.rows.tree import SUFFIXES
@@ -15,14 +16,15 @@ IMAGES = (
     "image", "img", "path", "image_path", "img_path", "file_name", "filename", "filepath", "file", "photo", "picture",
 )  # fmt: skip
 LABELS = ("label", "labels", "class", "class_name", "category", "target", "fine_label", "y")
-SHOWN_IN_TURNS = ("image", "images", "img", "picture", "pictures", "photo", "photos", "image_path", "image_url")
 
 
 def is_picture(value: Any) -> bool:
-    """Whether a value is a picture: its bytes, a path that ends like one, or both as `datasets` keeps them."""
+    """Whether a value is a picture: its bytes, a path that ends like one, a data URI, or as `datasets` keeps them."""
     if isinstance(value, Mapping):
         return "bytes" in value and "path" in value
-    return isinstance(value, bytes) or (isinstance(value, str) and Path(value).suffix.lower() in SUFFIXES)
+    if isinstance(value, str):
+        return value.startswith("data:image/") or Path(value).suffix.lower() in SUFFIXES
+    return isinstance(value, bytes)
 
 
 def holds_picture(value: Any) -> bool:
@@ -40,12 +42,13 @@ def refuse_pictures(row: Mapping[str, Any], columns: Collection[str]) -> None:
     Raises:
         RowError: naming the field.
     """
-    for name in SHOWN_IN_TURNS:
+    for name in LISTED:
         value = row.get(name)
         if value and (holds_picture(value) or name in ("images", "image_url")):
             named = " ".join(f"{column}={column}" for column in columns if column in row)
             raise RowError(
-                f"pictures in conversations are not scored yet; to score the text without them: --columns {named}", name
+                f"the row shows pictures, and the first rows did not, so all are read as text; to score the text alone: --columns {named}",
+                name,
             )
 
 
