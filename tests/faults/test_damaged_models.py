@@ -97,6 +97,23 @@ def test_models_that_are_refused(
         assert "24 read = 24 scored" in told.text
 
 
+@pytest.mark.parametrize("stage", ["score", "encode"])
+def test_scores_are_not_discarded_for_a_model_that_cannot_be_loaded(
+    stage: str, tiny_model_folder: Path, score_words: list[str], tmp_path: Path
+) -> None:
+    model, out = tmp_path / "model", tmp_path / "RUN"
+    shutil.copytree(tiny_model_folder, model)
+    words = [*score_words[:3], "--model", model, "--dtype", "float32", "--subnets", "dense", "--out", out]
+    assert tell(*words).is_clean(0)
+    cut_weights(model, tmp_path)
+    assert refused(tell(*words, "--restart", stage), "could not be loaded")
+    assert tell("select", out, "--keep", "3", "--clusters", "none").is_clean(0)
+    shutil.copytree(tiny_model_folder, model, dirs_exist_ok=True)
+    told = tell(*words, "--restart", stage)
+    assert told.is_clean(0)
+    assert "scoring with" in told.text
+
+
 def test_a_pickle_of_tensors_alone_is_read(tiny_model_folder: Path, score_words: list[str], tmp_path: Path) -> None:
     model, out = tmp_path / "model", tmp_path / "RUN"
     shutil.copytree(tiny_model_folder, model)
@@ -177,7 +194,7 @@ def test_embedders_that_are_refused(finished: Path, mark: Path, tiny_embedder_fo
     cut_weights(cut, mark)
     for folder, says in ((pickled, "a pickle with more in it"), (foreign, "evil.Thing"), (cut, "could not be loaded")):
         assert refused(tell("embed", finished, "--embedder", folder, "--restart", "embed"), says)
-    assert refused(tell("select", finished, "--keep", "3", "--clusters", "2"))  # there are no vectors now
+    assert tell("select", finished, "--keep", "3", "--clusters", "2").is_clean(0)  # by the vectors that were there
     assert tell("embed", finished, "--embedder", tiny_embedder_folder, "--restart", "embed").is_clean(0)
     assert tell("select", finished, "--keep", "3", "--clusters", "2").is_clean(0)
 
@@ -210,5 +227,6 @@ def test_vectors_that_are_refused(finished: Path, tmp_path: Path) -> None:
     np.save(path, GOOD)
     os.truncate(path, path.stat().st_size - 40)
     assert refused(tell("embed", finished, "--embedder", path, "--restart", "embed"), "cut off")
+    assert tell("select", finished, "--keep", "3", "--clusters", "2").is_clean(0)  # by the vectors that were there
     np.save(path, GOOD)
     assert tell("embed", finished, "--embedder", path, "--restart", "embed").is_clean(0)
