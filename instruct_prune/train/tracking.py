@@ -10,11 +10,12 @@ from instruct_prune.train.processes import is_main
 
 
 def tracker_arguments(config: TrainConfig, folder: Path | None) -> dict[str, Any]:
-    """What `TrainingArguments` are told; ``folder`` is the training's, whose name the tracker shows."""
+    """What `TrainingArguments` are told; ``folder`` is the training's, and the name of the run there."""
     by_itself = config.report_to in ("none", "tensorboard") or folder is None
     return {
         "report_to": "none" if by_itself else config.report_to,
-        "run_name": None if folder is None else folder.name,
+        # Not its last part alone: trackio takes two runs of one name for one that goes on.
+        "run_name": None if folder is None else str(folder),
         "trackio_space_id": None,  # transformers 4 would publish the run as a Space of the user's
     }
 

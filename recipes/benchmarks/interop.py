@@ -4,14 +4,15 @@
     python recipes/benchmarks/interop.py --write docs/exports.md    # and puts it into the page
 
 A cell says how many rows have the scorer's token ids and labels; tokens after the last learnt one do not count, because
-nothing is learnt from them. Trainers that are not installed keep their columns of the page. They need no GPU, and no more
-than their data code has to import: TRL, ``pip install --no-deps llamafactory==0.9.5 axolotl==0.19.0 ms-swift==4.6.0`` and what
-they ask for.
+nothing is learnt from them. Trainers that are not installed, or not named by ``--trainer``, keep their columns of the page. They
+need no GPU, and no more than their data code has to import. ``make interop`` makes an environment for each of them, with the
+versions that it asks for, and writes the page.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import importlib.util
 import json
 import tempfile
@@ -218,8 +219,18 @@ COLUMNS = (
 )
 
 
+TRAINERS = tuple(dict.fromkeys(column.package for column in COLUMNS))
+VERSIONS = "measured with"  # the last row of the table
+
+
 def installed(column: Column) -> bool:
     return importlib.util.find_spec(column.package) is not None
+
+
+def versions(column: Column) -> str:
+    """Of the trainer and of the library that it tokenizes with, as installed."""
+    names = ({"swift": "ms-swift"}.get(column.package, column.package), "transformers")
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
 
 
 def cell(tokenizer: Any, wanted: Sequence[Learnt], found: Sequence[Learnt]) -> str:
@@ -276,12 +287,16 @@ def of_page(page: str) -> dict[str, dict[str, str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2-135m-instruct", help="whose tokenizer")
+    parser.add_argument(
+        "--trainer", nargs="+", choices=TRAINERS, help="measure these columns alone; else all that are installed"
+    )
     parser.add_argument("--write", type=Path, help="the page that holds the table")
     options = parser.parse_args()
     tokenizer = load_tokenizer(find_model(options.model))
-    columns = [column for column in COLUMNS if installed(column)]
+    columns = [c for c in COLUMNS if (c.package in options.trainer if options.trainer else installed(c))]
     with tempfile.TemporaryDirectory() as work:
         table = measure(tokenizer, columns, CASES, Path(work))
+    table[VERSIONS] = {column.title: versions(column) for column in columns}
     if options.write is not None:
         page = options.write.read_text(encoding="utf-8")
         for name, row in of_page(page).items():

@@ -6,8 +6,12 @@ Loads nothing of a trainer before one of its readers is called. Part of interop.
 from __future__ import annotations
 
 import contextlib
+import importlib.machinery
+import importlib.util
 import json
 import os
+import sys
+import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +32,13 @@ def config_of(folder: Path, name: str) -> dict[str, Any]:
 
     found: dict[str, Any] = yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8"))
     return found
+
+
+def stand_in(name: str) -> None:
+    """An empty module where it is not installed: a trainer imports it for rows of another kind."""
+    if importlib.util.find_spec(name) is None:
+        sys.modules[name] = types.ModuleType(name)
+        sys.modules[name].__spec__ = importlib.machinery.ModuleSpec(name, None)
 
 
 @contextlib.contextmanager
@@ -81,6 +92,7 @@ def read_by_trl(folder: Path, model: Path) -> list[Learnt]:
 def read_by_llamafactory(folder: Path, model: Path, **changes: str | None) -> list[Learnt]:
     """What ``llamafactory-cli train llamafactory.yaml`` trains on, with some keys changed."""
     os.environ.setdefault("DISABLE_VERSION_CHECK", "1")  # it wants an older transformers; its data code takes this one
+    stand_in("torchaudio")
     from llamafactory.data import get_template_and_fix_tokenizer
     from llamafactory.data.loader import get_dataset
     from llamafactory.hparams import DataArguments, FinetuningArguments, ModelArguments

@@ -20,7 +20,7 @@ def page() -> dict[str, dict[str, str]]:
 
 def test_the_page_has_every_case_and_every_way_into_a_trainer() -> None:
     table = page()
-    assert list(table) == [case.name for case in interop.CASES]
+    assert list(table) == [*(case.name for case in interop.CASES), interop.VERSIONS]
     for row in table.values():
         assert list(row) == [column.title for column in interop.COLUMNS]
         assert all(row.values()), "a cell is empty: the table was written without this trainer"
@@ -29,7 +29,7 @@ def test_the_page_has_every_case_and_every_way_into_a_trainer() -> None:
 def test_tokens_are_trained_as_they_were_scored_by_all() -> None:
     for name, row in page().items():
         for column in interop.COLUMNS:
-            if column.to == "tokens":
+            if column.to == "tokens" and name != interop.VERSIONS:
                 assert row[column.title] in ("6 of 6", "refused"), name
 
 

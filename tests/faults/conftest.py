@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -54,3 +54,10 @@ def call(tmp_path: Path) -> Callable[..., Told]:
         return run_command([*words, "--out", str(out)], tmp_path / "log", fault, **environment)
 
     return run
+
+
+@pytest.fixture
+def mark(tmp_path: Path) -> Iterator[Path]:
+    """A file that is there where foreign code was run."""
+    yield tmp_path / "MARK"
+    assert not (tmp_path / "MARK").exists()

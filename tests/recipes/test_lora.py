@@ -294,5 +294,5 @@ def test_tensorboard_has_every_step_and_the_adapter_is_the_same(tiny_run: Path, 
 @pytest.mark.parametrize("tracker", ["trackio", "wandb"])
 def test_trackers_stay_on_this_machine_and_are_called_by_the_folder(tracker: Any) -> None:
     told = tracker_arguments(TrainConfig(report_to=tracker), Path("adapters/first"))
-    assert told == {"report_to": tracker, "run_name": "first", "trackio_space_id": None}
+    assert told == {"report_to": tracker, "run_name": "adapters/first", "trackio_space_id": None}
     assert tracker_arguments(TrainConfig(report_to=tracker), None)["report_to"] == "none"

@@ -1,4 +1,4 @@
-"""Models, templates, option files and pictures made to run code, to read what is not theirs, or to fail in odd ways."""
+"""Models, embedders and vectors that were made to run code, or that are damaged."""
 
 from __future__ import annotations
 
@@ -12,11 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
-from spoken import kept, refused, tell
-
-from instruct_prune.export.images import _plain_name
+from spoken import refused, tell
 
 
 class Evil:
@@ -27,13 +24,6 @@ class Evil:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.system, (f"touch {self.mark}",)
-
-
-@pytest.fixture
-def mark(tmp_path: Path) -> Any:
-    """A file that is there where foreign code was run."""
-    yield tmp_path / "MARK"
-    assert not (tmp_path / "MARK").exists()
 
 
 def changed_json(path: Path, **entries: Any) -> None:
@@ -105,6 +95,23 @@ def test_models_that_are_refused(
         told = tell(*words)
         assert told.is_clean(0)
         assert "24 read = 24 scored" in told.text
+
+
+@pytest.mark.parametrize("stage", ["score", "encode"])
+def test_scores_are_not_discarded_for_a_model_that_cannot_be_loaded(
+    stage: str, tiny_model_folder: Path, score_words: list[str], tmp_path: Path
+) -> None:
+    model, out = tmp_path / "model", tmp_path / "RUN"
+    shutil.copytree(tiny_model_folder, model)
+    words = [*score_words[:3], "--model", model, "--dtype", "float32", "--subnets", "dense", "--out", out]
+    assert tell(*words).is_clean(0)
+    cut_weights(model, tmp_path)
+    assert refused(tell(*words, "--restart", stage), "could not be loaded")
+    assert tell("select", out, "--keep", "3", "--clusters", "none").is_clean(0)
+    shutil.copytree(tiny_model_folder, model, dirs_exist_ok=True)
+    told = tell(*words, "--restart", stage)
+    assert told.is_clean(0)
+    assert "scoring with" in told.text
 
 
 def test_a_pickle_of_tensors_alone_is_read(tiny_model_folder: Path, score_words: list[str], tmp_path: Path) -> None:
@@ -187,7 +194,7 @@ def test_embedders_that_are_refused(finished: Path, mark: Path, tiny_embedder_fo
     cut_weights(cut, mark)
     for folder, says in ((pickled, "a pickle with more in it"), (foreign, "evil.Thing"), (cut, "could not be loaded")):
         assert refused(tell("embed", finished, "--embedder", folder, "--restart", "embed"), says)
-    assert refused(tell("select", finished, "--keep", "3", "--clusters", "2"))  # there are no vectors now
+    assert tell("select", finished, "--keep", "3", "--clusters", "2").is_clean(0)  # by the vectors that were there
     assert tell("embed", finished, "--embedder", tiny_embedder_folder, "--restart", "embed").is_clean(0)
     assert tell("select", finished, "--keep", "3", "--clusters", "2").is_clean(0)
 
@@ -220,161 +227,6 @@ def test_vectors_that_are_refused(finished: Path, tmp_path: Path) -> None:
     np.save(path, GOOD)
     os.truncate(path, path.stat().st_size - 40)
     assert refused(tell("embed", finished, "--embedder", path, "--restart", "embed"), "cut off")
+    assert tell("select", finished, "--keep", "3", "--clusters", "2").is_clean(0)  # by the vectors that were there
     np.save(path, GOOD)
     assert tell("embed", finished, "--embedder", path, "--restart", "embed").is_clean(0)
-
-
-# ---- templates ----
-
-CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-TEMPLATES = {
-    "classes": ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "is unsafe"),
-    "globals": ("{{ cycler.__init__.__globals__.os.system('touch MARK') }}", "is unsafe"),
-    "globals of a function": ("{{ raise_exception.__globals__['os'].system('touch MARK') }}", "is unsafe"),
-    "format": ("{{ '{0.__class__.__mro__}'.format(messages) }}", "is unsafe"),
-    "messages changed": ("{{ messages.append(1) }}", "is unsafe"),
-    "a file": ("{% include '/etc/passwd' %}", "no loader"),
-    "a module": ("{% import 'os' as os %}", "no loader"),
-    "division": ("{{ 1 / 0 }}", "division by zero"),
-    "a long range": ("{% for i in range(10 ** 9) %}x{% endfor %}", "Range too big"),
-    "without end": ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
-    "more than memory": ("{{ 'x' * 10 ** 15 }}", "MemoryError"),
-    "an unknown name": ("{{ nothing.here }}", "undefined"),
-    "no template": ("{% for %}", "Expected an expression"),
-}
-
-
-@pytest.fixture(scope="module")
-def chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a b c"}]
-    path = tmp_path_factory.mktemp("chats") / "chats.jsonl"
-    path.write_text((json.dumps({"messages": turns}) + "\n") * 4)
-    return path
-
-
-@pytest.mark.parametrize("whose", ["the user's", "the tokenizer's"])
-def test_templates_stay_in_their_sandbox(
-    whose: str, mark: Path, chats: Path, tiny_model_folder: Path, tmp_path: Path
-) -> None:
-    model, own = tmp_path / "model", tmp_path / "own.jinja"
-    shutil.copytree(tiny_model_folder, model)
-    (model / "chat_template.jinja").write_text(CHATML)
-    words = ["inspect", "--data", chats, "--model", model, *(["--template", own] if whose == "the user's" else [])]
-    for text, says in TEMPLATES.values():
-        (own if whose == "the user's" else model / "chat_template.jinja").write_text(
-            text.replace("MARK", str(mark)) + CHATML
-        )
-        assert refused(tell(*words), says)
-    (own if whose == "the user's" else model / "chat_template.jinja").write_text(CHATML)
-    assert tell(*words).is_clean(0)
-
-
-# ---- option files ----
-
-NINE = ", ".join(["*{}"] * 9)
-BOMB = "a: &a [x]\n" + "".join(
-    f"{new}: &{new} [{NINE.format(*[old] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=False)
-)
-OPTIONS = {
-    "code": ("!!python/object/apply:os.system ['touch MARK']", "could not determine a constructor"),
-    "code in a value": ("data: !!python/object/apply:os.system ['touch MARK']", "could not determine a constructor"),
-    "many times nine": (BOMB, "no aliases"),
-    "inside itself": ("data: &a [*a]", "no aliases"),
-    "deep": ("data: " + "[" * 100_000, "nothing deeper"),
-    "twice": ("data: a\ndata: b", "data is said twice"),
-    "escapes": ('"\\e[2Jdata": 1', "\\x1b[2Jdata"),
-    "a long number": ("seed: " + "9" * 5000, "is not valid YAML"),
-    "two documents": ("data: a\n---\ndata: b", "is not valid YAML"),
-    "a list": ("- a", "expected a mapping"),
-}
-
-
-def test_option_files(mark: Path, tmp_path: Path) -> None:
-    path = tmp_path / "options.yaml"
-    for text, says in OPTIONS.values():
-        path.write_text(text.replace("MARK", str(mark)))
-        told = tell("run", "--config", path, "--out", tmp_path / "RUN")
-        assert refused(told, says)
-        assert "\x1b" not in told.text
-    path.write_text("limit: 5\nkeep: 30%\n")
-    assert tell("run", "--config", path, "--out", tmp_path / "RUN", "--print-config").is_clean(0)
-
-
-# ---- pictures, links, names ----
-
-CNN = """
-import numpy as np, torch
-from torch import nn
-
-def transform(image):
-    return torch.from_numpy(np.asarray(image.resize((16, 16)), dtype=np.float32) / 127.5 - 1).permute(2, 0, 1)
-
-def make():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1)), transform
-"""
-
-
-@pytest.fixture
-def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Ten pictures of two classes."""
-    (tmp_path / "small_cnn.py").write_text(CNN)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    rng = np.random.default_rng(0)
-    for i in range(10):
-        path = tmp_path / "pictures" / "ab"[i % 2] / f"{i}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 255, (20, 20, 3), dtype=np.uint8)).save(path)
-    return tmp_path / "pictures"
-
-
-def prune(data: Path, out: Path, *more: str) -> list[object]:
-    ladder = ["--subnets", "magnitude-global:1.0,0.8", "--batch-tokens", "4"]
-    return ["run", "--data", data, "--model", "small_cnn:make", *ladder, "--keep", "1.0", *more, "--out", out]
-
-
-def test_odd_files_in_a_tree_of_pictures(pictures: Path) -> None:
-    a, out = pictures / "a", pictures / "RUN"  # inside the data, as people do
-    os.mkfifo(a / "pipe.png")
-    for name, target in {"zero.png": "/dev/zero", "gone.png": "/nowhere", "self.png": str(a / "self.png")}.items():
-        (a / name).symlink_to(target)
-    (a / "passwd.png").symlink_to("/etc/passwd")
-    (a / "loop").symlink_to(pictures)
-    (a / "folder.png").mkdir()
-    words = prune(pictures, out, "--to", "copies", "links")
-    assert tell(*words).is_clean(0)
-    rejected = [json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines()]
-    assert [Path(row["file"]).name for row in rejected] == [
-        "gone.png",
-        "passwd.png",
-        "pipe.png",
-        "self.png",
-        "zero.png",
-    ]
-    before = kept(out)
-    again = tell(*words)
-    assert again.is_clean(0)
-    assert "read before" in again.text
-    assert kept(out) == before
-
-
-def test_names_out_of_data_stay_in_their_folder(pictures: Path, tmp_path: Path) -> None:
-    labels = ["..", "../../evil", "a\nb", "n" * 300, ".", "/etc", "x", "x", "x", "x"]
-    names = [f"pictures/../pictures/{'ab'[i % 2]}/{i}.png" for i in range(10)]
-    listing = tmp_path / "listing.jsonl"
-    listing.write_text("".join(json.dumps({"image": n, "label": y}) + "\n" for n, y in zip(names, labels, strict=True)))
-    before = set(tmp_path.rglob("*"))
-    out = tmp_path / "deep" / "RUN"
-    words = prune(listing, out, "--to", "copies", "links", "disk")
-    assert tell(*words).is_clean(0)
-    made = set(tmp_path.rglob("*")) - before
-    assert all(path == out.parent or out in (path, *path.parents) for path in made)
-    assert sum(path.is_file() for path in (out / "pruned_copies").rglob("*")) == 10
-    assert tell(*words).is_clean(0)
-
-
-def test_plain_names() -> None:
-    assert [_plain_name(text) for text in ("..", "/", "", "a/b.png", "\0", "e\x1b[1m.png", "n" * 300 + ".png")] == [
-        "_", "_", "_", "a_b.png", "_", "e_[1m.png", "n" * 196 + ".png",
-    ]  # fmt: skip
