@@ -105,7 +105,8 @@ def probing(train: Pictures, test: Pictures, runs: dict[str, Run], given: argpar
 def training(train: Pictures, test: Pictures, given: argparse.Namespace) -> Judge:
     """The whole network, from the same weights each time; pictures are decoded once for all arms."""
     out = Path(given.out)
-    backbone, _ = load_backbone(given.network, train.short_side, given.image_size)
+    size = given.image_size if given.network == given.model else None
+    backbone, _ = load_backbone(given.network, train.short_side, size)
     train = decoded_once(backbone, train, out / "pixels_train.npy")
     test = decoded_once(backbone, test, out / "pixels_test.npy")
     model = Classifier(backbone, len(train.names))
