@@ -171,7 +171,7 @@ def plan(rules: Sequence[Rule], given: argparse.Namespace) -> Iterator[tuple[Rul
 
 
 def table_of(found: dict[str, dict[float, list[float]]]) -> str:
-    """Accuracies of random arms, and gaps to them in points with 95% intervals; bold: better or worse (docs/method.md, section 9)."""
+    """Accuracies of random arms, and gaps to them in points with 95% intervals; bold: better or worse (docs/prove.md)."""
     random = {keep: [100 * a for a in arms] for keep, arms in found["random"].items()}
     others = {name: arms for name, arms in found.items() if name != "random"}
     cells: dict[str, list[str]] = {name: [] for name in others}
