@@ -53,6 +53,7 @@ _PUBLIC: dict[str, str] = {
     "score_rule": "instruct_prune.score.scores:score",  # not "score", which is the room once something of it is imported
     "select_rows": "instruct_prune.select:select_rows",
     "subnet": "instruct_prune.measure.subnets:subnet",
+    "verdicts": "instruct_prune.prove.statistics:verdicts",
 }
 
 __all__ = sorted(_PUBLIC)

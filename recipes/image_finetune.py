@@ -2,9 +2,12 @@
 
     python recipes/image_finetune.py --train RUN/pruned.jsonl --test TEST_TREE                      linear probe, seconds
     python recipes/image_finetune.py --train RUN/pruned.jsonl --test TEST_TREE --mode full --epochs 5
+    python recipes/image_finetune.py --train RUN/pruned.jsonl --test TEST_TREE --mode full --epochs 30 \
+        --model image_finetune:small_resnet --scratch --rate 2e-3
 
 The probe is closed-form ridge regression on the backbone's pooled features. ``full`` trains backbone and classifier with
-AdamW under random flips; batch normalisation keeps its statistics. Written to be copied and changed.
+AdamW under random flips; batch normalisation keeps its statistics, unless the network is trained from --scratch. Written to be copied
+and changed.
 """
 
 from __future__ import annotations
@@ -12,7 +15,11 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
 
 from instruct_prune.train import (
     Classifier,
@@ -25,6 +32,24 @@ from instruct_prune.train import (
     probe_accuracy,
     run_script,
 )
+
+Transform = Callable[[Any], torch.Tensor]
+
+
+def small_resnet() -> tuple[torch.nn.Module, Transform]:
+    """A ResNet of 0.3 million random weights for pictures of 32 pixels, from transformers, with its transform."""
+    from transformers import ResNetConfig, ResNetModel
+
+    torch.manual_seed(0)
+    sizes = {"embedding_size": 32, "hidden_sizes": [32, 64, 128], "depths": [1, 1, 1]}
+    network = ResNetModel(ResNetConfig(layer_type="basic", **sizes))
+    network.embedder.pooler = torch.nn.Identity()  # made for 224 pixels, it would leave 8 x 8 of 32
+    return network, to_32_pixels
+
+
+def to_32_pixels(image: Any) -> torch.Tensor:
+    pixels = np.asarray(image.resize((32, 32)), dtype=np.float32)
+    return torch.from_numpy((pixels - 127) / 64).permute(2, 0, 1)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--rate", type=float, default=1e-4, help="learning rate of the backbone; the classifier's is ten times it"
     )
+    flags.add_argument("--scratch", action="store_true", help="the network's weights were not trained before")
     flags.add_argument("--seed", type=int, default=0)
     return flags
 
@@ -56,7 +82,7 @@ def accuracy(given: argparse.Namespace) -> float:
         found = probe_accuracy(x, train.labels, test_x, test.labels, len(train.names))
     else:
         model = Classifier(backbone, len(train.names))
-        fine_tune(model, train.items, given.epochs, given.rate, seed=given.seed)
+        fine_tune(model, train.items, given.epochs, given.rate, seed=given.seed, scratch=given.scratch)
         found = accuracy_of(model, test)
     took = time.monotonic() - began
     print(

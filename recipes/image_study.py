@@ -1,33 +1,42 @@
 """The paper's image experiment on one command: does a pruned subset beat a random one of the same size?
 
     python recipes/image_study.py --train TREE --test TREE --test-split test --out STUDY
+    python recipes/image_scores.py --data TREE --epochs 10 --out TRAINED
+    python recipes/image_study.py --train TREE --test TREE --test-split test --mode full --runs trained=TRAINED --out STUDY
 
-Scores the training pictures (DLC and knn_lc), selects with every method, keep rate and seed inside classes, fits a linear
-probe on cached features of each subset, and compares the accuracy with that of a random subset of the same seed. STUDY then
-has study.json and study.md. Scores and features are kept, so a second run with other rates scores nothing again. Written to be
-copied and changed.
+Scores the training pictures (DLC and knn_lc) and selects with every rule, keep rate and seed inside classes: an arm each. An arm is judged by
+the test accuracy of a linear probe on frozen features, or (--mode full) of the whole network, trained on the arm's pictures alone. All arms of a
+rate have equally many steps; random arms are shared by all rules. Every arm is a file in STUDY/arms: what is there is not trained
+again, so the same command goes on after an interruption or a budget. Written to be copied and changed.
+
+A rule is a name in RULES or your own, NAME=SPEC, as in "few=dlc flexrand split=0.1": the run (dlc, knn, or one of --runs), the
+selection method, and parameters of the method; score= takes another score of the run.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import json
+import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import scipy.stats
-import torch
 from numpy.typing import NDArray
 
-from instruct_prune import DataConfig, InputError, Run, ScoreConfig, ScoreTable, SelectConfig
+from instruct_prune import InputError, Run, ScoreConfig, SelectConfig, verdicts
 from instruct_prune.train import (
     Classifier,
     Pictures,
+    accuracy_of,
+    decoded_once,
     features_of,
     fine_tune,
     load_backbone,
@@ -38,217 +47,224 @@ from instruct_prune.train import (
     say,
 )
 
-METHODS = ("random", "flexrand", "easiest", "hardest", "easy_diverse", "herding", "k_center", "knn_lc + flexrand")
+FROM_TRAINING = ("el2n", "grand", "forgetting", "aum", "entropy", "margin", "least_confidence", "gain")
+RULES = {
+    name: f"dlc {name}" for name in ("random", "flexrand", "easiest", "hardest", "easy_diverse", "herding", "k_center")
+}
+RULES |= {"knn_lc + flexrand": "knn flexrand"}
+RULES |= {name: f"trained hardest score=image_scores:{name}" for name in FROM_TRAINING}
+RULES |= {
+    "ccs": "trained ccs score=image_scores:aum",
+    "d2": "trained d2 score=image_scores:aum",
+    "moderate": "trained moderate",
+}
 KEEP = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-PROBE_EPOCHS = 20
-TURNS = 4  # of scoring and training, for their times
 
-Accuracies = dict[str, dict[float, list[float]]]
-Vectors = NDArray[np.float32]
-
-
-def scored(out: Path, pictures: Path, subnets: Sequence[str], given: argparse.Namespace) -> tuple[Run, ScoreTable]:
-    """A scored run in ``out``; scored before, it is only read."""
-    run = Run(out)
-    config = ScoreConfig(model=given.model, subnets=tuple(subnets), image_size=given.image_size)
-    table = run.score(DataConfig((str(pictures),)), config)
-    assert table is not None  # None: another process than the main one, and this is the only one
-    return run, table
+Rows = NDArray[np.int64]
+Judge = Callable[[Rows, int], float]
+"""(positions of training pictures, seed) -> accuracy on the test pictures."""
 
 
-def accuracies(
-    runs: dict[str, Run], train: Pictures, test: Pictures, vectors: dict[str, Vectors], given: Any
-) -> Accuracies:
-    """{method: {keep: accuracy of each seed}}; classes are the strata of every method, random too."""
-    mean, components = principal_components(vectors["train"], given.probe_dims)
-    x, test_x = ((vectors[name] - mean) @ components for name in ("train", "test"))
-    found: Accuracies = {}
-    for method in given.methods:
-        source, rule = ("knn", "flexrand") if method.startswith("knn_lc") else ("dlc", method)
+@dataclass(frozen=True)
+class Rule:
+    """One way to select: a run, and the options of `select`."""
+
+    name: str
+    run: str
+    options: dict[str, Any]
+
+    @classmethod
+    def parse(cls, text: str) -> Rule:
+        name, _, spec = text.partition("=")
+        words = (spec or RULES.get(text, "")).split()
+        if len(words) < 2:
+            raise InputError(f"unknown rule {text!r}. Known: {', '.join(RULES)}; or write NAME=RUN METHOD ...")
+        score = next((word.removeprefix("score=") for word in words if word.startswith("score=")), None)
+        params = tuple(word for word in words[2:] if not word.startswith("score="))
+        return cls(name, words[0], {"method": words[1], "param": params, "score": score})
+
+    def rows(self, runs: dict[str, Run], keep: int, seed: int) -> Rows:
+        """Positions of the pictures that it keeps; classes are the strata of every rule, random too."""
+        config = SelectConfig(keep=keep, seed=seed, stratify="label", **self.options)
+        return np.flatnonzero(runs[self.run].select(config).selected)
+
+
+# ---- judging ----
+
+
+def probing(train: Pictures, test: Pictures, runs: dict[str, Run], given: argparse.Namespace) -> Judge:
+    """Ridge regression on principal components of the frozen backbone's features."""
+    backbone, _ = load_backbone(given.model, train.short_side, given.image_size)
+    x = np.load(runs["dlc"].folder / "embeddings.npy", allow_pickle=False)
+    mean, components = principal_components(x, given.probe_dims)
+    x, test_x = (x - mean) @ components, (features_of(backbone, test.items) - mean) @ components
+    names = len(train.names)
+    return lambda rows, seed: probe_accuracy(x[rows], train.labels[rows], test_x, test.labels, names)
+
+
+def training(train: Pictures, test: Pictures, given: argparse.Namespace) -> Judge:
+    """The whole network, from the same weights each time; pictures are decoded once for all arms."""
+    out = Path(given.out)
+    size = given.image_size if given.network == given.model else None
+    backbone, _ = load_backbone(given.network, train.short_side, size)
+    train = decoded_once(backbone, train, out / "pixels_train.npy")
+    test = decoded_once(backbone, test, out / "pixels_test.npy")
+    model = Classifier(backbone, len(train.names))
+    begin = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def judge(rows: Rows, seed: int) -> float:
+        model.load_state_dict(begin)
+        pictures = [train.items[i] for i in rows]
+        if pictures:
+            how = {"rate": given.rate, "seed": seed, "scratch": given.scratch, "tell": lambda text: None}
+            fine_tune(model, pictures, given.epochs, **how)
+        return float(accuracy_of(model, test))
+
+    return judge
+
+
+# ---- arms ----
+
+
+@dataclass
+class Arms:
+    """Trains arms and keeps them as files."""
+
+    folder: Path
+    judge: Judge
+    identity: dict[str, Any]  # all that decides an arm's accuracy beside its pictures and its seed
+    until: float  # no arm may be under way any more then
+    a_picture: float = 0.0  # seconds that the last arm took for one of its pictures
+    left: int = 0  # arms that the budget left out
+
+    def accuracy(self, name: str, rows: Rows, seed: int) -> float | None:
+        """Of an arm, read or trained now; None where the budget is spent."""
+        which = {**self.identity, "rows": rows.tolist(), "seed": seed}
+        path = self.folder / f"{hashlib.sha256(json.dumps(which).encode()).hexdigest()[:16]}.json"
+        if path.exists():
+            return float(json.loads(path.read_text(encoding="utf-8"))["accuracy"])
+        began = time.monotonic()
+        if began + self.a_picture * len(rows) > self.until:
+            self.left += 1
+            return None
+        found = self.judge(rows, seed)
+        seconds = time.monotonic() - began
+        self.a_picture = seconds / max(len(rows), 1)
+        arm = {**self.identity, "arm": name, "seed": seed, "accuracy": found, "seconds": seconds}
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(arm), encoding="utf-8")
+        os.replace(temporary, path)
+        say(f"{name}: {len(rows)} pictures, seed {seed}: accuracy {found:.2%} ({seconds:.0f} s)")
+        return found
+
+
+def plan(rules: Sequence[Rule], given: argparse.Namespace) -> Iterator[tuple[Rule, float, int]]:
+    """Seed after seed, so that a budget leaves fewer seeds rather than fewer rules; random has more arms than the others."""
+    for seed in range(given.seeds):
         for keep in given.keep:
-            rows = max(len(train.names), round(keep * len(train)))
-            for seed in range(given.seeds):
-                config = SelectConfig(keep=rows, method=rule, seed=seed, stratify="label")
-                selected = runs[source].select(config).selected
-                accuracy = probe_accuracy(x[selected], train.labels[selected], test_x, test.labels, len(train.names))
-                found.setdefault(method, {}).setdefault(keep, []).append(accuracy)
-        say(f"{method}: done")
-    return found
-
-
-def saved(path: Path, make: Any) -> Vectors:
-    """An array that is made once and kept."""
-    if not path.exists():
-        with open(path.with_suffix(".tmp"), "wb") as file:
-            np.save(file, make(), allow_pickle=False)
-        path.with_suffix(".tmp").rename(path)
-    array: Vectors = np.load(path, allow_pickle=False)
-    return array
-
-
-# ---- does the score predict training? ----
-
-
-def probe_training_losses(x: Vectors, y: NDArray[np.int64], n_classes: int, seed: int = 0) -> Vectors:
-    """float32 [n]: each picture's loss averaged over a short training of a softmax layer (SGD, PROBE_EPOCHS epochs)."""
-    generator = torch.Generator().manual_seed(seed)
-    inputs, targets = torch.from_numpy(x), torch.from_numpy(y)
-    layer = torch.nn.Linear(x.shape[1], n_classes)
-    torch.nn.init.zeros_(layer.weight)
-    torch.nn.init.zeros_(layer.bias)
-    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0, momentum=0.9)
-    total = torch.zeros(len(x))
-    for _ in range(PROBE_EPOCHS):
-        for rows in torch.split(torch.randperm(len(x), generator=generator), 64):
-            loss = torch.nn.functional.cross_entropy(layer(inputs[rows]), targets[rows])
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-        with torch.no_grad():
-            total += torch.nn.functional.cross_entropy(layer(inputs), targets, reduction="none")
-    return (total / PROBE_EPOCHS).numpy()
-
-
-def spread(n_pictures: int, n: int) -> list[int]:
-    """At most ``n`` positions, evenly spread: of a sorted tree, the same share of every class."""
-    return [int(i) for i in np.linspace(0, n_pictures - 1, min(n, n_pictures)).round()]
-
-
-def correlations(
-    tables: dict[str, ScoreTable], train: Pictures, vectors: Vectors, size: int | None, given: Any
-) -> dict[str, Any]:
-    """Spearman correlation of each score with the loss met in training: of a probe, and of the whole backbone."""
-    chosen = spread(len(train), given.train_rows)
-
-    def backbone_losses() -> Vectors:
-        classifier = Classifier(load_backbone(given.model, train.short_side, size)[0], len(train.names))
-        return fine_tune(classifier, [train.items[i] for i in chosen], given.train_epochs)
-
-    met = saved(Path(given.out) / "training_losses.npy", backbone_losses)
-    if met.shape != (given.train_epochs, len(chosen)):
-        raise InputError(
-            f"{given.out} holds a training of {met.shape[1]} pictures over {met.shape[0]} epochs. Use another --out."
-        )
-    probe = probe_training_losses(vectors, train.labels, len(train.names))
-    dlc = tables["dlc"]
-    dense = [spec.kind for spec in dlc.subnets].index("dense")
-    scores = {name: table.score[table.scored] for name, table in tables.items()}
-    scores["dense loss"] = dlc.losses[dlc.scored][:, dense]
-    facts: dict[str, Any] = {
-        "pictures that the backbone was trained on": len(chosen),
-        "epochs of that training": len(met),
-    }
-    for name, score in scores.items():
-        facts[f"rho({name}, mean loss over probe training)"] = rho(score, probe)
-        facts[f"rho({name}, mean loss over backbone training)"] = rho(score[chosen], met.mean(axis=0))
-    return facts
-
-
-def rho(a: Vectors, b: Vectors) -> float:
-    return float(scipy.stats.spearmanr(a, b).statistic)
-
-
-def costs(train: Pictures, passes: int, size: int | None, given: Any) -> dict[str, Any]:
-    """CPU seconds of scoring and of full fine-tuning, measured in turns on the same pictures.
-
-    CPU seconds of this process, not those of the clock: what else the machine does shall not count.
-    """
-    backbone, _ = load_backbone(given.model, train.short_side, size)
-    few = [train.items[i] for i in spread(len(train), 64)]
-    classifier = Classifier(backbone, len(train.names))
-    scoring, training = [], []
-    for _ in range(TURNS):
-        began = time.process_time()
-        features_of(backbone, few)
-        turned = time.process_time()
-        fine_tune(classifier, few, 1)
-        scoring.append((turned - began) / len(few))
-        training.append((time.process_time() - turned) / len(few))
-    a_pass, an_epoch = float(np.median(scoring[1:])), float(np.median(training[1:]))  # the first turn warms caches
-    return {
-        "CPU seconds of a scoring pass, all pictures": a_pass * len(train),
-        f"CPU seconds of DLC, {passes} passes": a_pass * len(train) * passes,
-        f"CPU seconds of full fine-tuning, {given.epochs} epochs": an_epoch * len(train) * given.epochs,
-        "training over scoring": an_epoch * given.epochs / (a_pass * passes),
-    }
+            for rule in rules:
+                last = given.random_arms if rule.name == "random" else seed + 1
+                yield from ((rule, keep, one) for one in range(seed, max(last, seed + 1), given.seeds))
 
 
 # ---- what it says ----
 
 
-def table_of(found: Accuracies) -> str:
-    """Accuracy gap over random in points, mean over seeds and 95% interval of the paired gaps (Student's t)."""
-    random = found["random"]
-    keeps = list(random)
-    lines = ["| method | " + " | ".join(f"{k:.0%}" for k in keeps) + " |", "|---" * (len(keeps) + 1) + "|"]
-    lines.append("| random (accuracy, %) | " + " | ".join(f"{100 * np.mean(random[k]):.2f}" for k in keeps) + " |")
-    for method, values in found.items():
-        if method != "random":
-            pairs = [100 * (np.asarray(values[k]) - np.asarray(random[k])) for k in keeps]
-            lines.append(
-                f"| {method} | " + " | ".join(f"{gap.mean():+.2f} ± {half_interval(gap):.2f}" for gap in pairs) + " |"
-            )
-    return "\n".join(lines)
-
-
-def half_interval(values: NDArray[np.float64]) -> float:
-    """Half of the 95% confidence interval of a mean; nan for one value."""
-    if len(values) < 2:
-        return float("nan")
-    return float(scipy.stats.t.ppf(0.975, len(values) - 1) * scipy.stats.sem(values))
+def table_of(found: dict[str, dict[float, list[float]]]) -> str:
+    """Accuracies of random arms, and gaps to them in points with 95% intervals; bold: better or worse (docs/prove.md)."""
+    random = {keep: [100 * a for a in arms] for keep, arms in found["random"].items()}
+    others = {name: arms for name, arms in found.items() if name != "random"}
+    cells: dict[str, list[str]] = {name: [] for name in others}
+    for keep, band in random.items():
+        there = [name for name, arms in others.items() if arms.get(keep) and len(band) > 1]
+        lost = verdicts([[-100 * a for a in others[name][keep]] for name in there], [-a for a in band]) if there else []
+        said = dict.fromkeys(others, "")
+        for name, verdict in zip(there, lost, strict=True):
+            error = np.std(band, ddof=1) * np.sqrt(1 / verdict.arms + 1 / len(band))
+            text = f"{-verdict.difference:+.2f} ± {scipy.stats.t.ppf(0.975, len(band) - 1) * error:.2f}"
+            said[name] = text if verdict.word == "cannot tell" else f"**{text}**"
+        for name, text in said.items():
+            cells[name].append(text)
+    told = [
+        f"{np.mean(band):.2f} ({np.std(band, ddof=min(1, len(band) - 1)):.2f}, {len(band)})" for band in random.values()
+    ]
+    rows = {"rule": [f"{keep:.0%}" for keep in random], "---": ["---"] * len(random)}
+    rows |= {"random: accuracy, % (sd, arms)": told, **cells}
+    return "\n".join(f"| {name} | " + " | ".join(row) + " |" for name, row in rows.items())
 
 
 # ---- the study ----
 
 
+def scored(out: Path, pictures: Path, subnets: Sequence[str], given: argparse.Namespace) -> Run:
+    """A scored run in ``out``; scored before, it is only read."""
+    run = Run(out)
+    run.score(str(pictures), ScoreConfig(given.model, subnets=tuple(subnets), image_size=given.image_size))
+    return run
+
+
+def runs_of(train: Pictures, rules: Sequence[Rule], given: argparse.Namespace) -> dict[str, Run]:
+    """The runs that the rules select from, all over the same pictures."""
+    out = Path(given.out)
+    with open(out / "train.csv", "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["path", "label"])
+        table.writerows((Path(p).resolve(), train.names[y]) for p, y in zip(train.paths, train.labels, strict=True))
+    runs = {"dlc": scored(out / "dlc", out / "train.csv", given.subnets, given)}
+    runs |= {name: Run(folder) for name, _, folder in (text.partition("=") for text in given.runs)}
+    wanted = {rule.run: rule.name for rule in rules}
+    if "knn" in wanted and "knn" not in runs:
+        runs["knn"] = scored(out / "knn", out / "train.csv", ["knn_lc"], given)
+    for name, rule in wanted.items():
+        if name not in runs:
+            raise InputError(f"the rule {rule!r} selects from the run {name!r}. Name its folder: --runs {name}=FOLDER")
+    for name, run in runs.items():
+        contents = [table.content_hash[table.scored] for table in (run.scores, runs["dlc"].scores)]
+        if len(contents[0]) != len(train) or not np.array_equal(*contents):
+            raise InputError(f"the run {name} ({run.folder.path}) has no score of some pictures, or is over others.")
+    return runs
+
+
 def run_study(given: argparse.Namespace) -> dict[str, Any]:
     """Everything, in order; returns what study.json says."""
     out = Path(given.out)
-    out.mkdir(parents=True, exist_ok=True)
+    (out / "arms").mkdir(parents=True, exist_ok=True)
+    given.runs = given.runs or []
+    there = {"dlc", "knn", *(text.partition("=")[0] for text in given.runs)}
+    rules = [Rule.parse(text) for text in given.rules or [n for n, spec in RULES.items() if spec.split()[0] in there]]
+    rules = [Rule.parse("random"), *(rule for rule in rules if rule.name != "random")]
     train = load_pictures(given.train, given.train_split, per_class=given.train_per_class)
     test = load_pictures(given.test, given.test_split, names=train.names, per_class=given.test_per_class)
-    listing = out / "train.csv"
-    with open(listing, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "label"])
-        writer.writerows(
-            (str(Path(p).resolve()), train.names[y]) for p, y in zip(train.paths, train.labels, strict=True)
-        )
-    made = {"dlc": scored(out / "dlc", listing, given.subnets, given)}
-    if any(method.startswith("knn_lc") for method in given.methods):
-        made["knn"] = scored(out / "knn", listing, ["knn_lc"], given)
-    runs, tables = ({name: pair[i] for name, pair in made.items()} for i in (0, 1))
-    if int(tables["dlc"].scored.sum()) != len(train):
-        raise InputError(
-            f"{given.train}: some pictures got no score; see {out / 'dlc' / 'rejected.jsonl'} and take them out."
-        )
-    backbone, size = load_backbone(given.model, train.short_side, given.image_size)
-    vectors = {
-        "train": np.asarray(np.load(out / "dlc" / "embeddings.npy", allow_pickle=False)),
-        "test": saved(out / "test_features.npy", lambda: features_of(backbone, test.items)),
-    }
-    if len(vectors["test"]) != len(test):
-        raise InputError(f"{out} holds the features of {len(vectors['test'])} other test pictures. Use another --out.")
-    found = accuracies(runs, train, test, vectors, given)
-    subnets = [spec.name for spec in tables["dlc"].subnets]
-    facts: dict[str, Any] = {
-        "training pictures": len(train),
-        "test pictures": len(test),
-        "model": given.model,
-        "image size": size,
-        "subnets": subnets,
-        **correlations(tables, train, vectors["train"], size, given),
-        **costs(train, len(subnets), size, given),
-    }
+    runs = runs_of(train, rules, given)
+    full = given.mode == "full"
+    names = ("network", "image_size", "epochs", "rate", "scratch") if full else ("model", "image_size", "probe_dims")
+    content = hashlib.sha256("".join([*runs["dlc"].scores.content_hash, *test.paths]).encode()).hexdigest()
+    identity = {"pictures": content, "mode": given.mode, **{name: getattr(given, name) for name in names}}
+    judge = training(train, test, given) if full else probing(train, test, runs, given)
+    arms = Arms(out / "arms", judge, identity, until=time.monotonic() + 60 * given.budget_minutes)
+    facts: dict[str, Any] = {"training pictures": len(train), "test pictures": len(test), **identity}
+    found: dict[str, dict[float, list[float]]] = {rule.name: {} for rule in rules}
+    for rule, keep, seed in plan(rules, given):
+        rows = rule.rows(runs, max(len(train.names), round(keep * len(train))), seed)
+        accuracy = arms.accuracy(f"{rule.name} {keep:.0%}", rows, seed)
+        if accuracy is not None:
+            found[rule.name].setdefault(keep, []).append(accuracy)
+    everything = np.arange(len(train))
+    if full:
+        facts["accuracy without training"] = arms.accuracy("untrained", everything[:0], 0)
+    facts["accuracy of all training pictures"] = arms.accuracy("all", everything, 0)
+    if arms.left:
+        say(f"the budget of {given.budget_minutes:g} minutes left out {arms.left} arms; the same command goes on.")
+    facts["arms left out by the budget"] = arms.left
     text = "\n".join([table_of(found), "", *(f"- {name}: {json.dumps(value)}" for name, value in facts.items()), ""])
-    (out / "study.md").write_text(text, encoding="utf-8")
-    summary = {**facts, "accuracy": {m: {str(k): v for k, v in values.items()} for m, values in found.items()}}
-    (out / "study.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
+    (out / f"study_{given.mode}.md").write_text(text, encoding="utf-8")
+    summary = {**facts, "accuracy": {name: {str(k): v for k, v in values.items()} for name, values in found.items()}}
+    (out / f"study_{given.mode}.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
     print(text)
     return summary
 
 
-def parser() -> argparse.ArgumentParser:
+def main(words: Sequence[str] | None = None) -> int:
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--train", required=True, help="pictures as files: a tree or a listing")
     flags.add_argument("--test", required=True)
@@ -256,26 +272,25 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--test-split")
     flags.add_argument("--train-per-class", type=int)
     flags.add_argument("--test-per-class", type=int)
-    flags.add_argument("--model", default="efficientnet-lite0")
-    flags.add_argument("--subnets", nargs="+", default=["dlc"])
-    flags.add_argument("--keep", type=float, nargs="+", default=list(KEEP))
-    flags.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
-    flags.add_argument("--seeds", type=int, default=5)
-    flags.add_argument("--probe-dims", type=int, default=256, help="principal components that the probe sees")
+    flags.add_argument("--mode", choices=("probe", "full"), default="probe")
+    flags.add_argument("--model", default="efficientnet-lite0", help="that scores, and is probed")
+    flags.add_argument("--network", default="efficientnet-lite0", help="that --mode full trains")
     flags.add_argument("--image-size", type=int, help="of the embedded backbone; fitted to the pictures when not given")
-    flags.add_argument("--train-rows", type=int, default=1000, help="pictures that the backbone is really trained on")
-    flags.add_argument("--train-epochs", type=int, default=3, help="of that training")
+    flags.add_argument("--subnets", nargs="+", default=["dlc"], help="of the run dlc")
+    flags.add_argument("--runs", nargs="+", metavar="NAME=FOLDER", help="further scored runs over the same pictures")
     flags.add_argument(
-        "--epochs", type=int, default=10, help="of the training that training-based scores need, for its time"
+        "--rules", nargs="+", help="names in RULES, or NAME=SPEC; all whose runs are there when not given"
     )
+    flags.add_argument("--keep", type=float, nargs="+", default=list(KEEP))
+    flags.add_argument("--seeds", type=int, default=5)
+    flags.add_argument("--random-arms", type=int, default=10, help="arms of random pictures, at each keep rate")
+    flags.add_argument("--probe-dims", type=int, default=256, help="principal components that the probe sees")
+    flags.add_argument("--epochs", type=int, default=10, help="of training an arm")
+    flags.add_argument("--rate", type=float, default=1e-4, help="learning rate of the backbone")
+    flags.add_argument("--scratch", action="store_true", help="the network's weights were not trained before")
+    flags.add_argument("--budget-minutes", type=float, default=float("inf"))
     flags.add_argument("--out", required=True)
-    return flags
-
-
-def main(words: Sequence[str] | None = None) -> int:
-    given = parser().parse_args(words)
-    if "random" not in given.methods:
-        given.methods.insert(0, "random")
+    given = flags.parse_args(words)
     return run_script("image_study", lambda: run_study(given))
 
 

@@ -90,7 +90,9 @@ class LabelledImage:
     Attributes:
         label: index of the class.
         open: decodes the picture: PIL.Image.Image in mode RGB.
+        pixels: what the model's transform made of it, where that is kept: a tensor float32 [3, h, w].
     """
 
     label: int
     open: Callable[[], Any]
+    pixels: Any = None

@@ -87,6 +87,7 @@ def write_json_items(
     folder: Path,
     rows: Iterable[Row],
     item: Callable[[Row], Any],
+    content: Callable[[Row, Any], bytes],
     measures: tuple[Callable[[Any], int], Callable[[Any], int]],
     advance: Callable[[int], None],
     strict: bool,
@@ -97,6 +98,7 @@ def write_json_items(
         folder: where it goes.
         rows: in input order.
         item: a row's item, JSON-able; raises RowError where the row has none.
+        content: of a row and its item, what is hashed to know it again in another run.
         measures: of an item: what it costs in a batch, and how much of that is scored.
         advance: called with a number of rows done.
         strict: stop at the first row without an item.
@@ -113,7 +115,7 @@ def write_json_items(
     )
     waiting = iter(rows)
     with replaced(folder / "rows.arrow") as temporary, pa.ipc.new_file(str(temporary), schema) as writer:
-        while lines := list(_lines(islice(waiting, ROWS_PER_GROUP), item, measures, strict)):
+        while lines := list(_lines(islice(waiting, ROWS_PER_GROUP), item, content, measures, strict)):
             writer.write_table(pa.Table.from_pylist(lines, schema=schema))
             advance(len(lines))
 
@@ -121,6 +123,7 @@ def write_json_items(
 def _lines(
     rows: Iterable[Row],
     item: Callable[[Row], Any],
+    content: Callable[[Row, Any], bytes],
     measures: tuple[Callable[[Any], int], Callable[[Any], int]],
     strict: bool,
 ) -> Iterator[dict[str, Any]]:
@@ -148,6 +151,6 @@ def _lines(
             "status": Status.OK.value,
             "cost": cost(made),
             "n_response": n_response(made),
-            "content_hash": hashlib.blake2b(written.encode(), digest_size=16).hexdigest(),
+            "content_hash": hashlib.blake2b(content(row, made), digest_size=16).hexdigest(),
             "item": written,
         }

@@ -73,10 +73,12 @@ class ImageModel:
         return device
 
     def pixels(self, items: Sequence[LabelledImage]) -> Tensor:
-        """float32 [b, 3, h, w] on the model's device, decoded by several threads."""
-        tensors = list(self._pool.map(lambda item: self.transform(item.open()), items))
+        """float32 [b, 3, h, w] on the model's device, decoded by several threads unless they are kept."""
+        kept = [item.pixels for item in items]
+        if any(pixels is None for pixels in kept):
+            kept = list(self._pool.map(lambda item: self.transform(item.open()), items))
         # Channels last: convolutions are about 1.6 times as fast so, on CPUs and on GPUs with tensor cores.
-        batch = torch.stack(tensors).contiguous(memory_format=torch.channels_last)
+        batch = torch.stack(kept).contiguous(memory_format=torch.channels_last)
         return batch.to(self.device, self._dtype(), non_blocking=True)
 
     def _dtype(self) -> torch.dtype:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -152,7 +153,11 @@ class Model(ABC):
         Raises:
             InputError: ``strict``, and a row cannot be used.
         """
-        write_json_items(folder, rows, self.item, (self.cost, self.n_response), advance, strict)
+        write_json_items(folder, rows, self.item, self.content, (self.cost, self.n_response), advance, strict)
+
+    def content(self, row: Row, item: Any) -> bytes:
+        """What is hashed to know a row again in another run (`compare`, ``--reuse``). Default: the item as JSON."""
+        return json.dumps(item, ensure_ascii=False).encode()
 
     def open_items(self, folder: Path) -> Items:
         """What `write_items` wrote."""

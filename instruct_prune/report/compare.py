@@ -121,7 +121,7 @@ def compare(pool: Pool, kept: Mapping[str, Int64], *, clusters: Int32 | None = N
 
 
 def score_columns(tables: Mapping[str, ScoreTable]) -> dict[str, Float32]:
-    """The scores and losses of runs over the same rows as columns "run:score" and "run:loss_dense", ready for `correlate`.
+    """Scores, losses and columns of probes of runs over the same rows, as "run:score", "run:loss_dense", for `correlate`.
 
     Args:
         tables: score tables by name of the run. Rows without a score are NaN.
@@ -137,9 +137,9 @@ def score_columns(tables: Mapping[str, ScoreTable]) -> dict[str, Float32]:
                 f"{name} and {first_name} have scores of different rows ({len(table)} and {len(first)}): only runs over "
                 "the same data with the same --limit can be correlated."
             )
-        columns[f"{name}:score"] = np.where(table.scored, table.score, np.float32(np.nan))
-        for j, spec in enumerate(table.subnets):
-            columns[f"{name}:loss_{spec.name}"] = np.where(table.scored, table.losses[:, j], np.float32(np.nan))
+        measured = {"score": table.score, **{f"loss_{s.name}": table.losses[:, j] for j, s in enumerate(table.subnets)}}
+        for column, values in (measured | dict(table.more)).items():
+            columns[f"{name}:{column}"] = np.where(table.scored, values, np.float32(np.nan))
     return columns
 
 

@@ -27,11 +27,11 @@ def compare(folders: Sequence[RunFolder], seed: int = 0) -> Comparison:
     for folder in folders:
         folder.require(ScoreFacts)
     tables = [folder.read_scores() for folder in folders]
+    first = tables[0]
     for folder, table in zip(folders[1:], tables[1:], strict=True):
-        same = np.array_equal(table.row_id, tables[0].row_id) and np.array_equal(
-            table.content_hash, tables[0].content_hash
-        )
-        if not same:
+        same = np.array_equal(table.row_id, first.row_id)
+        both = table.scored & first.scored if same else slice(0)
+        if not same or not np.array_equal(table.content_hash[both], first.content_hash[both]):
             raise InputError(
                 f"{folder.path} and {folders[0].path} are not over the same rows (their content hashes differ), so their "
                 "selections cannot be compared. Compare runs with the same --data, --limit, template and tokenizer."

@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # for type checkers; what is imported when is said below
     from instruct_prune.train.images import Classifier as Classifier
     from instruct_prune.train.images import Pictures as Pictures
     from instruct_prune.train.images import accuracy_of as accuracy_of
+    from instruct_prune.train.images import decoded_once as decoded_once
     from instruct_prune.train.images import features_of as features_of
     from instruct_prune.train.images import fine_tune as fine_tune
     from instruct_prune.train.images import load_backbone as load_backbone
@@ -52,7 +53,7 @@ _HOMES = {
     "by_tokens": "Piece steps_of train_by_tokens",
     "config": "TrainConfig step_count",
     "folder": "claim finish",
-    "images": "Classifier Pictures accuracy_of features_of fine_tune load_backbone load_pictures principal_components "
+    "images": "Classifier Pictures accuracy_of decoded_once features_of fine_tune load_backbone load_pictures principal_components "
     "probe_accuracy",
     "lora": "attach_lora",
     "losses": "TokenLosses evaluate evaluate_shared",

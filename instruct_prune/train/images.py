@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,16 @@ from instruct_prune.rows import open_data
 from instruct_prune.rows.pixels import decode
 from instruct_prune.rows.reader import RowError
 from instruct_prune.rows.row import ImageRef, Reject, Row
+from instruct_prune.storage import array_file
 from instruct_prune.train.processes import say
 
 RIDGE = (1e-3, 1e-2, 1e-1, 1.0)
+DECODED = 64
+"""Pictures that are decoded together."""
+
+Watch = Callable[[int, Int64, torch.Tensor, torch.Tensor], None]
+"""Called at each step of a training, before the weights move: the epoch (from 0), which pictures [b], their pooled features
+float32 [b, d] and logits float32 [b, k], both detached."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +132,32 @@ def load_backbone(name: str, short_side: float, image_size: int | None = None) -
     return load_image_model(source, "float32", device, size), size
 
 
-def features_of(backbone: ImageModel, pictures: Sequence[LabelledImage], batch: int = 64) -> Float32:
+def decoded_once(backbone: ImageModel, pictures: Pictures, path: Path) -> Pictures:
+    """The same pictures, whose pixels are read from a memory-mapped file from now on: trainings share it and decode nothing.
+
+    Args:
+        backbone: whose transform makes the pixels.
+        pictures: n of them.
+        path: a .npy file, float32 [n, 3, h, w]; one that is there is used where it holds the same pixels, else made anew.
+    """
+    if not (path.exists() and _same_pixels(backbone, pictures, np.load(path, mmap_mode="r", allow_pickle=False))):
+        shape = backbone.pixels(pictures.items[:1]).shape[1:]
+        with array_file(path, np.float32, (len(pictures), *shape)) as whole:
+            for start in range(0, len(pictures), DECODED):
+                piece = pictures.items[start : start + DECODED]
+                whole[start : start + len(piece)] = backbone.pixels(piece).float().cpu().numpy()
+    pixels = torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
+    return replace(pictures, items=tuple(replace(item, pixels=pixels[i]) for i, item in enumerate(pictures.items)))
+
+
+def _same_pixels(backbone: ImageModel, pictures: Pictures, pixels: Float32) -> bool:
+    """Whether the pixels are those of the pictures, as far as eight of them, evenly spread, can say."""
+    some = np.linspace(0, len(pictures) - 1, min(8, len(pictures))).round().astype(int).tolist()
+    made = backbone.pixels([pictures.items[i] for i in some]).float().cpu().numpy()
+    return pixels.shape == (len(pictures), *made.shape[1:]) and bool(np.array_equal(pixels[some], made))
+
+
+def features_of(backbone: ImageModel, pictures: Sequence[LabelledImage], batch: int = DECODED) -> Float32:
     """float32 [n, d]: pooled features, L2-normalised."""
     pieces = [pictures[i : i + batch] for i in range(0, len(pictures), batch)]
     found = np.concatenate([backbone.features(backbone.pixels(piece)).cpu().numpy() for piece in pieces])
@@ -179,8 +212,12 @@ class Classifier(nn.Module):
         self.backbone: Any = backbone.model.requires_grad_(True)
         self.head = nn.Linear(backbone.width, n_classes, device=backbone.device)
 
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """float32 [b, d], through which gradients flow."""
+        return pooled(self.image_model.output(pixels))
+
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self.head(pooled(self.image_model.output(pixels)))  # type: ignore[no-any-return]
+        return self.head(self.features(pixels))  # type: ignore[no-any-return]
 
 
 def fine_tune(
@@ -190,10 +227,24 @@ def fine_tune(
     rate: float = 1e-4,
     batch: int = 32,
     seed: int = 0,
+    *,
+    scratch: bool = False,
+    watch: Watch = lambda epoch, rows, features, logits: None,
+    tell: Callable[[str], None] = say,
 ) -> Float32:
     """Train backbone and classifier with AdamW under random flips, the learning rate falling to zero along a cosine.
 
-    Batch normalisation keeps the backbone's statistics: small subsets have none of their own worth having.
+    Args:
+        model: is changed.
+        pictures: n of them.
+        epochs: passes over them.
+        rate: learning rate of the backbone; the classifier's is ten times it.
+        batch: pictures of a step.
+        seed: of the classifier, the order and the flips.
+        scratch: the backbone was not trained before. Its batch normalisation then learns its statistics, and the
+            classifier has the backbone's rate. Otherwise they stay: small subsets have none of their own worth having.
+        watch: sees features and logits of every step.
+        tell: told the loss after every epoch.
 
     Returns:
         float32 [epochs, n]: each picture's loss as it was met in each epoch.
@@ -201,10 +252,10 @@ def fine_tune(
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     nn.init.normal_(model.head.weight, std=0.01)
-    model.eval()
-    optimizer = torch.optim.AdamW(
-        [{"params": model.backbone.parameters(), "lr": rate}, {"params": model.head.parameters(), "lr": 10 * rate}]
-    )
+    nn.init.zeros_(model.head.bias)
+    model.train(scratch)
+    groups: list[tuple[nn.Module, float]] = [(model.backbone, rate), (model.head, rate if scratch else 10 * rate)]
+    optimizer = torch.optim.AdamW([{"params": part.parameters(), "lr": lr} for part, lr in groups])
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * -(-len(pictures) // batch))
     seen = np.zeros((epochs, len(pictures)), dtype=np.float32)
     for epoch in range(epochs):
@@ -215,13 +266,17 @@ def fine_tune(
             flips = torch.rand(len(rows), generator=generator) < 0.5
             pixels[flips] = pixels[flips].flip(-1)
             labels = torch.as_tensor([pictures[i].label for i in rows], device=pixels.device)
-            losses = F.cross_entropy(model(pixels).float(), labels, reduction="none")
+            features = model.features(pixels)
+            logits = model.head(features).float()
+            losses = F.cross_entropy(logits, labels, reduction="none")
+            watch(epoch, rows, features.detach(), logits.detach())
             losses.mean().backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
             seen[epoch, rows] = losses.detach().cpu().numpy()
-        say(f"epoch {epoch + 1} of {epochs}: training loss {seen[epoch].mean():.3f}")
+        tell(f"epoch {epoch + 1} of {epochs}: training loss {seen[epoch].mean():.3f}")
+    model.eval()
     return seen
 
 

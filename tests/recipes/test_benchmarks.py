@@ -71,6 +71,15 @@ def test_scoring(data: Path, tiny_model_folder: Path) -> None:
     assert "all subnets of magnitude:1.0,0.8" in found
 
 
+@pytest.mark.usefixtures("in_factory_folder")
+def test_images(here: Callable[..., str]) -> None:
+    images = str(FOLDER.parents[1] / "data_samples" / "images")
+    found = here("images", "--data", images, "--per-class", "6", "--model", "recipe_cnn:make", "--epochs", "1")
+    lines = [line.split(" | ") for line in found.splitlines()[2:]]
+    assert [line[0] for line in lines[:2]] == ["| dense loss", "| DLC, --subnets auto"]
+    assert [line[2].strip(" |") for line in lines][-1] == "1.0"  # the training over itself
+
+
 @pytest.mark.slow
 def test_measurements(data: Path, tiny_model_folder: Path) -> None:
     words = ["--data", str(data), "--rows", "8", "--repeats", "1", "--model", str(tiny_model_folder)]

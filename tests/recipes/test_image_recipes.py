@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import image_finetune
+import image_scores
 import image_study
 import numpy as np
 import pytest
 
-from instruct_prune import Run, SelectConfig
-from instruct_prune.train import load_pictures, principal_components, probe_accuracy
+from instruct_prune import Run
+from instruct_prune.train import (
+    decoded_once,
+    features_of,
+    load_backbone,
+    load_pictures,
+    principal_components,
+    probe_accuracy,
+)
 
 IMAGES = str(Path(__file__).parents[2] / "data_samples" / "images")
 pytestmark = pytest.mark.usefixtures("in_factory_folder")
@@ -32,20 +41,57 @@ def test_train_on_what_a_run_keeps(picture_run: Path, capsys: pytest.CaptureFixt
 
 def test_study(tmp_path: Path) -> None:
     words = ["--train", IMAGES, "--test", IMAGES, "--model", "recipe_cnn:make", "--out", str(tmp_path / "study")]
-    words += ["--keep", "0.5", "--seeds", "2", "--subnets", "magnitude-global:1.0,0.8", "--train-rows", "8"]
-    words += ["--methods", "flexrand", "hardest", "knn_lc + flexrand", "--train-epochs", "1", "--epochs", "1"]
+    words += ["--keep", "0.5", "--seeds", "2", "--random-arms", "3", "--subnets", "magnitude-global:1.0,0.8"]
+    words += ["--rules", "flexrand", "hardest", "knn_lc + flexrand", "few=dlc flexrand split=0.1"]
     assert image_study.main(words) == 0
-    found = json.loads((tmp_path / "study" / "study.json").read_text())
-    assert list(found["accuracy"]) == ["random", "flexrand", "hardest", "knn_lc + flexrand"]
-    assert all(len(values["0.5"]) == 2 for values in found["accuracy"].values())
-    assert -1 <= found["rho(dlc, mean loss over probe training)"] <= 1
-    assert found["training over scoring"] > 0
-    assert "| hardest | " in (tmp_path / "study" / "study.md").read_text()
+    found = json.loads((tmp_path / "study" / "study_probe.json").read_text())
+    assert list(found["accuracy"]) == ["random", "flexrand", "hardest", "knn_lc + flexrand", "few"]
+    assert [len(values["0.5"]) for values in found["accuracy"].values()] == [3, 2, 2, 2, 2]
+    assert "| hardest | " in (tmp_path / "study" / "study_probe.md").read_text()
     # Every class keeps its share, random too.
-    selection = Run(tmp_path / "study" / "dlc").select(SelectConfig(keep=0.5, method="random", stratify="label"))
+    run = Run(tmp_path / "study" / "dlc")
     train = load_pictures(IMAGES)
-    kept, all_rows = np.bincount(train.labels[selection.selected]), np.bincount(train.labels)
-    assert (np.abs(kept - all_rows / 2) <= 1).all()
+    kept = train.labels[image_study.Rule.parse("random").rows({"dlc": run}, len(train) // 2, 0)]
+    assert (np.abs(np.bincount(kept) - np.bincount(train.labels) / 2) <= 1).all()
+    assert image_study.main([*words[:-1], "few=dlc"]) == 2
+
+
+def test_study_of_whole_networks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trained, study = str(tmp_path / "trained"), tmp_path / "study"
+    words = ["--data", IMAGES, "--model", "recipe_cnn:make", "--epochs", "1", "--scratch", "--out", trained]
+    assert image_scores.main(words) == 0
+    words = ["--train", IMAGES, "--test", IMAGES, "--model", "recipe_cnn:make", "--mode", "full", "--out", str(study)]
+    words += ["--network", "recipe_cnn:make", "--scratch", "--epochs", "1", "--keep", "0.5", "--seeds", "1"]
+    words += ["--random-arms", "2", "--subnets", "dense", "--rules", "flexrand", "el2n", "--rate", "0.01"]
+    assert image_study.main(words) == 2
+    assert "--runs trained=FOLDER" in capsys.readouterr().err
+    words += ["--runs", f"trained={trained}"]
+    assert image_study.main([*words, "--budget-minutes", "0"]) == 0
+    assert "left out 6 arms" in capsys.readouterr().err
+    assert image_study.main(words) == 0
+    first = (study / "study_full.json").read_bytes()
+    # All pictures, none, two of random and one of each rule.
+    assert len(list((study / "arms").iterdir())) == 6
+    assert "seed 1: accuracy" in capsys.readouterr().err
+    assert image_study.main(words) == 0
+    assert "seed 1: accuracy" not in capsys.readouterr().err  # nothing is trained again ...
+    assert (study / "study_full.json").read_bytes() == first
+    (study / "arms" / sorted(path.name for path in (study / "arms").iterdir())[0]).unlink()
+    assert image_study.main(words) == 0
+    assert (study / "study_full.json").read_bytes() == first  # ... and what is comes out the same
+
+
+def test_pixels_are_decoded_once(tmp_path: Path) -> None:
+    train = load_pictures(IMAGES)
+    backbone, _ = load_backbone("recipe_cnn:make", train.short_side)
+    kept = decoded_once(backbone, train, tmp_path / "pixels.npy")
+    assert features_of(backbone, kept.items).tolist() == features_of(backbone, train.items).tolist()
+    made = (tmp_path / "pixels.npy").stat().st_mtime_ns
+    decoded_once(backbone, train, tmp_path / "pixels.npy")
+    assert (tmp_path / "pixels.npy").stat().st_mtime_ns == made
+    turned = replace(train, items=train.items[::-1])
+    again = decoded_once(backbone, turned, tmp_path / "pixels.npy")  # of other pictures: made anew
+    assert again.items[0].pixels.tolist() == backbone.pixels(train.items[-1:])[0].tolist()
 
 
 def test_no_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
