@@ -10,6 +10,7 @@ import numpy as np
 
 from instruct_prune.arrays import Int64
 from instruct_prune.config import EmbedConfig, SelectConfig
+from instruct_prune.errors import InputError
 from instruct_prune.models.model import Items, Model
 from instruct_prune.progress import say
 from instruct_prune.run.aside import FILE, MADE_FROM, facts_of
@@ -73,7 +74,7 @@ class First:
 
         Raises:
             InputError: a file of ``--decontaminate`` or ``--must-keep`` is wrong, a row must be kept and must not, or too few
-                rows are left for the budget.
+                rows are left for the budget, or none.
         """
         folder, path = self._folder, self._folder / FILE
         made_from = digest([self.identity, folder.require(EncodeFacts).fingerprint]).encode()
@@ -88,6 +89,11 @@ class First:
             f"dedup first: {found.rows:,} of {n:,} rows are set aside and not scored ({found.duplicates:,} near-duplicates, "
             f"{found.contaminated:,} that repeat a row of --decontaminate)"
         )
+        if found.rows == n:
+            raise InputError(
+                "--dedup-first: every row repeats a row of --decontaminate, so there is nothing left to score. Is one of these files the "
+                "data themselves?"
+            )
         check_budget(self._select, n - found.rows)
 
     def facts(self) -> SetAside:

@@ -99,7 +99,7 @@ def stage_of(name: str, folder: Path) -> Callable[[], Any]:
 
     run = RunFolder(folder / "run")
     data, encoding = DataConfig((str(folder / "rows.jsonl"),)), EncodeConfig()
-    scoring, embedding = ScoreConfig(model=NAME), EmbedConfig(embedder="model")
+    scoring, embedding = ScoreConfig(model=NAME, subnets=("dlc",)), EmbedConfig(embedder="model")
     choice = SelectConfig(keep=0.3, dedup=0.95)
 
     def encoded() -> None:

@@ -157,6 +157,15 @@ def test_it_needs_to_know_what_goes(words: list[str], tmp_path: Path, capsys: py
     assert "give --dedup 0.95, --decontaminate FILE" in capsys.readouterr().err
 
 
+def test_the_data_themselves_are_no_test(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], ran: list[int]
+) -> None:
+    words[words.index("--decontaminate") + 1] = words[1]
+    assert main(["run", *words, "--out", str(tmp_path / "run")]) == 2
+    assert "nothing left to score" in capsys.readouterr().err
+    assert ran == []
+
+
 def test_a_killed_run_goes_on_with_the_rows_that_were_left(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
