@@ -57,7 +57,7 @@ class First:
     ) -> None:
         select, self._embed = select or SelectConfig(), embed or EmbedConfig()
         check_first(select, by_model(model, embed) is not None)
-        self._folder, self._items, self._seconds = folder, items, 0.0
+        self._folder, self._model, self._items, self._seconds = folder, model, items, 0.0
         self._select = dataclasses.replace(select, dedup_keep=select.dedup_keep or KEEP, stratify=None)
         forced = select.must_keep
         self.identity: dict[str, Any] = {
@@ -80,7 +80,7 @@ class First:
         made_from = digest([self.identity, folder.require(EncodeFacts).fingerprint]).encode()
         if not path.exists() or self.read().schema.metadata.get(MADE_FROM) != made_from:
             if compares_vectors(self._select):
-                embed_rows(folder, self._embed)
+                embed_rows(folder, self._embed, model=self._model)
             began = time.monotonic()
             write_parquet(path, self._find().replace_schema_metadata({MADE_FROM: made_from}))
             self._seconds = round(time.monotonic() - began, 3)
