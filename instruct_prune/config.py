@@ -182,8 +182,8 @@ class SelectConfig:
     """A file of row ids (one a line), or a predicate such as source=identity."""
     dedup: Real = None
     """Drop near-duplicates above this cosine similarity (exact ones always count), keeping one of each group."""
-    dedup_keep: Literal["hardest", "longest", "first"] = "hardest"
-    """Which of a group of duplicates stays."""
+    dedup_keep: Literal["hardest", "longest", "first"] | None = None
+    """Which of a group of duplicates stays; hardest when not given, or longest with --dedup-first."""
     decontaminate: tuple[str, ...] = ()
     """Files of tests and benchmarks: rows that repeat one of theirs (the same words, or 13 words in a row) are taken out."""
     decontaminate_above: Real = None
@@ -227,3 +227,5 @@ class RunConfig:
     select: SelectConfig = field(default_factory=SelectConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     run: Out = field(default_factory=Out)
+    dedup_first: bool = False
+    """Find the rows that --dedup and --decontaminate take out before scoring, and do not score them."""

@@ -11,7 +11,7 @@ from typing import Any
 from instruct_prune.encode.chat_messages import ChatMessages
 from instruct_prune.encode.frame import learn_frame
 from instruct_prune.encode.marks import Found, Marker, find, free_stem, opens_thought, plain_values, written_as
-from instruct_prune.encode.rendering import Rendered, RenderError, Span, counted
+from instruct_prune.encode.rendering import Counts, Rendered, RenderError, Span, counted
 from instruct_prune.encode.takes import CLOSE, OPEN, Takes, answer
 from instruct_prune.errors import InputError
 from instruct_prune.rows.row import Row
@@ -80,6 +80,10 @@ class ChatTemplate:
     def notes(self) -> tuple[str, ...]:
         """What was done to make rows fit this template, so far."""
         return counted(self._counts)
+
+    @property
+    def counts(self) -> Counts:
+        return (self._counts,)
 
     def reads(self, key: str) -> bool:
         """Whether the template looks at this key of a turn."""

@@ -12,7 +12,7 @@ from instruct_prune.rows.row import ImageRef
 
 
 class Status(StrEnum):
-    """What became of a row in encoding and scoring. Only OK and TRUNCATED carry a score."""
+    """What became of a row in encoding and scoring. Only OK and TRUNCATED carry a score; SET_ASIDE is no fault of the row."""
 
     OK = "ok"
     TRUNCATED = "truncated"
@@ -21,6 +21,7 @@ class Status(StrEnum):
     NONFINITE = "nonfinite"
     TOO_LONG = "too_long"
     FAILED = "failed"
+    SET_ASIDE = "set_aside"
 
     @property
     def scored(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from instruct_prune.encode.rendering import Rendered, RenderError, Span, Template
+from instruct_prune.encode.rendering import Counts, Rendered, RenderError, Span, Template
 from instruct_prune.rows.row import Message, Row
 
 Expand = Callable[[Row, Rendered], Rendered]
@@ -22,6 +22,10 @@ class Wrapped:
     @property
     def notes(self) -> tuple[str, ...]:
         return self.template.notes
+
+    @property
+    def counts(self) -> Counts:
+        return self.template.counts
 
     def reads(self, key: str) -> bool:
         return self.template.reads(key)

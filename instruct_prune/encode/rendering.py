@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -42,6 +43,10 @@ class Rendered:
     whole: int = 0
 
 
+Counts = tuple[Counter[tuple[str, str]], ...]
+"""Of each: (note, what is counted) -> how many."""
+
+
 class Template(Protocol):
     """Writes samples as text.
 
@@ -50,6 +55,7 @@ class Template(Protocol):
         text: what defines it, for the record.
         writes_specials: the text carries BOS and end-of-turn tokens itself.
         notes: what people should be told about it.
+        counts: what the notes are made of (see `counted`); what other processes counted is added to it.
     """
 
     @property
@@ -60,6 +66,8 @@ class Template(Protocol):
     def writes_specials(self) -> bool: ...
     @property
     def notes(self) -> tuple[str, ...]: ...
+    @property
+    def counts(self) -> Counts: ...
     def reads(self, key: str) -> bool:
         """Whether it looks at this key of a turn, beside role, content, calls and thought."""
         ...
@@ -138,3 +146,13 @@ class Pieces:
 
     def rendered(self) -> Rendered:
         return Rendered("".join(self.parts), tuple(self.spans))
+
+
+def trained(sample: Row, turns: str) -> list[int]:
+    """Positions of the messages that count; blank ones say nothing and do not."""
+    found = [
+        i
+        for i, message in enumerate(sample.messages)
+        if message.trained and (message.text.strip() or message.tool_calls or message.reasoning.strip())
+    ]
+    return found[-1:] if turns == "last" else found

@@ -6,7 +6,9 @@ row). Memory while writing does not grow with the number of rows; a reader holds
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import contextlib
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -128,7 +130,6 @@ def write_store(folder: Path, encoded: Iterable[tuple[Encoded, str, int]]) -> To
     ``rows.parquet`` is renamed into place last: a store without it is unfinished.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     schema = pa.schema(
         [
@@ -144,19 +145,42 @@ def write_store(folder: Path, encoded: Iterable[tuple[Encoded, str, int]]) -> To
             ("reason", pa.string()),
         ]
     )
-    (folder / "rows.parquet").unlink(missing_ok=True)
     waiting = iter(encoded)
+    with _writing(folder, schema) as (writer, ids, mask):
+        while lines := [_line(*one, ids, mask) for one in islice(waiting, ROWS_PER_GROUP)]:
+            columns = zip(zip(*lines, strict=True), schema.types, strict=True)
+            arrays = [pa.array(column, type=kind) for column, kind in columns]
+            writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+    return TokenStore.open(folder)
+
+
+def join_stores(folder: Path, parts: Sequence[Path]) -> None:
+    """Put stores one behind the other: what `write_store` makes of all their rows."""
+    import pyarrow.parquet as pq
+
+    with _writing(folder, pq.read_schema(parts[0] / "rows.parquet")) as (writer, ids, mask):
+        for part in parts:
+            for name, whole in (("ids.bin", ids), ("mask.bin", mask)):
+                with open(part / name, "rb") as file:
+                    shutil.copyfileobj(file, whole, 1 << 20)
+            with pq.ParquetFile(part / "rows.parquet") as rows:
+                for group in range(rows.num_row_groups):
+                    writer.write_table(rows.read_row_group(group))
+
+
+@contextlib.contextmanager
+def _writing(folder: Path, schema: Any) -> Iterator[tuple[Any, IO[bytes], IO[bytes]]]:
+    """Writers of a store's files: of rows.parquet, ids and mask."""
+    import pyarrow.parquet as pq
+
+    (folder / "rows.parquet").unlink(missing_ok=True)
     with (
         replaced(folder / "rows.parquet") as temporary,
         atomic(folder / "ids.bin") as ids,
         atomic(folder / "mask.bin") as mask,
         pq.ParquetWriter(temporary, schema) as writer,
     ):
-        while lines := [_line(*one, ids, mask) for one in islice(waiting, ROWS_PER_GROUP)]:
-            columns = zip(zip(*lines, strict=True), schema.types, strict=True)
-            arrays = [pa.array(column, type=kind) for column, kind in columns]
-            writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
-    return TokenStore.open(folder)
+        yield writer, ids, mask
 
 
 def _line(row: Encoded, source: str, line: int, ids: IO[bytes], mask: IO[bytes]) -> tuple[Any, ...]:

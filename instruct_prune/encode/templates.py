@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from instruct_prune.encode.chat import ChatTemplate
-from instruct_prune.encode.rendering import Pieces, Rendered, RenderError, Template, with_context
+from instruct_prune.encode.rendering import Counts, Pieces, Rendered, RenderError, Template, with_context
 from instruct_prune.errors import InputError
 from instruct_prune.rows.row import Row
 
@@ -37,6 +37,7 @@ class AlpacaTemplate:
     text: str = ALPACA_HEADER + ALPACA_TURN + "\n---\n" + ALPACA_HEADER_INPUT + ALPACA_TURN_INPUT
     writes_specials: bool = False
     notes: tuple[str, ...] = ()
+    counts: Counts = ()
 
     def reads(self, key: str) -> bool:
         return False
@@ -73,6 +74,7 @@ class PlainTemplate:
     text: str = "{turn}\n{turn}..."
     writes_specials: bool = False
     notes: tuple[str, ...] = ()
+    counts: Counts = ()
 
     def reads(self, key: str) -> bool:
         return False
@@ -168,6 +170,10 @@ class ByTools:
     def notes(self) -> tuple[str, ...]:
         """What was done to make rows fit either template."""
         return tuple(dict.fromkeys(self._default.notes + self._tool_use.notes))
+
+    @property
+    def counts(self) -> Counts:
+        return (*self._default.counts, *self._tool_use.counts)
 
     def reads(self, key: str) -> bool:
         return self._default.reads(key) or self._tool_use.reads(key)

@@ -13,7 +13,7 @@ from instruct_prune.arrays import Bool, Int32
 from instruct_prune.encode.item import Encoded, Status
 from instruct_prune.encode.offsets import bare, leading_specials, token_ranges, tokens_until, truncate, unsaid
 from instruct_prune.encode.pictured import Wrapped
-from instruct_prune.encode.rendering import Rendered, RenderError, Span, Template, Writing, counted
+from instruct_prune.encode.rendering import Counts, Rendered, RenderError, Span, Template, Writing, counted, trained
 from instruct_prune.encode.templates import choose_template
 from instruct_prune.errors import InputError
 from instruct_prune.rows.row import Row
@@ -91,6 +91,11 @@ class Encoder:
         return (*notes, "the tokenizer has no end-of-sequence token, so none is appended")
 
     @property
+    def counts(self) -> Counts:
+        """What the notes are made of; what other processes counted is added to it."""
+        return (self._counts, *self._template.counts)
+
+    @property
     def identity(self) -> dict[str, Any]:
         """All that decides ids and masks, for the manifest and the fingerprint of a run."""
         text = self._template.text
@@ -146,7 +151,7 @@ class Encoder:
         Raises:
             InputError: the template cannot write this row.
         """
-        turns = _trained(sample, self._turns)
+        turns = trained(sample, self._turns)
         try:
             row = self._rendered(sample, turns)
         except RenderError as error:
@@ -177,7 +182,7 @@ class Encoder:
         return runs
 
     def _prepare(self, sample: Row) -> Rendered | Encoded:
-        turns = _trained(sample, self._turns)
+        turns = trained(sample, self._turns)
         if not turns:
             if any(message.trained for message in sample.messages):
                 return _without_score(sample.row_id, Status.EMPTY_RESPONSE, "the response is empty")
@@ -263,16 +268,6 @@ class Encoder:
             return False
         offsets = encoding.offsets[first:last]
         return bool(offsets[0][0] <= span.start and offsets[-1][1] >= span.end)
-
-
-def _trained(sample: Row, turns: str) -> list[int]:
-    """Positions of the messages that count; blank ones say nothing and do not."""
-    found = [
-        i
-        for i, message in enumerate(sample.messages)
-        if message.trained and (message.text.strip() or message.tool_calls or message.reasoning.strip())
-    ]
-    return found[-1:] if turns == "last" else found
 
 
 def _without_score(row_id: int, status: Status, reason: str) -> Encoded:

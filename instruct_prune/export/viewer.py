@@ -30,7 +30,7 @@ def viewer(job: ExportJob) -> Exported:
     ``cluster`` names the stratum that the row was selected in.
     """
     folder = RunFolder(job.folder)
-    selection = folder.read_selection()
+    selection = folder.read_selection().ranked()
     xy = _map(folder, selection)
     target = folder / "viewer.parquet"
     rows = write_parquet_table(_table(RowTable.open(folder / "rows"), selection, xy), target)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -26,6 +26,14 @@ ASKED = {
 OF_TRAINING = (*ASKED, "ACCELERATE_DYNAMO_", "ACCELERATE_DEEPSPEED_", "FSDP_", "MEGATRON_LM_", "PARALLELISM_CONFIG_")
 """Beginnings of the variables that are about training. transformers reads some of them too: with FSDP's
 CPU_RAM_EFFICIENT_LOADING only the first process would load any weights."""
+
+
+DIED = (
+    "another process of this run has ended. What is finished is kept; run the same command again, with any number of processes, to "
+    "complete it."
+)
+
+Found = TypeVar("Found")
 
 
 class Ranks:
@@ -78,10 +86,7 @@ class Ranks:
         try:
             return broadcast_object_list([value])[0]
         except RuntimeError as error:  # of gloo and NCCL alike
-            raise IncompleteRunError(
-                "another process of this run has ended. What is finished is kept; run the same command again, with any number of "
-                "processes, to complete it."
-            ) from error
+            raise IncompleteRunError(DIED) from error
 
     def on_main(self, function: Callable[[], object]) -> None:
         """Run on the main process while the others wait; an error there ends all (only the main one tells it)."""
@@ -97,6 +102,34 @@ class Ranks:
         if failed:
             raise SystemExit(2)
 
+    def on_all(self, function: Callable[[], Found]) -> list[Found]:
+        """Run on every process; what each found, on every process. An error on any of them ends all (the main one tells it).
+
+        Raises:
+            InputError: a process had one.
+            IncompleteRunError: one of them has died.
+        """
+        if self.world == 1:
+            return [function()]
+        from accelerate.utils import gather_object
+
+        found: list[Found] = []
+        error: Exception | None = None
+        try:
+            found = [function()]
+        except (InputError, IncompleteRunError, OSError) as problem:
+            error = problem
+        try:
+            told: list[tuple[list[Found], str]] = gather_object([(found, _told(error))])
+        except RuntimeError as stop:
+            raise IncompleteRunError(DIED) from stop
+        problems = [text for _, text in told if text]
+        if problems and self.is_main:
+            raise error or InputError(problems[0])
+        if problems:
+            raise SystemExit(2)
+        return [one for some, _ in told for one in some]
+
     def describe(self) -> str:
         processes = "1 process" if self.world == 1 else f"{self.world} processes"
         if self.device.type == "cuda":
@@ -107,6 +140,10 @@ class Ranks:
         """Leave the group of processes; each goes on, or ends, by itself."""
         if self.world > 1:
             torch.distributed.destroy_process_group()
+
+
+def _told(error: Exception | None) -> str:
+    return "" if error is None else str(error) or type(error).__name__
 
 
 def _join(on_cpu: bool) -> tuple[int, int, torch.device]:

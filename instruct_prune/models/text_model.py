@@ -12,8 +12,8 @@ from torch import nn
 from instruct_prune.arrays import Int32, Int64
 from instruct_prune.config import EncodeConfig, ScoreConfig
 from instruct_prune.encode.item import Encoded, Tokens
-from instruct_prune.encode.rendering import Writing
-from instruct_prune.encode.store import TokenStore, write_store
+from instruct_prune.encode.rendering import Counts, Writing
+from instruct_prune.encode.store import TokenStore, join_stores, write_store
 from instruct_prune.encode.tokenize import Encoder
 from instruct_prune.errors import InputError
 from instruct_prune.models import names
@@ -125,6 +125,19 @@ class TextModel(Model):
 
     def write_items(self, folder: Path, rows: Iterable[Row], advance: Advance, strict: bool) -> None:
         write_store(folder, self._encoded(rows, advance))
+
+    @property
+    def splits(self) -> bool:
+        """Whether processes may write the items of some rows each, which `join_items` puts together."""
+        own = type(self)
+        return own.write_items is TextModel.write_items and own.open_items is TextModel.open_items
+
+    def join_items(self, folder: Path, parts: Sequence[Path], counts: Sequence[Counts]) -> None:
+        """Put together what the processes wrote, in order; ``counts`` are their encoders', this one's first."""
+        for others in counts[1:]:
+            for mine, theirs in zip(self.encoder.counts, others, strict=True):
+                mine.update(theirs)
+        join_stores(folder, parts)
 
     def _encoded(self, rows: Iterable[Row], advance: Advance) -> Iterator[tuple[Encoded, str, int]]:
         known: int | None = getattr(self._configuration.get_text_config(), "vocab_size", None)

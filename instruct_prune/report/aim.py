@@ -122,7 +122,10 @@ def read_aim(folder: RunFolder, by: str | None, n_response: Int32) -> Aim | None
     """
     if by is None:
         return None
-    table = read_parquet(folder / "selection.parquet", ["target_task", "target_row", "target_turn", "similarity"])
+    table = read_parquet(
+        folder / "selection.parquet", ["target_task", "target_row", "target_turn", "similarity", "rank"]
+    )
+    table = table.filter(table.column("rank").to_numpy() >= 0)  # without rows that were set aside before scoring
     names = table.column("target_task").combine_chunks()
     task = names.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
     query, turn = (

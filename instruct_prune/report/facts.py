@@ -42,10 +42,11 @@ class Facts:
 
 @dataclass(frozen=True)
 class Counts:
-    """Rows and tokens. rows read = scored + rejected, scored = kept + dropped."""
+    """Rows and tokens. Rows read = scored + rejected + set_aside, and scored + set_aside = kept + dropped."""
 
     read: int
     rejected: int
+    set_aside: int
     scored: int
     kept: int
     dropped: int
@@ -121,10 +122,12 @@ def _budget(tables: Tables) -> str:
 def counts_of(tables: Tables) -> Counts:
     kept, length = tables.kept, tables.n_response.astype(np.int64)
     whole = length + tables.n_prompt
-    dropped = 0 if tables.selection is None else int((~kept).sum())
+    aside = tables.run.score.set_aside
+    dropped = 0 if tables.selection is None else int((~kept).sum()) + aside
     return Counts(
         read=tables.run.score.read,
         rejected=tables.run.score.rejected,
+        set_aside=aside,
         scored=len(tables),
         kept=int(kept.sum()),
         dropped=dropped,
@@ -151,6 +154,7 @@ def seconds_of(tables: Tables) -> Seconds:
 def seconds_by_stage(run: Records) -> dict[str, float]:
     """Seconds that each finished stage took."""
     found = {"read": run.rows.seconds, "encode": run.encode.seconds, "score": run.score.seconds}
+    found |= {} if run.score.aside is None else {"dedup first": run.score.aside.seconds}
     found |= {} if run.embed is None else {"embed": run.embed.seconds}
     found |= {} if run.target_seconds is None else {"target": run.target_seconds}
     return found | ({} if run.select is None else {"select": run.select.seconds})
@@ -179,6 +183,12 @@ def warnings_of(tables: Tables) -> list[str]:
     if tables.unstable is not None and tables.unstable.any():
         lines.append(
             f"{int(tables.unstable.sum()):,} rows are unstable: with another mask seed they would have been decided otherwise."
+        )
+    aside = tables.run.score.aside
+    if aside is not None and aside.rows:
+        lines.append(
+            f"{aside.rows:,} rows were set aside before scoring ({aside.duplicates:,} near-duplicates, {aside.contaminated:,} that "
+            "repeat a row of --decontaminate): they are dropped, have no score, and are not in the figures below."
         )
     contaminated = 0 if tables.run.select is None else tables.run.select.contaminated
     if contaminated:

@@ -68,16 +68,17 @@ def show(folder: RunFolder, rows: Iterable[Row | Reject], console: Console | Non
 
 def _summary(console: Console, folder: RunFolder, tables: Tables) -> None:
     facts, counts = facts_of(folder, tables), counts_of(tables)
+    aside = f" + {counts.set_aside:,} set aside" if tables.run.score.aside is not None else ""
     lines = [
         f"run:      {folder.path}",
         f"data:     {facts.data}",
         f"model:    {facts.model}; score {facts.score} over {', '.join(facts.subnets)}",
         *([f"auto:     {facts.earned}"] if facts.earned else []),
-        f"rows:     {counts.read:,} read = {counts.scored:,} scored + {counts.rejected:,} rejected",
+        f"rows:     {counts.read:,} read = {counts.scored:,} scored + {counts.rejected:,} rejected" + aside,
     ]
     if tables.selection is not None:
         lines += [
-            f"          {counts.scored:,} scored = {counts.kept:,} kept + {counts.dropped:,} dropped",
+            f"          {counts.scored:,} scored{aside} = {counts.kept:,} kept + {counts.dropped:,} dropped",
             f"tokens:   {counts.response_tokens_kept:,} of {counts.response_tokens:,} response tokens kept",
             f"selected: {facts.method}, {facts.budget}, "
             + ", ".join(f"{key} {value}" for key, value in facts.params.items() if key != "method")

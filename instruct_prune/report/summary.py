@@ -97,10 +97,12 @@ def accounting_line(folder: RunFolder) -> str:
     """``read = scored + rejected, scored = kept + dropped``, as counted from the files."""
     scored = folder.facts(ScoreFacts)
     line = f"rows:     {scored.read:,} read = {scored.scored:,} scored + {scored.rejected:,} rejected"
+    line += f" + {scored.set_aside:,} set aside" if scored.aside is not None else ""
     record = folder.find(SelectFacts)
     if record is not None and record.facts is not None:
         chosen = record.facts
-        line += f"; {chosen.scored:,} scored = {chosen.kept:,} kept + {chosen.dropped:,} dropped"
+        both = f"{chosen.scored:,} scored" + (f" + {scored.set_aside:,} set aside" if scored.aside is not None else "")
+        line += f"; {both} = {chosen.kept:,} kept + {chosen.dropped:,} dropped"
     if scored.rejected:
         line += f"\n          rejected rows are listed with their reasons in {safe(str(folder / 'rejected.jsonl'))}"
     return line

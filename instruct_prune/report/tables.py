@@ -188,7 +188,7 @@ def _target_seconds(folder: RunFolder) -> float | None:
 
 
 def _selection(folder: RunFolder, row_id: Int64) -> Selection:
-    selection = folder.read_selection()
+    selection = folder.read_selection().ranked()
     if not np.array_equal(selection.row_id, row_id):
         raise InputError(
             f"{folder / 'selection.parquet'} has {len(selection)} rows and the scores have {len(row_id)}: it was made "
@@ -203,7 +203,9 @@ def _unstable(folder: RunFolder) -> Bool | None:
     path = folder / "selection.parquet"
     if "unstable" not in pq.read_schema(path).names:
         return None
-    return np.asarray(pq.read_table(path, columns=["unstable"]).column(0).to_numpy(), dtype=bool)
+    table = pq.read_table(path, columns=["unstable", "rank"])
+    scored = table.column("rank").to_numpy() >= 0
+    return np.asarray(table.column("unstable").to_numpy()[scored], dtype=bool)
 
 
 def _vectors(folder: RunFolder, records: Records, row_id: Int64) -> tuple[Float32 | None, Int64]:

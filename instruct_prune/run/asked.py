@@ -31,10 +31,45 @@ def check_selection(config: SelectConfig) -> None:
     told_together(
         lambda: check_budget(config, None),
         check_method,
+        lambda: _check_dedup(config),
         lambda: config.score is None or score_params(config, config.score),
         lambda: clusters_wanted(config),
         lambda: check_seed(config.seed),
     )
+
+
+def _check_dedup(config: SelectConfig) -> None:
+    if config.dedup is not None and not 0 < config.dedup <= 1:
+        raise InputError(f"--dedup {config.dedup:g}: a cosine similarity above 0, at most 1 (0.95 is usual).")
+
+
+def check_first(select: SelectConfig, by_model: bool) -> None:
+    """What can be known to be wrong before anything is read.
+
+    Args:
+        select: the options of the selection that will follow.
+        by_model: whether the rows' vectors come from the scoring model.
+
+    Raises:
+        InputError: nothing would be set aside, or what says so is known after scoring only.
+    """
+    if select.dedup is None and not select.decontaminate:
+        raise InputError("--dedup-first needs to know which rows go: give --dedup 0.95, --decontaminate FILE, or both.")
+    if select.dedup_keep == "hardest":
+        raise InputError(
+            "--dedup-keep hardest goes by scores, and with --dedup-first there are none yet. Take longest or first, or leave one "
+            "of the two options out."
+        )
+    if by_model and compares_vectors(select):
+        raise InputError(
+            "--dedup-first compares vectors before scoring, and those of --embedder model are the scoring model's own, read while it "
+            "scores. Name an embedding model (--embedder all-minilm-l6-v2) or a .npy file, or leave --dedup-first out."
+        )
+
+
+def compares_vectors(select: SelectConfig) -> bool:
+    """Whether what ``--dedup-first`` takes out is found by the rows' vectors."""
+    return select.dedup is not None or select.decontaminate_above is not None
 
 
 def check_budget(config: SelectConfig, n: int | None) -> None:

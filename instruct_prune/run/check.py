@@ -28,7 +28,7 @@ from instruct_prune.rows import Source
 from instruct_prune.rows.find import is_hub_id
 from instruct_prune.rows.inputs import IMAGES_AND_TEXT
 from instruct_prune.rows.table import RowTable
-from instruct_prune.run.asked import check_selection
+from instruct_prune.run.asked import check_first, check_selection
 from instruct_prune.run.by import DEFAULT, find_by, options_of
 from instruct_prune.run.folder import RunFolder, new_run
 from instruct_prune.run.records import RowsFacts
@@ -93,6 +93,7 @@ def check_run(config: RunConfig) -> Source | None:
         lambda: check_ranking(config.select, config.score, seen.kind),
         lambda: check_export(config.export),
         lambda: check_target(config),
+        lambda: _check_first(config, seen.kind),
     )
     return seen.source
 
@@ -197,7 +198,6 @@ def check_ranking(select: SelectConfig, score: ScoreConfig, kind: str | None = N
     """
     told_together(
         lambda: predicate_of(select.must_keep),
-        lambda: _check_dedup(select),
         lambda: parse_subnets(select.score_subnets) if select.score_subnets else None,
         lambda: _check_score(select, score, kind),
     )
@@ -210,6 +210,12 @@ def check_export(config: ExportConfig) -> None:
         InputError: an unknown format, or a push without a repository or a login.
     """
     told_together(lambda: exporters_of(config.to), lambda: _check_push(config))
+
+
+def _check_first(config: RunConfig, kind: str | None) -> None:
+    name = config.embed.embedder.partition(":")[0]
+    if config.dedup_first:
+        check_first(config.select, name == MODEL or (name == "auto" and kind not in (None, TEXT)))
 
 
 def _check_push(config: ExportConfig) -> None:
@@ -271,11 +277,6 @@ def _check_probes(score: ScoreConfig) -> None:
 
         for text in score.probes:
             parse_probe(text)
-
-
-def _check_dedup(select: SelectConfig) -> None:
-    if select.dedup is not None and not 0 < select.dedup <= 1:
-        raise InputError(f"--dedup {select.dedup:g}: a cosine similarity above 0, at most 1 (0.95 is usual).")
 
 
 def _check_score(select: SelectConfig, score: ScoreConfig, kind: str | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.records import EmbedFacts
 from instruct_prune.score.table import ScoreTable
 from instruct_prune.select.contamination import BATCH, HOW, References, Repeats, similar_to
+from instruct_prune.storage import sha256_of
 
 SIMILAR = 0.95
 """The cosine of embeddings from which a row of the pool counts as a repetition of a row of the target."""
@@ -138,6 +140,12 @@ def find_contaminated(folder: RunFolder, table: ScoreTable, config: SelectConfig
         f"decontaminate: {int(found.rows.sum()):,} of {len(row_id):,} rows repeat one of {len(listed.texts):,} rows ({told(repeats)})"
     )
     return found
+
+
+def content_of(path: str) -> str | None:
+    """SHA-256 of a file that an option names; None where it is no file (a name on the Hub, a pattern)."""
+    file = Path(path).expanduser()
+    return sha256_of(file) if file.is_file() else None
 
 
 def repeats_of(references: References, pool: RowTable, row_id: Int64) -> Repeats:

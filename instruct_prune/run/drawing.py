@@ -142,17 +142,18 @@ def _draw(
         seed=config.seed,
         min_per_stratum=config.min_per_stratum,
         must_keep=facts.must_keep,
-        duplicate_of=_duplicates(config, pool, facts, table, contaminated),
+        duplicate_of=duplicates_of(config, pool, facts, table, contaminated),
         contaminated=contaminated,
     )
 
 
-def _duplicates(
+def duplicates_of(
     config: SelectConfig, pool: Pool, facts: RowFacts, table: ScoreTable, contaminated: Bool | None
 ) -> Int64 | None:
+    """int64 [n]: the row that stands for each row of the pool, -1 where it stands for itself; None without ``--dedup``."""
     if config.dedup is None:
         return None
-    priority = keep_priority(pool, config.dedup_keep, facts.must_keep)
+    priority = keep_priority(pool, config.dedup_keep or "hardest", facts.must_keep)
     if contaminated is not None:  # a row that goes must not stand for one that could be kept
         order = np.lexsort((priority, contaminated))
         priority[order] = np.arange(len(priority))

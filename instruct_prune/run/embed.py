@@ -24,6 +24,7 @@ from instruct_prune.models import names
 from instruct_prune.models.model import Items, Model
 from instruct_prune.progress import Progress, say
 from instruct_prune.rows.table import RowTable
+from instruct_prune.run.aside import left_of, read_aside
 from instruct_prune.run.check import MODEL, TEXT_EMBEDDER
 from instruct_prune.run.encode import make_model
 from instruct_prune.run.folder import RunFolder
@@ -77,6 +78,14 @@ def embedder_of(model: Model, config: EmbedConfig) -> str:
     return embedder
 
 
+def vectors_of(model: Model, config: EmbedConfig) -> dict[str, Any]:
+    """What rows' vectors follow from where another than the scoring model makes them; JSON-able."""
+    embedder = embedder_of(model, config)
+    if embedder.endswith(".npy"):
+        return {"embedder": embedder, "sha256": sha256_of(Path(embedder).expanduser())}
+    return {"embedder": embedder, "identity": names.find_model(embedder, option="--embedder").identity()}
+
+
 @writes
 def embed(folder: RunFolder, config: EmbedConfig, restart: bool = False, model: Model | None = None) -> None:
     """Write ``embeddings.npy``: L2-normalised float32 [m, d] of the m rows that were fit to score, in input order.
@@ -100,11 +109,12 @@ def embed(folder: RunFolder, config: EmbedConfig, restart: bool = False, model: 
     items = model.open_items(folder / "items")
     embedder = embedder_of(model, config)
     if _is_model(embedder):
+        items = left_of(items, read_aside(folder))
         done = _by_states(folder, model, items, embedder, restart)
     elif embedder.endswith(".npy"):
-        done = _by_file(folder, items, embedder, restart)
+        done = _by_file(folder, items, vectors_of(model, config), restart)
     else:
-        done = _by_encoder(folder, items, config, embedder, restart)
+        done = _by_encoder(folder, items, config, vectors_of(model, config), restart)
     if done:
         say("embed: done before, skipped")
         return
@@ -186,17 +196,17 @@ def unit_rows(source: Path, target: Path, centred: bool) -> None:
 # ---- vectors of the user's own, and embedding models ----
 
 
-def _by_file(folder: RunFolder, items: Items, embedder: str, restart: bool) -> bool:
-    path = Path(embedder).expanduser()
+def _by_file(folder: RunFolder, items: Items, made_from: dict[str, Any], restart: bool) -> bool:
+    embedder = made_from["embedder"]
     try:
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
+        found = np.load(Path(embedder).expanduser(), mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError):
         raise InputError(
             f"--embedder {embedder} is no .npy file of numbers (nothing else is opened), or it was cut off. Write it with "
             "numpy.save."
         ) from None
     vectors = check_vectors(found, int(items.scorable.sum()), embedder)  # before those that are there are discarded
-    if folder.begin(EmbedFacts, {"embedder": embedder, "sha256": sha256_of(path)}, (EncodeFacts,), restart):
+    if folder.begin(EmbedFacts, made_from, (EncodeFacts,), restart):
         return True
     write_array(folder / "embeddings.npy", vectors)
     return False
@@ -222,16 +232,16 @@ def check_vectors(vectors: Float32, n: int, path: str) -> Float32:
     return unit
 
 
-def _by_encoder(folder: RunFolder, items: Items, config: EmbedConfig, embedder: str, restart: bool) -> bool:
+def _by_encoder(folder: RunFolder, items: Items, config: EmbedConfig, made_from: dict[str, Any], restart: bool) -> bool:
     from instruct_prune.models.sentence_encoder import TextEncoder, embed_rows
 
-    found = names.find_model(embedder, option="--embedder")
+    found = names.find_model(made_from["embedder"], option="--embedder")
 
     def load() -> TextEncoder:
         return TextEncoder(found.location, found.name, batch_size=config.embed_batch)
 
     loaded = load() if restart else None  # vectors are not discarded for an embedder that cannot be loaded
-    if folder.begin(EmbedFacts, {"embedder": embedder, "identity": found.identity()}, (EncodeFacts,), restart):
+    if folder.begin(EmbedFacts, made_from, (EncodeFacts,), restart):
         return True
     row_id: Int64 = items.row_id[items.scorable]
     with Progress("embedding", len(row_id), "rows") as progress:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,12 +15,15 @@ from numpy.typing import NDArray
 
 from instruct_prune.config import EncodeConfig, ScoreConfig
 from instruct_prune.encode.item import Status
+from instruct_prune.encode.rendering import Counts
 from instruct_prune.errors import InputError
+from instruct_prune.measure.ranks import Ranks
 from instruct_prune.models import MODELS
 from instruct_prune.models.model import Items, Model
+from instruct_prune.models.text_model import TextModel
 from instruct_prune.progress import Progress, say
 from instruct_prune.registry import class_name, is_reference, load_attribute, own_code, resolve
-from instruct_prune.rows.row import Reject
+from instruct_prune.rows.row import Reject, Row
 from instruct_prune.rows.table import RowTable, reject_line
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.records import EncodeFacts, RowsFacts, ScoreFacts
@@ -70,20 +75,59 @@ def encode(
     model: Model,
     config: ScoreConfig,
     options: EncodeConfig,
-    strict: bool = False,
+    strict: bool,
+    ranks: Ranks,
 ) -> None:
     """Write every row's item; rows that cannot be scored are listed in ``rejected.jsonl``.
+
+    All processes come here. Where texts are encoded, each takes a part of the rows, and the main one puts the parts together; else
+    the main one does it alone.
 
     Raises:
         InputError: the folder holds items of another encoding, or no row can be scored.
     """
-    identity = {"kind": type(model).__name__, **model.encoding, **own_code([class_name(model)], "--model")}
-    if folder.begin(EncodeFacts, identity, (RowsFacts,), restart=config.restart == "encode"):
-        say("encode: done before, skipped")
+    done: list[bool] = []
+
+    def begin() -> None:
+        identity = {"kind": type(model).__name__, **model.encoding, **own_code([class_name(model)], "--model")}
+        done.append(folder.begin(EncodeFacts, identity, (RowsFacts,), restart=config.restart == "encode"))
+
+    ranks.on_main(begin)
+    if ranks.broadcast(done[0] if done else None):
+        if ranks.is_main:
+            say("encode: done before, skipped")
         return
     began = time.monotonic()
-    with Progress("encoding", len(table), "rows") as progress:
-        model.write_items(folder / "items", table, lambda n: progress.advance(n, n), strict)
+    if ranks.world > 1 and isinstance(model, TextModel) and model.splits:
+        _write_in_parts(folder, table, model, strict, ranks)
+    else:
+        ranks.on_main(lambda: _write(folder / "items", table, len(table), model, strict))
+    ranks.on_main(lambda: _finish(folder, table, model, config, options, began))
+
+
+def _write(items: Path, rows: Iterable[Row], n: int, model: Model, strict: bool, shown: bool = True) -> None:
+    with Progress("encoding", n, "rows", shown) as progress:
+        model.write_items(items, rows, lambda n: progress.advance(n, n), strict)
+
+
+def _write_in_parts(folder: RunFolder, table: RowTable, model: TextModel, strict: bool, ranks: Ranks) -> None:
+    """Each process writes the items of its part; the progress that is shown is that of the main one."""
+    parts = folder / "parts" / "encode"
+
+    def own() -> Counts:
+        row_id = np.array_split(table.row_id, ranks.world)[ranks.rank]
+        _write(parts / str(ranks.rank), table.take(row_id), len(row_id), model, strict, ranks.is_main)
+        return model.encoder.counts
+
+    counts = ranks.on_all(own)
+    ranks.on_main(lambda: model.join_items(folder / "items", [parts / str(r) for r in range(ranks.world)], counts))
+    if ranks.is_main:
+        shutil.rmtree(parts, ignore_errors=True)
+
+
+def _finish(
+    folder: RunFolder, table: RowTable, model: Model, config: ScoreConfig, options: EncodeConfig, began: float
+) -> None:
     items = model.open_items(folder / "items")
     if not _listed_with_scores(folder):
         list_rejected(folder, items, items.status_names)
@@ -125,7 +169,8 @@ def list_rejected(
     folder: RunFolder, items: Items, status: Sequence[str] | NDArray[np.str_], errors: Mapping[int, str] | None = None
 ) -> None:
     """Write ``rejected.jsonl``: rows that could not be read, then rows that carry no score, each with its reason."""
-    unscored = [i for i, name in enumerate(status) if not Status(name).scored]
+    listed = [one.value for one in Status if not one.scored and one is not Status.SET_ASIDE]
+    unscored = np.flatnonzero(np.isin(status, listed)).tolist()
     sources, lines, reasons = items.text_columns("source", "line", "reason") if unscored else ([], [], [])
     with atomic(folder / "rejected.jsonl") as file:
         file.write((folder / "rows" / "rejects.jsonl").read_bytes())

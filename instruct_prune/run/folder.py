@@ -6,17 +6,25 @@ import dataclasses
 import json
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from instruct_prune.errors import InputError
+from instruct_prune.geometry import blocks
 from instruct_prune.measure.subnet import SubnetSpec
 from instruct_prune.run.manifest import Manifest
 from instruct_prune.run.records import EmbedFacts
 from instruct_prune.score.table import ScoreTable
 from instruct_prune.select.data import Clusters, Embeddings, Selection
 from instruct_prune.storage import arrow_column, read_parquet, write_parquet
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+TEXTS = 1 << 16
+"""Texts of a table that are Python objects at a time."""
 
 
 class RunFolder(Manifest):
@@ -52,13 +60,14 @@ class RunFolder(Manifest):
             raise InputError(
                 f"{path} cannot be read as a score table ({error}). Score again with --restart score."
             ) from error
-        columns = {name: arrow.column(name).to_numpy() for name in arrow.column_names}
+        texts = ("content_hash", "status")
+        columns = {name: arrow.column(name).to_numpy() for name in arrow.column_names if name not in texts}
+        columns |= {name: _text(arrow.column(name)) for name in texts}
         subnets = tuple(SubnetSpec(*spec) for spec in meta["subnets"])
         losses = np.stack([columns[f"loss_{s.name}"] for s in subnets], axis=1)
         names = ("row_id", "content_hash", "status", "n_prompt", "n_response", "n_cut")
-        fixed = {n: columns[n].astype(str) if columns[n].dtype == object else columns[n] for n in names}
         return ScoreTable(
-            **fixed,
+            **{name: columns[name] for name in names},
             losses=losses,
             subnets=subnets,
             score=columns["score"],
@@ -80,8 +89,13 @@ class RunFolder(Manifest):
         columns = {"row_id": clusters.row_id, "cluster": clusters.labels, "distance": clusters.distances}
         write_parquet(self / "clusters.parquet", pa.table({name: arrow_column(c) for name, c in columns.items()}))
 
-    def write_selection(self, selection: Selection, more: Mapping[str, Any] | None = None) -> None:
-        """Write ``selection.parquet``; ``more`` are further columns, aligned with the selection."""
+    def write_selection(
+        self, selection: Selection, more: Mapping[str, Any] | None = None, aside: pa.Table | None = None
+    ) -> None:
+        """Write ``selection.parquet``; ``more`` are further columns, aligned with the selection.
+
+        Rows that were set aside before scoring stand there as dropped: their reason, no score, no stratum, rank -1.
+        """
         import pyarrow as pa
 
         strata = pa.DictionaryArray.from_arrays(arrow_column(selection.stratum), list(selection.strata_names))
@@ -93,7 +107,11 @@ class RunFolder(Manifest):
             columns["duplicate_of"] = pa.array(selection.duplicate_of, mask=absent)
         columns |= dict(more or {})
         facts = {"method": selection.method, "seed": selection.seed, "params": dict(selection.params)}
-        table = pa.table(columns).replace_schema_metadata({"instruct_prune": json.dumps(facts, default=str)})
+        table = pa.table(columns)
+        if aside is not None and len(aside):
+            both = [table, _dropped(aside, selection.reasons)]
+            table = pa.concat_tables(both, promote_options="default").unify_dictionaries().sort_by("row_id")
+        table = table.replace_schema_metadata({"instruct_prune": json.dumps(facts, default=str)})
         write_parquet(self / "selection.parquet", table)
 
     def read_selection(self) -> Selection:
@@ -107,7 +125,8 @@ class RunFolder(Manifest):
         codes = {}
         for name in ("reason", "stratum"):
             column = arrow.column(name).combine_chunks()
-            codes[name] = (column.indices.to_numpy(), tuple(column.dictionary.to_pylist()))
+            indices = column.indices.fill_null(-1).to_numpy()  # rows that were set aside have no stratum
+            codes[name] = (indices, tuple(column.dictionary.to_pylist()))
         duplicate_of = None
         if "duplicate_of" in arrow.column_names:
             duplicate_of = arrow.column("duplicate_of").fill_null(-1).to_numpy()
@@ -116,6 +135,33 @@ class RunFolder(Manifest):
             strata_names=codes["stratum"][1], method=facts["method"], seed=facts["seed"], params=facts["params"],
             duplicate_of=duplicate_of,
         )  # fmt: skip
+
+
+def _text(column: pa.ChunkedArray) -> NDArray[np.str_]:
+    """str [n], made piece by piece: Python objects for all the rows at once would take twice the memory."""
+    import pyarrow.compute as pc
+
+    width = max(1, pc.max(pc.binary_length(column)).as_py() or 1)
+    found: NDArray[np.str_] = np.empty(len(column), dtype=f"<U{width}")
+    for some in blocks(len(column), TEXTS):
+        found[some] = column.slice(some.start, some.stop - some.start).to_pylist()
+    return found
+
+
+def _dropped(aside: pa.Table, reasons: tuple[str, ...]) -> pa.Table:
+    """Rows that were set aside, with the columns of a selection."""
+    import pyarrow as pa
+
+    n = len(aside)
+    codes = np.asarray([reasons.index(reason) for reason in aside.column("reason").to_pylist()], dtype=np.int8)
+    columns = {name: aside.column(name) for name in aside.column_names}
+    columns |= {
+        "reason": pa.DictionaryArray.from_arrays(arrow_column(codes), list(reasons)),
+        "selected": arrow_column(np.zeros(n, dtype=bool)),
+        "score": arrow_column(np.full(n, np.nan, dtype=np.float32)),
+        "rank": arrow_column(np.full(n, -1, dtype=np.int32)),
+    }
+    return pa.table(columns)
 
 
 def open_run(out: str) -> RunFolder:

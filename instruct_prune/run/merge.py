@@ -16,12 +16,13 @@ from instruct_prune.measure.ranks import Ranks
 from instruct_prune.measure.subnet import SubnetSpec
 from instruct_prune.models.model import Items
 from instruct_prune.rows.table import RowTable
+from instruct_prune.run.aside import FILE
 from instruct_prune.run.columns import columns_for
 from instruct_prune.run.embed import save_states
 from instruct_prune.run.encode import list_rejected
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.measure import shared_tokens
-from instruct_prune.run.records import RowsFacts, ScoreFacts
+from instruct_prune.run.records import RowsFacts, ScoreFacts, SetAside
 from instruct_prune.run.reuse import write_measured
 from instruct_prune.run.waves import Measured, Piloted
 from instruct_prune.score.aggregate import rescored
@@ -38,6 +39,7 @@ def merge(
     name: str,
     dtype: str,
     ranks: Ranks,
+    aside: SetAside | None = None,
 ) -> ScoreTable:
     """Parts -> ``scores.parquet`` under the score ``name``, statuses, health, accounting.
 
@@ -49,6 +51,7 @@ def merge(
         name: of the score.
         dtype: of the weights.
         ranks: the processes, for the record.
+        aside: how many rows were set aside before.
     """
     columns, errors = measured.columns(items)
     losses = {spec: column for one, column in columns.items() if isinstance(one.probe, Loss) for spec in [one.spec]}
@@ -86,7 +89,7 @@ def merge(
         table = _predicted(folder, table, piloted, whole)
     list_rejected(folder, items, status, errors)
     folder.write_scores(table)
-    _finish(folder, measured, table, health, ladder, collapsed, dtype, ranks)
+    _finish(folder, measured, table, health, ladder, collapsed, dtype, ranks, aside)
     return table
 
 
@@ -134,12 +137,16 @@ def _finish(
     collapsed: tuple[str, ...],
     dtype: str,
     ranks: Ranks,
+    aside: SetAside | None,
 ) -> None:
     """Count the rows and write the record of the stage."""
     read, scored = folder.facts(RowsFacts).read, int(table.scored.sum())
     rejected = _count_lines(folder / "rejected.jsonl")
-    if read != scored + rejected:
-        raise AssertionError(f"rows were lost: {read} read, {scored} scored, {rejected} rejected")
+    set_aside = 0 if aside is None else aside.rows
+    if read != scored + rejected + set_aside:
+        raise AssertionError(
+            f"rows were lost: {read} read, {scored} scored, {rejected} rejected, {set_aside} set aside"
+        )
     took = measured.took
     folder.finish(
         ScoreFacts(
@@ -163,11 +170,13 @@ def _finish(
             left_whole=took.spent.left_whole,
             notes=tuple(measured.model.remarks),
             earned=None if measured.piloted is None else measured.piloted.earned(scored),
+            aside=aside,
         ),
         "scores.parquet",
         "measured.parquet",
         "pilot.parquet",
         "states/*.npy",
+        *([] if aside is None else [FILE]),
     )
 
 

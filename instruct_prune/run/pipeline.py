@@ -47,7 +47,9 @@ def _run(folder: RunFolder, config: RunConfig, source: Source | None) -> Selecti
         how = find_by(choice.by or DEFAULT)
         scoring = replace(scoring, probes=tuple(dict.fromkeys([*scoring.probes, *how.probes_of(config.target)])))
         choice = replace(choice, method=choice.method or "targeted")
-    table = score(folder, config.data, config.encode, scoring, choice, config.embed, source=source)
+    table = score(
+        folder, config.data, config.encode, scoring, choice, config.embed, source=source, dedup_first=config.dedup_first
+    )
     if table is None:
         return None
     embed(folder, config.embed, restart=config.score.restart == "embed")

@@ -69,6 +69,25 @@ class EncodeFacts:
 
 
 @dataclass(frozen=True)
+class SetAside:
+    """Rows that ``--dedup-first`` took out before scoring (``set_aside.parquet``).
+
+    Attributes:
+        duplicates: rows that another one stands for.
+        contaminated: rows that repeat a row of ``--decontaminate``.
+        seconds: that finding them took, the vectors that it was done with left out.
+    """
+
+    duplicates: int
+    contaminated: int
+    seconds: float
+
+    @property
+    def rows(self) -> int:
+        return self.duplicates + self.contaminated
+
+
+@dataclass(frozen=True)
 class ScoreFacts:
     """What was measured.
 
@@ -91,6 +110,7 @@ class ScoreFacts:
         left_whole: weights that no mask touched, with the reason.
         notes: what people should know of the measurement.
         earned: with ``--subnets auto``, which passes the pilot found worth their time; ``ladder`` has those alone.
+        aside: with ``--dedup-first``, the rows that were not scored: read = scored + rejected + set aside.
     """
 
     stage: ClassVar[str] = "score"
@@ -116,6 +136,12 @@ class ScoreFacts:
     left_whole: Mapping[str, str]
     notes: tuple[str, ...] = ()
     earned: Earned | None = None
+    aside: SetAside | None = None
+
+    @property
+    def set_aside(self) -> int:
+        """Rows that were set aside before scoring."""
+        return 0 if self.aside is None else self.aside.rows
 
 
 @dataclass(frozen=True)
@@ -151,8 +177,8 @@ class SelectFacts:
     """What was kept.
 
     Attributes:
-        scored, kept, dropped: rows.
-        tokens: of these rows.
+        scored, kept, dropped: rows; those that were set aside before scoring are dropped, too.
+        tokens: of the scored and the kept rows.
         score: name of the score that rows were ranked by.
         duplicates: near-duplicates that were dropped.
         contaminated: rows that were dropped because they repeat a row of ``--decontaminate``.

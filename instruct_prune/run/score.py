@@ -14,15 +14,17 @@ from instruct_prune.models.model import Items, Model
 from instruct_prune.progress import clock, say
 from instruct_prune.rows import Source
 from instruct_prune.rows.table import RowTable
+from instruct_prune.run.aside import left_of
 from instruct_prune.run.asked import check_budget
 from instruct_prune.run.check import check_tolerance
 from instruct_prune.run.embed import embed as embed_rows
 from instruct_prune.run.encode import encode, make_model
+from instruct_prune.run.first import First
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.lock import alone
 from instruct_prune.run.measure import batch_cost
 from instruct_prune.run.merge import merge
-from instruct_prune.run.records import EmbedFacts, EncodeFacts, RowsFacts, ScoreFacts
+from instruct_prune.run.records import EmbedFacts, EncodeFacts, RowsFacts, ScoreFacts, SetAside
 from instruct_prune.run.reuse import BEFORE, Before, before_of, set_aside
 from instruct_prune.run.rows import InMemory, read_rows
 from instruct_prune.run.wanted import Wanted
@@ -45,6 +47,7 @@ def score(
     memory: InMemory | datasets.Dataset | None = None,
     loaded: Any = None,
     source: Source | None = None,
+    dedup_first: bool = False,
 ) -> ScoreTable | None:
     """Score every row under every subnet, on as many processes as were launched.
 
@@ -58,6 +61,7 @@ def score(
         memory: rows made in Python, in place of files.
         loaded: a model made in Python: (model, tokenizer), or (module, transform) for pictures.
         source: the data, where they are open already.
+        dedup_first: leave out the rows that ``select`` would take out as near-duplicates or contaminated.
 
     Returns:
         The table, on the main process; None on the others and for a dry run.
@@ -69,7 +73,7 @@ def score(
     ranks = Ranks()
     _check(config, ranks)
     with alone(folder, ranks):
-        return _score(folder, data, encoding, config, ranks, select, embed, memory, loaded, source)
+        return _score(folder, data, encoding, config, ranks, select, embed, memory, loaded, source, dedup_first)
 
 
 def _score(
@@ -83,6 +87,7 @@ def _score(
     memory: InMemory | datasets.Dataset | None,
     loaded: Any,
     source: Source | None,
+    dedup_first: bool,
 ) -> ScoreTable | None:
     """As `score`, alone in the folder."""
     before = _before(folder, config, ranks)
@@ -96,24 +101,34 @@ def _score(
     load_first = config.restart in ("encode", "score")  # scores are not discarded for a model that cannot be loaded
     if load_first:
         _load(folder, model, dtype, config, ranks)
-    ranks.on_main(lambda: encode(folder, table, model, config, encoding, data.strict))
+    encode(folder, table, model, config, encoding, data.strict, ranks)
     items = model.open_items(folder / "items")
     if select is not None:
         ranks.on_main(lambda: check_budget(select, int(items.scorable.sum())))
     identity = wanted.identity | {"dtype": dtype, "batch": batch_cost(model, config, ranks.device.type)}
+    first = First(folder, model, items, select, embed) if dedup_first else None
+    identity |= {} if first is None else {"dedup_first": first.identity}
     if _finished(folder, wanted, identity, config, ranks):
         return _skipped(folder, ranks)
     if before is not None:
         ranks.on_main(lambda: before.check(identity))
+    if first is not None and not config.dry_run:
+        ranks.on_main(first.put_aside)
+        items = left_of(items, first.read())
     if not load_first:
         _load(folder, model, dtype, config, ranks)
     waves = Waves(folder, model, items, wanted, identity, before)
     ranks.on_main(lambda: _announce(model, items, waves, dtype, ranks, config.dry_run))
+    if config.dry_run and first is not None and ranks.is_main:
+        say("note: --dedup-first sets rows aside when they are scored; here they are all counted")
     if config.dry_run:
         ranks.close()
         return None
     measured = waves.run(folder, config, ranks)
-    return None if measured is None else _finish(folder, items, measured, wanted, dtype, ranks, embed is not None)
+    if measured is None:
+        return None
+    aside = None if first is None else first.facts()
+    return _finish(folder, items, measured, wanted, dtype, ranks, embed is not None, aside)
 
 
 def _load(folder: RunFolder, model: Model, dtype: str, config: ScoreConfig, ranks: Ranks) -> None:
@@ -139,12 +154,13 @@ def _finish(
     dtype: str,
     ranks: Ranks,
     embeds_later: bool,
+    aside: SetAside | None,
 ) -> ScoreTable:
     """On the main process, when all parts are there: the table, vectors of the model's own, and no parts any more.
 
     With ``embeds_later`` the embed stage follows, with the embedder that was asked for.
     """
-    scores = merge(folder, items, measured, wanted.ladder, wanted.score, dtype, ranks)
+    scores = merge(folder, items, measured, wanted.ladder, wanted.score, dtype, ranks, aside)
     if measured.model.embeds and not embeds_later and folder.find(EmbedFacts) is None:
         embed_rows(folder, EmbedConfig(), restart=True, model=measured.model)
     for name in ("parts", BEFORE):

@@ -5,23 +5,28 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from instruct_prune.arrays import Int64
 from instruct_prune.config import SelectConfig
 from instruct_prune.errors import InputError
+from instruct_prune.run.aside import read_aside
 from instruct_prune.run.asked import Asked, check_selection
 from instruct_prune.run.chosen import seed_stability, taken_by, token_counts
+from instruct_prune.run.contaminated import content_of
 from instruct_prune.run.drawing import prepare
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.lock import writes
-from instruct_prune.run.records import EmbedFacts, ScoreFacts, SelectFacts
+from instruct_prune.run.records import EmbedFacts, ScoreFacts, SelectFacts, SetAside
 from instruct_prune.run.target_facts import COMPARED, TargetFacts
 from instruct_prune.score.table import ScoreTable
 from instruct_prune.select.data import Clusters, Selection
-from instruct_prune.storage import row_ids_hash, sha256_of
+from instruct_prune.storage import row_ids_hash
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 @writes
@@ -35,7 +40,9 @@ def select(folder: RunFolder, config: SelectConfig) -> Selection:
         config = dataclasses.replace(config, method="targeted")
     check_selection(config)
     began = time.monotonic()
-    drawing = prepare(folder, config, folder.read_scores())
+    drawing, aside = prepare(folder, config, folder.read_scores()), read_aside(folder)
+    if aside is not None:
+        _refuse_aside(np.intersect1d(drawing.facts.must_keep, aside.column("row_id").to_numpy()))
     asked, table = drawing.asked, drawing.table
     selection = drawing.draw(table)
     if len(selection) != int(table.scored.sum()):
@@ -43,8 +50,8 @@ def select(folder: RunFolder, config: SelectConfig) -> Selection:
     more: dict[str, Any] = dict(seed_stability(drawing.scored, table, drawing.draw, drawing.rescore) or {})
     more |= {} if drawing.target is None or selection.taken is None else taken_by(drawing.target, selection.taken)
     more |= {} if drawing.contaminated is None else drawing.contaminated.columns()
-    _write(folder, asked, table, selection, drawing.clusters, more, began)
-    return selection
+    _write(folder, asked, table, selection, drawing.clusters, more, aside, began)
+    return selection if aside is None else folder.read_selection()
 
 
 def _write(
@@ -54,15 +61,17 @@ def _write(
     selection: Selection,
     clusters: Clusters | None,
     more: Mapping[str, Any],
+    aside: pa.Table | None,
     began: float,
 ) -> None:
     """The tables of a selection and its record; what an earlier selection left goes."""
     inputs = (ScoreFacts, *((EmbedFacts,) if asked.clustered or asked.embeddings else ()))
     inputs = (*inputs, *(() if asked.by is None else (COMPARED[asked.by],)))
     options = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(asked.config).items()}
-    options["decontaminate"] = [[path, _content(path)] for path in asked.config.decontaminate]
+    options["decontaminate"] = [[path, content_of(path)] for path in asked.config.decontaminate]
     folder.begin(SelectFacts, options, inputs, replace=True)
-    folder.write_selection(selection, more)
+    gone = folder.facts(ScoreFacts).aside or SetAside(0, 0, 0.0)
+    folder.write_selection(selection, more, aside)
     if clusters is None:
         (folder / "clusters.parquet").unlink(missing_ok=True)
     else:
@@ -72,11 +81,11 @@ def _write(
         SelectFacts(
             scored=len(selection),
             kept=kept,
-            dropped=len(selection) - kept,
+            dropped=len(selection) - kept + gone.rows,
             tokens=token_counts(table, selection),
             score=table.score_name,
-            duplicates=0 if selection.duplicate_of is None else int((selection.duplicate_of >= 0).sum()),
-            contaminated=int((np.asarray(selection.reasons)[selection.reason] == "contaminated").sum()),
+            duplicates=_count(selection, "duplicate") + gone.duplicates,
+            contaminated=_count(selection, "contaminated") + gone.contaminated,
             unstable=int(more["unstable"].sum()) if "unstable" in more else None,
             selected_hash=row_ids_hash(selection.kept),
             params=dict(selection.params),
@@ -89,9 +98,17 @@ def _write(
     )
 
 
-def _content(path: str) -> str | None:
-    file = Path(path).expanduser()
-    return sha256_of(file) if file.is_file() else None
+def _refuse_aside(row_id: Int64) -> None:
+    """Refuse rows that must be kept and were not scored."""
+    if len(row_id):
+        raise InputError(
+            f"row {row_id[0]} (and {len(row_id) - 1} more) must be kept, and was set aside before scoring, so it has no score. Take it "
+            "off the list of rows to keep, or score with --must-keep beside --dedup-first (--restart score)."
+        )
+
+
+def _count(selection: Selection, reason: str) -> int:
+    return int((selection.reason == selection.reasons.index(reason)).sum())
 
 
 def selection_of(folder: RunFolder) -> Selection:

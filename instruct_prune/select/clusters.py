@@ -122,10 +122,23 @@ def _terms(texts: list[str], labels: Int32, k: int, terms: int) -> list[str]:
     except ValueError:  # no text has a word that counts
         return [""] * k
     words = vectorizer.get_feature_names_out()
-    means = np.vstack([np.asarray(weights[labels == c].mean(axis=0)) for c in range(k)])
-    distinct = means - means.mean(axis=0) if k > 1 else means
-    best = np.argsort(-distinct, axis=1, kind="stable")[:, :terms]
-    return [", ".join(words[j] for j in best[c] if distinct[c, j] > 0) for c in range(k)]
+    members = [np.flatnonzero(labels == c) for c in range(k)]
+
+    def mean(c: int) -> Float32:
+        """float32 [words]: one cluster at a time, since a thousand of them would be a gigabyte."""
+        found = weights[members[c]].sum(axis=0) / max(
+            len(members[c]), 1
+        )  # no row of a small cluster may be among the texts
+        return np.asarray(found, dtype=np.float32).ravel()
+
+    average = sum((mean(c) for c in range(k)), np.zeros(len(words), dtype=np.float32)) / k if k > 1 else 0
+    names = []
+    for c in range(k):
+        distinct = mean(c) - average
+        above = np.flatnonzero(distinct > 0)
+        best = above[np.argsort(-distinct[above], kind="stable")[:terms]]
+        names.append(", ".join(words[j] for j in best))
+    return names
 
 
 def _spread(rows: np.ndarray, most: int) -> np.ndarray:

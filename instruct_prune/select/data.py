@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -136,7 +136,8 @@ class Selection:
             million rows cost a byte each.
         stratum: int32 [n].
         score: float32 [n].
-        rank: int32 [n], 0 = easiest of its stratum.
+        rank: int32 [n], 0 = easiest of its stratum; -1 for rows that were set aside before scoring, which are dropped, have no
+            score (NaN) and no stratum (-1).
         strata_names: name of stratum i at position i.
         duplicate_of: int64 [n], the row_id that stands for this one, -1 where none does; or None.
         method, seed, params: how to make this selection again.
@@ -166,6 +167,22 @@ class Selection:
     def __len__(self) -> int:
         return len(self.row_id)
 
+    def ranked(self) -> Selection:
+        """The scored rows alone, without those that were set aside before scoring."""
+        there = self.rank >= 0
+        if there.all():
+            return self
+        return replace(
+            self,
+            row_id=self.row_id[there],
+            selected=self.selected[there],
+            reason=self.reason[there],
+            stratum=self.stratum[there],
+            score=self.score[there],
+            rank=self.rank[there],
+            duplicate_of=None if self.duplicate_of is None else self.duplicate_of[there],
+        )
+
     @property
     def kept(self) -> Int64:
         """int64 [k]: row ids kept, ascending."""
@@ -179,13 +196,13 @@ class Selection:
     def to_pandas(self) -> pandas.DataFrame:
         import pandas
 
-        names = np.asarray(self.strata_names, dtype=object)
+        names = np.asarray([*self.strata_names, None], dtype=object)  # -1, no stratum, takes the last one
         return pandas.DataFrame(
             {
                 "row_id": self.row_id,
                 "selected": self.selected,
                 "reason": pandas.Categorical.from_codes(self.reason, list(self.reasons)),
-                "stratum": names[self.stratum] if len(names) else self.stratum,
+                "stratum": names[self.stratum] if self.strata_names else self.stratum,
                 "score": self.score,
                 "rank": self.rank,
             }

@@ -73,7 +73,7 @@ def select_rows(
     out = _in_order(pool, contaminated)
     pool, duplicate_of = _ascending(pool, duplicate_of)
     forced = forced_rows(pool, must_keep)
-    _refuse_both(pool.row_id[forced & out])
+    refuse_both(pool.row_id[forced & out])
     duplicate_of = None if duplicate_of is None else np.where(forced, -1, duplicate_of)
     open_rows = ~out if duplicate_of is None else (duplicate_of < 0) & ~out
     draw = Draw(pool, budget, rank_rows(pool), open_rows, forced, min_per_stratum, seed, turns_of(pool))
@@ -157,7 +157,7 @@ def _in_order(pool: Pool, rows: Bool | None) -> Bool:
     return np.zeros(len(pool), dtype=bool) if rows is None else rows[np.argsort(pool.row_id, kind="stable")]
 
 
-def _refuse_both(row_id: Int64) -> None:
+def refuse_both(row_id: Int64) -> None:
     """Refuse rows that must be kept and must not."""
     if len(row_id):
         raise InputError(

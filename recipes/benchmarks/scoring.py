@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,17 +52,22 @@ def arguments() -> argparse.Namespace:
 # ---- the methods: (options, rows) -> losses [n], tokens computed ----
 
 
-def ours(options: argparse.Namespace, bench: Bench) -> tuple[np.ndarray, int]:
+def ours(options: argparse.Namespace, bench: Bench, probes: Sequence[str] = ()) -> tuple[np.ndarray, int]:
     """The engine of this project, plan included."""
     from instruct_prune.measure.engine import run_batch
 
     losses = np.zeros(len(bench.rows), dtype=np.float32)
-    plan = bench.plan(options)
-    bench.scorer.start_pass(plan, bench.dense.depths, bench.dense.pooled)
+    plan, a_pass = bench.plan(options), bench.dense_pass(probes)
+    bench.scorer.start_pass(plan, a_pass.depths, a_pass.pooled)
     for chunk in plan.chunks:
         for batch in chunk:
-            losses[batch.rows] = run_batch(bench.scorer, bench.dense, bench.rows, batch)[:, 0].cpu()
+            losses[batch.rows] = run_batch(bench.scorer, a_pass, bench.rows, batch).cpu()[:, 0]
     return losses, plan.n_tokens + plan.n_padding
+
+
+def ours_probes(options: argparse.Namespace, bench: Bench) -> tuple[np.ndarray, int]:
+    """The same pass, which also reads three pooled states of each row."""
+    return ours(options, bench, ("mean", "weighted", "last"))
 
 
 def ours_bf16(options: argparse.Namespace, bench: Bench) -> tuple[np.ndarray, int]:
@@ -76,6 +81,7 @@ METHODS: dict[str, Callable[[argparse.Namespace, Any], tuple[np.ndarray, int]]] 
     "harness-8": harness,
     "harness-auto": harness_auto,
     "ours": ours,
+    "ours-probes": ours_probes,
     "ours-bf16": ours_bf16,
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from instruct_prune.encode.batching import Plan, plan_batches
 from instruct_prune.encode.store import TokenStore
-from instruct_prune.measure.measurement import measurements_of, plan_passes
+from instruct_prune.measure.measurement import Pass, measurements_of, plan_passes
+from instruct_prune.measure.probes import parse_probe
 from instruct_prune.measure.subnet import DENSE
 from instruct_prune.models.causal_lm import CausalLM
 from instruct_prune.models.names import find_model, load_causal_lm, load_tokenizer
@@ -35,9 +37,13 @@ class Bench:
         self.scorer = CausalLM.holding(self.model)
         self.store = TokenStore.open(Path(options.store))
         self.rows = [self.store[i] for i in range(len(self.store))]
-        (self.dense,) = plan_passes(measurements_of([DENSE], []))
         self.harness: Any = None
         self.switching: float | None = None
+
+    def dense_pass(self, probes: Sequence[str]) -> Pass:
+        """The dense model's losses, and what these probes read beside them."""
+        (found,) = plan_passes(measurements_of([DENSE], [parse_probe(text) for text in probes]))
+        return found
 
     def plan(self, options: argparse.Namespace) -> Plan:
         """Batches of all rows, as a run makes them."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -97,6 +99,60 @@ def test_measurements(data: Path, tiny_model_folder: Path) -> None:
     ]
     assert float(lines[0].split()[2]) == float(lines[0].split()[4]) == 1.0
     assert all(float(line.split()[-1]) < 1e-5 for line in lines[:5])  # what else is read changes no loss
+
+
+def test_pipeline(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tiny_model_folder: Path,
+    tmp_path: Path,
+    one_thread: None,
+) -> None:
+    """Each stage, in one process here; what it took is its last line."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.setattr(import_module("pipeline_model"), "TOKENIZER", str(tiny_model_folder))
+    pipeline = import_module("pipeline")
+    pipeline.write_rows(tmp_path / "rows.jsonl", 80)
+    for name in pipeline.STAGES:
+        pipeline.measure(name, tmp_path)
+        found = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert found.keys() == {"seconds", "processor", "own", "peak"}
+    counts = json.loads((tmp_path / "run" / "report.json").read_text())["counts"]
+    assert (counts["read"], counts["scored"], counts["kept"]) == (80, 80, 24)
+    assert np.load(tmp_path / "run" / "embeddings.npy").shape == (80, 256)
+
+
+def test_pictures(here: Callable[..., str]) -> None:
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+    found = here("pictures", "--rows", "12", "--shape", json.dumps(shape), "--device", "cpu").splitlines()
+    lines = {line[:16].strip(): line[16:].split() for line in found[4:]}
+    assert list(lines) == ["one at a time", "batches of 64", "ours", "ours, 3 probes"]
+    # seconds, pictures/s, ours is, of rate, peak MB, max diff
+    assert all(float(line[-1]) < 1e-4 for line in lines.values())
+
+
+@pytest.mark.nightly
+def test_the_gpu_script_on_a_cpu(tiny_model_folder: Path) -> None:
+    environment = {
+        **os.environ,
+        "SIZE": "tiny",
+        "DEVICE": "cpu",
+        "OMP_NUM_THREADS": "1",
+        "MODEL": str(tiny_model_folder),
+    }
+    environment |= {"TEXT_SECONDS": "3000", "PICTURE_SECONDS": "3000"}  # a busy processor is no slow GPU
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    done = subprocess.run(
+        ["bash", str(FOLDER / "gpu.sh")], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for line in ("paper", "ours", "ours-probes", "all subnets of dlc", "ours, 3 probes"):
+        assert line in done.stdout
+    wrong = subprocess.run(
+        ["bash", str(FOLDER / "gpu.sh")], capture_output=True, text=True, env={**environment, "SIZE": "9b"}, check=False
+    )
+    assert wrong.returncode == 2
+    assert "take 8b or tiny" in wrong.stderr
 
 
 def test_targets() -> None:

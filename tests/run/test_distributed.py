@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,13 +10,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from machines import agent, environment, free_port
 from sample_rows import alpaca_rows, write_jsonl
 
 HERE = Path(__file__).parent
-
-
-def environment(**more: str) -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", **more}
 
 
 @pytest.fixture(scope="module")
@@ -42,18 +37,6 @@ def test_twenty_kills_change_no_byte(words: list[str], tmp_path: Path) -> None:
     assert "run the same command again" in log
 
 
-def agent(node: int, port: int, words: list[str], out: Path) -> subprocess.Popen[str]:
-    launcher = ["-m", "torch.distributed.run", "--nnodes", "2", "--node_rank", str(node), "--nproc_per_node", "1"]
-    where = ["--master_addr", "127.0.0.1", "--master_port", str(port)]
-    return subprocess.Popen(
-        [sys.executable, *launcher, *where, str(HERE / "impatient_score.py"), *words, "--out", str(out)],
-        env=environment(),
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-    )
-
-
 @pytest.mark.slow
 def test_a_machine_that_vanishes_loses_no_row_and_one_machine_completes_the_run(
     words: list[str], tmp_path: Path
@@ -63,10 +46,8 @@ def test_a_machine_that_vanishes_loses_no_row_and_one_machine_completes_the_run(
     alone = [sys.executable, "-m", "instruct_prune", "score", *words, "--out"]
     subprocess.run([*alone, str(whole)], env=environment(), check=True, capture_output=True)
 
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    first, second = (agent(node, port, words, out) for node in (0, 1))
+    port, program = free_port(), [str(HERE / "impatient_score.py"), *words, "--out", str(out)]
+    first, second = (agent(node, port, program) for node in (0, 1))
     parts = out / "parts" / "score"
     while len(list(parts.glob("*/0*.parquet"))) < 10:
         assert first.poll() is None, first.communicate()[1]

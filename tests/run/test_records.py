@@ -183,7 +183,7 @@ def test_scoring_anew_makes_the_selection_stale_and_not_the_vectors(
     run: Path, words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = (run / "embeddings.npy").stat().st_mtime_ns
-    ok("score", *words, "--subnets", "perplexity", "--restart", "score", "--out", run)
+    ok("score", *words, "--subnets", "dlc", "--restart", "score", "--out", run)
     told = refused(capsys, "export", "--out", run)
     assert "the select stage is stale: the score stage has changed" in told
     ok("select", "--out", run, "--keep", "0.5", "--clusters", "4")

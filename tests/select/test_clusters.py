@@ -99,6 +99,13 @@ def test_names_of_empty_and_equal_texts():
     assert name_clusters(["red apple"], np.zeros(1, dtype=np.int32)) == ("apple, red",)
 
 
+def test_a_cluster_of_which_no_row_has_a_text_here_has_a_number():
+    """Of more than 100,000 rows every other one lends its text, and small clusters may have none of them."""
+    texts = ["red apple", "red apple", "blue sky", "blue sky"]
+    names = name_clusters(texts, np.array([0, 0, 2, 2], dtype=np.int32))
+    assert names == ("apple, red", "cluster 1", "blue, sky")
+
+
 def test_names_show_no_control_characters():
     names = name_clusters(["\x1b[31mred\x1b[0m \u202eevil"] * 3, np.zeros(3, dtype=np.int32))
     assert all(c.isalpha() or c in ", " for c in names[0])
