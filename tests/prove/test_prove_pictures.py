@@ -42,14 +42,14 @@ def test_an_untrained_arm_has_the_scored_losses_and_training_learns(scored: Path
     base = find_base(str(scored / "model"), pictures=True)
     rows: list[Row] = list(run.rows(kept=None))[:24]
     encoded = {row.row_id: row for row in base.held.encode(rows)}  # type: ignore[union-attr]
-    bench = Bench(base, TrainConfig(dtype="float32", dropout=0.0), encoded, {"all": list(encoded.values())})
+    bench = Bench(base, TrainConfig(dtype="float32", dropout=0.0), encoded, {"all": list(encoded.values())}, None)
     before = {name: weight.clone() for name, weight in bench._model.named_parameters()}
-    untrained = bench.run(Arm("untrained", "", 0, (), 0, 0.0, 0.0))["all"]
+    untrained = bench.run(Arm("untrained", "", 0, (), 0, 0.0, 0.0)).readings["all"]
     losses = dict(zip(run.scores.row_id.tolist(), run.scores.losses[:, 0], strict=True))
     counts = np.asarray([row.response_mask.sum() for row in encoded.values()])
     wanted = np.average([losses[row] for row in encoded], weights=counts)
     assert untrained.per_token == pytest.approx(float(wanted), abs=1e-4)
-    trained = bench.run(Arm("random", "", 0, tuple(encoded), 12, 4.0, 1e-2))["all"]
+    trained = bench.run(Arm("random", "", 0, tuple(encoded), 12, 4.0, 1e-2)).readings["all"]
     assert trained.per_token < untrained.per_token - 0.1
     assert all(torch.equal(weight, before[name]) for name, weight in bench._model.named_parameters())
 
