@@ -32,7 +32,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def score_words(data: Path, tiny_model_folder: Path) -> list[str]:
-    return ["--data", str(data), "--model", str(tiny_model_folder), *SMALL]
+    return ["--data", str(data), "--model", str(tiny_model_folder), "--subnets", "dlc", *SMALL]
 
 
 @pytest.fixture(scope="module")
@@ -472,7 +472,8 @@ def test_python_api_does_the_same(
 
     run = Run(tmp_path / "r")
     scores = run.score(
-        DataConfig(str(data)), ScoreConfig(model=str(tiny_model_folder), batch_tokens=256, dtype="float32")
+        DataConfig(str(data)),
+        ScoreConfig(model=str(tiny_model_folder), subnets=("dlc",), batch_tokens=256, dtype="float32"),
     )
     assert scores is not None
     run.embed(EmbedConfig(embedder=str(tiny_embedder_folder)))
