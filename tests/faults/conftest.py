@@ -23,7 +23,7 @@ def fault_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def score_words(fault_data: Path, tiny_model_folder: Path) -> list[str]:
     """`score` on the tiny model, in some ten parts; without --out."""
     return ["score", "--data", str(fault_data), "--model", str(tiny_model_folder), "--dtype", "float32",
-            "--batch-tokens", "512"]  # fmt: skip
+            "--batch-tokens", "512", "--subnets", "dlc"]  # fmt: skip
 
 
 @pytest.fixture(scope="session")

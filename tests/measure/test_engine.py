@@ -32,7 +32,7 @@ class Fake:
     """Loss of item x is x / 10; ``limit`` rows fit in memory, item 13 never does."""
 
     def __init__(self, limit: int = 100) -> None:
-        self.module = nn.Sequential(nn.Linear(2, 2))
+        self.module = self.backbone = nn.Sequential(nn.Linear(2, 2))
         self.limit = limit
         self.sizes: list[int] = []
 

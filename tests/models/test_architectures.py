@@ -182,7 +182,9 @@ def page() -> str:
         f"- `{name}`: {one.note.removeprefix('refused: ')}" for name, one in sorted(found.items()) if name not in kept
     ]
     missing = [f"- `{name}`: {reason}" for name, reason in sorted(NOT_HERE.items())]
+    written = DOCS.read_text(encoding="utf-8")  # advice, which is written by hand, stays
     return TEXT.format(
+        advice=written[written.index("## Which model to score with") : written.index("## Tried")],
         version=transformers.__version__,
         n=len(kept),
         prefixes=count("prefixes"),
@@ -219,7 +221,7 @@ on a CPU, rows with tokens that the model has no embedding for. In float32, loss
 a token. In 16-bit types within 0.25 divided by the square root of the number of tokens, which is what rounding does there; a
 smaller error of a cache would not be seen.
 
-## Tried
+{advice}## Tried
 
 Tiny models with random weights of transformers {version}, one of each architecture: every loss with and without shared prefixes,
 in two batch sizes, dense and under `magnitude:0.8`, is within 0.0001 nats of the plain forward pass. {n} architectures: {prefixes}
