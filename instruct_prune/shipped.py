@@ -60,7 +60,7 @@ class DemoCommand(RunConfig):
 
 
 def demo_proof(run: str) -> ProveConfig:
-    """As small as a proof can be, so that it ends within two minutes: one learning rate, one epoch, the fewest random arms."""
+    """As small as a proof can be, so that it ends within some two minutes: one learning rate, one epoch, the fewest random arms."""
     return ProveConfig(
         out=run,
         test=(f"code={shipped('data_samples', 'test_code.jsonl')}",),
@@ -68,6 +68,7 @@ def demo_proof(run: str) -> ProveConfig:
         epochs=1,
         learning_rates=(2e-3,),
         random_arms=LEAST_RANDOM,
+        rule_arms=2,
         extras=(),
         held_out=10,
     )
