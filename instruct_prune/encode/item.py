@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from instruct_prune.arrays import Bool, Int32
+import numpy as np
+from numpy.typing import NDArray
+
+from instruct_prune.arrays import Bool, Int32, Int64
 from instruct_prune.rows.row import ImageRef
 
 
@@ -26,6 +29,14 @@ class Status(StrEnum):
     @property
     def scored(self) -> bool:
         return self in (Status.OK, Status.TRUNCATED)
+
+
+def set_aside(names: NDArray[np.str_], at: Int64) -> NDArray[np.str_]:
+    """str [n]: the statuses, those at these positions being SET_ASIDE."""
+    longest = max(len(status.value) for status in Status)
+    found: NDArray[np.str_] = names.astype(f"<U{longest}")
+    found[at] = Status.SET_ASIDE.value
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from instruct_prune.arrays import Bool, Float32, Int32, Int64
-from instruct_prune.encode.item import Status
+from instruct_prune.encode.item import Status, set_aside
 from instruct_prune.errors import InputError
 from instruct_prune.rows.reader import RowError
 from instruct_prune.rows.row import Row
@@ -73,6 +73,10 @@ class JsonItems:
     @property
     def n_cut(self) -> Int32:
         return np.zeros(len(self), dtype=np.int32)
+
+    def without(self, at: Int64) -> JsonItems:
+        """The same, the rows at these positions set aside."""
+        return replace(self, status_names=set_aside(self.status_names, at))
 
     def text_columns(self, *names: str) -> tuple[list[str], ...]:
         """Columns that are only needed at the end: "content_hash", "source", "line", "reason"."""

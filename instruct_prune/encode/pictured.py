@@ -41,7 +41,7 @@ class WithPictures(Wrapped):
         always: whether every row must show a picture.
     """
 
-    def __init__(self, template: Template, mark: str, expand: Expand, always: bool = False) -> None:
+    def __init__(self, template: Template, mark: str, expand: Expand, always: bool) -> None:
         super().__init__(template)
         self.mark, self.expand, self.always = mark, expand, always
 
@@ -87,7 +87,7 @@ def with_marks(sample: Row, mark: str) -> Row:
     def written(message: Message) -> Message:
         if not message.images:
             return message
-        said = "".join(part.value if isinstance(part.value, str) else mark for part in message.content)  # type: ignore[union-attr]
+        said = message.marked(mark)
         return replace(message, content=said if mark else said.strip())
 
     return replace(sample, messages=tuple(map(written, sample.messages)))

@@ -10,7 +10,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from instruct_prune.arrays import Bool, Float32, Int32, Int64
-from instruct_prune.encode.item import LabelledImage, Status
+from instruct_prune.encode.item import LabelledImage, Status, set_aside
 from instruct_prune.errors import InputError
 from instruct_prune.rows.pixels import decode
 from instruct_prune.rows.reader import RowError
@@ -79,6 +79,10 @@ class PictureStore:
             size=table.column("size").to_numpy(),
             content=np.zeros(0, np.uint8) if empty else np.memmap(blob, dtype=np.uint8, mode="r"),
         )
+
+    def without(self, at: Int64) -> PictureStore:
+        """The same, the pictures at these positions set aside."""
+        return replace(self, status_names=set_aside(self.status_names, at))
 
     def __len__(self) -> int:
         return len(self.row_id)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -76,6 +76,12 @@ class TokenStore:
     def __getitem__(self, i: int) -> Tokens:
         piece = slice(self.offset[i], self.offset[i + 1])
         return Tokens(np.asarray(self.ids[piece]), np.asarray(self.mask[piece]))
+
+    def without(self, at: Int64) -> TokenStore:
+        """The same, the rows at these positions set aside."""
+        status = self.status.copy()
+        status[at] = STATUSES.index(Status.SET_ASIDE)
+        return replace(self, status=status)
 
     @property
     def lengths(self) -> Int32:

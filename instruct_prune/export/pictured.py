@@ -49,8 +49,7 @@ def marked(sample: Row) -> Row:
             raise CannotExpressError(f"its text holds {MARK}, which stands for a picture here")
         if not message.images:
             return message
-        said = "".join(part.value if isinstance(part.value, str) else MARK for part in message.content)  # type: ignore[union-attr]
-        return replace(message, content=said)
+        return replace(message, content=message.marked(MARK))
 
     return replace(sample, messages=tuple(map(written, sample.messages)))
 

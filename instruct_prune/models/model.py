@@ -17,7 +17,7 @@ from instruct_prune.arrays import Bool, Float32, Int32, Int64
 from instruct_prune.config import EncodeConfig, ScoreConfig
 from instruct_prune.encode.batching import Plan
 from instruct_prune.encode.json_items import JsonItems, write_json_items
-from instruct_prune.encode.rendering import Writing
+from instruct_prune.encode.rendering import Counts, Writing
 from instruct_prune.errors import InputError
 from instruct_prune.rows.row import Row
 
@@ -60,6 +60,9 @@ class Items(Protocol):
     def n_cut(self) -> Int32: ...
     def __len__(self) -> int: ...
     def __getitem__(self, i: int) -> Any: ...
+
+    def without(self, at: Int64) -> Items:
+        """The same, the rows at these positions set aside: they can be scored no more."""
 
     def text_columns(self, *names: str) -> tuple[list[str], ...]:
         """Columns that are only needed at the end: "content_hash", "source", "line", "reason"."""
@@ -158,6 +161,20 @@ class Model(ABC):
     def content(self, row: Row, item: Any) -> bytes:
         """What is hashed to know a row again in another run (`compare`, ``--reuse``). Default: the item as JSON."""
         return json.dumps(item, ensure_ascii=False).encode()
+
+    @property
+    def splits(self) -> bool:
+        """Whether processes may write the items of some rows each, which `join_items` puts together. Default: no."""
+        return False
+
+    @property
+    def counts(self) -> Counts:
+        """What ``notes`` are made of, where ``splits``: what other processes counted is added to it."""
+        return ()
+
+    def join_items(self, folder: Path, parts: Sequence[Path], counts: Sequence[Counts]) -> None:
+        """Put together what the processes wrote, in order; ``counts`` are theirs, this one's first (only where ``splits``)."""
+        raise NotImplementedError
 
     def open_items(self, folder: Path) -> Items:
         """What `write_items` wrote."""

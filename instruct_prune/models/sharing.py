@@ -54,6 +54,26 @@ class Shortcuts:
     reason: str = ""
 
 
+@dataclass(frozen=True)
+class Tolerance:
+    """Nats a token by which the losses of two ways may differ: rounding is below, a cache that is not understood far above.
+
+    Attributes:
+        one: in a 16-bit type, of one token; 0 in float32.
+    """
+
+    one: float
+
+    @classmethod
+    def of(cls, module: nn.Module, losses: Tensor) -> Tolerance:
+        """For a model with these losses, in nats a token."""
+        return cls(0.0 if module.dtype == torch.float32 else ROUNDED * max(1.0, float(losses.mean()) / GUESS))
+
+    def over(self, n_tokens: int) -> float:
+        """Of a mean over so many tokens."""
+        return self.one / float(n_tokens) ** 0.5 if self.one else EXACT
+
+
 class Trial:
     """A few short rows, their losses by the model's own forward pass over each alone, and what is compared with these.
 
@@ -72,11 +92,10 @@ class Trial:
             losses = [_plain_losses(module, row.ids) for row in self.rows]
         except FAULTS as error:
             raise InputError(
-                f"{kind} cannot be run on a row of {len(self.rows[0].ids)} tokens: {_told(error)}"
+                f"{kind} cannot be run on a row of {len(self.rows[0].ids)} tokens: {told_of(error)}"
             ) from error
-        self._exact = module.dtype == torch.float32
-        self._rounded = ROUNDED * max(1.0, float(torch.cat(losses).mean()) / GUESS)
-        _check_reference(module, losses, len(self.beginnings[0]), self._tolerance(len(self.beginnings[0])))
+        self.tolerance = Tolerance.of(module, torch.cat(losses))
+        _check_reference(module, losses, len(self.beginnings[0]), self.tolerance.over(len(self.beginnings[0])))
         self._wanted = torch.stack(
             [own[row.response_mask[1:]].mean() for own, row in zip(losses, self.rows, strict=True)]
         )
@@ -105,10 +124,6 @@ class Trial:
                 break
         return Shortcuts(not batches, prefixes and not cached, model.shortcuts.positions, batches or cached)
 
-    def _tolerance(self, n_tokens: int) -> float:
-        """Nats by which a mean over so many tokens may differ: rounding is below, a cache that is not understood far above."""
-        return EXACT if self._exact else self._rounded / float(n_tokens) ** 0.5
-
     def _differs(self, model: Model, groups: Sequence[tuple[int, list[int]]]) -> str:
         """How (prefix, rows) batches differ from the reference; "" where they agree."""
         model.start_pass(Plan((), self.beginnings, len(self.rows), 0, 0), (), pooled=False)
@@ -117,12 +132,12 @@ class Trial:
                 batch = model.collate([self.rows[i] for i in members], prefix)
                 found = model.losses(batch, model.forward(batch), None).float().cpu()
                 for i, far in zip(members, (found - self._wanted[members]).abs().tolist(), strict=True):
-                    if not far <= self._tolerance(int(self.rows[i].response_mask.sum())):
+                    if not far <= self.tolerance.over(int(self.rows[i].response_mask.sum())):
                         return f"losses change by {far:.2g} nats a token"
         except torch.OutOfMemoryError:
             raise
         except FAULTS as error:
-            return _told(error)
+            return told_of(error)
         return ""
 
 
@@ -233,5 +248,6 @@ def _check_reference(module: Any, losses: Sequence[Tensor], shared: int, toleran
         )
 
 
-def _told(error: BaseException) -> str:
+def told_of(error: BaseException) -> str:
+    """Kind and first line of what a library raised."""
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"

@@ -6,6 +6,7 @@ rows are run here. Whatever an architecture does to its pictures, a wrong number
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from instruct_prune.encode.batching import Plan
 from instruct_prune.encode.item import PicturedTokens, Tokens
 from instruct_prune.encode.rendering import Rendered, RenderError, Span
 from instruct_prune.errors import InputError
-from instruct_prune.models.sharing import EXACT, FAULTS, ROUNDED, Shortcuts
+from instruct_prune.models.sharing import FAULTS, Shortcuts, Tolerance, told_of
 from instruct_prune.rows.row import ImageRef
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class SightTrial:
             self.wanted = torch.stack([self._plain_loss(item) for item in self.items])
         except (*FAULTS, RenderError) as error:
             raise InputError(
-                f"{kind} cannot be run on a picture of {SIZES[0][0][0]} x {SIZES[0][0][1]} pixels: {_first_line(error)}"
+                f"{kind} cannot be run on a picture of {SIZES[0][0][0]} x {SIZES[0][0][1]} pixels: {told_of(error)}"
             ) from error
         if not bool(self.wanted.isfinite().all()):
             raise InputError(f"{kind}: the loss of a row with a picture is no finite number. Try --dtype float32.")
@@ -114,30 +115,23 @@ class SightTrial:
 
     def _differs(self, groups: Sequence[list[int]]) -> str:
         """How rows run together differ from the reference; "" where they agree."""
-        exact = self.model.module.dtype == torch.float32
+        tolerance = Tolerance.of(self.model.module, self.wanted)
         self.model.start_pass(Plan((), (), len(self.items), 0, 0), (), True)
         try:
             for group in groups:
                 batch = self.model.collate([self.items[i] for i in group], -1)
                 found = self.model.losses(batch, self.model.forward(batch), None).float().cpu()
                 for i, far in zip(group, (found - self.wanted[group]).abs().tolist(), strict=True):
-                    n = int(self.items[i].response_mask.sum())
-                    if not far <= (EXACT if exact else ROUNDED / n**0.5):
+                    if not far <= tolerance.over(int(self.items[i].response_mask.sum())):
                         return f"losses change by {far:.2g} nats a token"
         except torch.OutOfMemoryError:
             raise
         except FAULTS as error:
-            return _first_line(error)
+            return told_of(error)
         return ""
 
 
 def _png(image: Any) -> bytes:
-    import io
-
     out = io.BytesIO()
     image.save(out, "PNG")
     return out.getvalue()
-
-
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"

@@ -128,14 +128,16 @@ class TextModel(Model):
 
     @property
     def splits(self) -> bool:
-        """Whether processes may write the items of some rows each, which `join_items` puts together."""
         own = type(self)
         return own.write_items is TextModel.write_items and own.open_items is TextModel.open_items
 
+    @property
+    def counts(self) -> Counts:
+        return self.encoder.counts
+
     def join_items(self, folder: Path, parts: Sequence[Path], counts: Sequence[Counts]) -> None:
-        """Put together what the processes wrote, in order; ``counts`` are their encoders', this one's first."""
         for others in counts[1:]:
-            for mine, theirs in zip(self.encoder.counts, others, strict=True):
+            for mine, theirs in zip(self.counts, others, strict=True):
                 mine.update(theirs)
         join_stores(folder, parts)
 

@@ -87,7 +87,7 @@ class VisionLanguage(CausalLM):
         template = choose_template(wanted, self.tokenizer, self._data_format, self.processor.mark)
         return Encoder(
             self.tokenizer,
-            WithPictures(template, self.processor.mark, self._expand, self.processor.by_suffix)
+            WithPictures(template, self.processor.mark, self._expand, always=self.processor.by_suffix)
             if pictures
             else Blind(template, str(self.tokenizer.bos_token) if self.processor.by_suffix else ""),
             max_length=self._longest(),

@@ -74,9 +74,13 @@ class Message:
     @property
     def text(self) -> str:
         """All that the turn says in words."""
+        return self.marked("")
+
+    def marked(self, mark: str) -> str:
+        """What the turn says, with a mark in the place of each picture."""
         if isinstance(self.content, str):
             return self.content
-        return "".join(part.value for part in self.content if isinstance(part.value, str))
+        return "".join(part.value if isinstance(part.value, str) else mark for part in self.content)
 
     @property
     def images(self) -> tuple[ImageRef, ...]:

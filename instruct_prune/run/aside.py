@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from instruct_prune.arrays import positions_of
-from instruct_prune.encode.item import Status
-from instruct_prune.encode.store import STATUSES, TokenStore
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.records import ScoreFacts, SetAside
 from instruct_prune.storage import read_parquet
@@ -28,22 +25,10 @@ def read_aside(folder: RunFolder) -> pa.Table | None:
 
 
 def left_of(items: Items, aside: pa.Table | None) -> Items:
-    """The items of a run; those of rows that were set aside can be scored no more.
-
-    Raises:
-        TypeError: they are of a kind of the user's own that is no dataclass with ``status_names``.
-    """
+    """The items of a run; those of rows that were set aside can be scored no more."""
     if aside is None or not len(aside):
         return items
-    at = positions_of(aside.column("row_id").to_numpy(), items.row_id, FILE)
-    if isinstance(items, TokenStore):
-        status = items.status.copy()
-        status[at] = STATUSES.index(Status.SET_ASIDE)
-        return replace(items, status=status)
-    names = items.status_names.astype("<U16")
-    names[at] = Status.SET_ASIDE.value
-    made: Any = items
-    return replace(made, status_names=names)  # type: ignore[no-any-return]
+    return items.without(positions_of(aside.column("row_id").to_numpy(), items.row_id, FILE))
 
 
 def facts_of(aside: pa.Table, seconds: float) -> SetAside:

@@ -20,7 +20,6 @@ from instruct_prune.errors import InputError
 from instruct_prune.measure.ranks import Ranks
 from instruct_prune.models import MODELS
 from instruct_prune.models.model import Items, Model
-from instruct_prune.models.text_model import TextModel
 from instruct_prune.progress import Progress, say
 from instruct_prune.registry import class_name, is_reference, load_attribute, own_code, resolve
 from instruct_prune.rows.row import Reject, Row
@@ -80,8 +79,7 @@ def encode(
 ) -> None:
     """Write every row's item; rows that cannot be scored are listed in ``rejected.jsonl``.
 
-    All processes come here. Where texts are encoded, each takes a part of the rows, and the main one puts the parts together; else
-    the main one does it alone.
+    All processes come here. Where the model can put parts together, each takes a part of the rows; else the main one does it alone.
 
     Raises:
         InputError: the folder holds items of another encoding, or no row can be scored.
@@ -98,7 +96,7 @@ def encode(
             say("encode: done before, skipped")
         return
     began = time.monotonic()
-    if ranks.world > 1 and isinstance(model, TextModel) and model.splits:
+    if ranks.world > 1 and model.splits:
         _write_in_parts(folder, table, model, strict, ranks)
     else:
         ranks.on_main(lambda: _write(folder / "items", table, len(table), model, strict))
@@ -107,17 +105,17 @@ def encode(
 
 def _write(items: Path, rows: Iterable[Row], n: int, model: Model, strict: bool, shown: bool = True) -> None:
     with Progress("encoding", n, "rows", shown) as progress:
-        model.write_items(items, rows, lambda n: progress.advance(n, n), strict)
+        model.write_items(items, rows, lambda done: progress.advance(done, done), strict)
 
 
-def _write_in_parts(folder: RunFolder, table: RowTable, model: TextModel, strict: bool, ranks: Ranks) -> None:
+def _write_in_parts(folder: RunFolder, table: RowTable, model: Model, strict: bool, ranks: Ranks) -> None:
     """Each process writes the items of its part; the progress that is shown is that of the main one."""
     parts = folder / "parts" / "encode"
 
     def own() -> Counts:
         row_id = np.array_split(table.row_id, ranks.world)[ranks.rank]
         _write(parts / str(ranks.rank), table.take(row_id), len(row_id), model, strict, ranks.is_main)
-        return model.encoder.counts
+        return model.counts
 
     counts = ranks.on_all(own)
     ranks.on_main(lambda: model.join_items(folder / "items", [parts / str(r) for r in range(ranks.world)], counts))
