@@ -13,7 +13,7 @@ from instruct_prune.measure.subnet import ALONE, BLIND, DENSE, FULL, SubnetSpec
 from instruct_prune.registry import suggestion
 
 FAMILIES = {
-    "dense": "all weights",
+    "dense": "all weights; the default",
     "magnitude": "the largest weights of each layer, as magnitude:1.0,0.8 (shares that are kept)",
     "magnitude-global": "the largest weights of the whole model, as magnitude-global:0.9",
     "random": "a seeded choice of weights, as random:0.8",
