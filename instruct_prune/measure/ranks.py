@@ -137,7 +137,10 @@ class Ranks:
         return f"{processes} on {self.device.type}, {torch.get_num_threads()} threads each"
 
     def close(self) -> None:
-        """Leave the group of processes; each goes on, or ends, by itself."""
+        """Leave the group of processes; each goes on, or ends, by itself.
+
+        A group that is still open when Python ends can abort a process that has done its work.
+        """
         if self.world > 1:
             torch.distributed.destroy_process_group()
 

@@ -73,7 +73,9 @@ def score(
     ranks = Ranks()
     _check(config, ranks)
     with alone(folder, ranks):
-        return _score(folder, data, encoding, config, ranks, select, embed, memory, loaded, source, dedup_first)
+        scored = _score(folder, data, encoding, config, ranks, select, embed, memory, loaded, source, dedup_first)
+        ranks.close()
+        return scored
 
 
 def _score(
@@ -122,7 +124,6 @@ def _score(
     if config.dry_run and first is not None and ranks.is_main:
         say("note: --dedup-first sets rows aside when they are scored; here they are all counted")
     if config.dry_run:
-        ranks.close()
         return None
     measured = waves.run(folder, config, ranks)
     if measured is None:
@@ -138,7 +139,6 @@ def _load(folder: RunFolder, model: Model, dtype: str, config: ScoreConfig, rank
 
 def _skipped(folder: RunFolder, ranks: Ranks) -> ScoreTable | None:
     """What a finished stage left, on the main process."""
-    ranks.close()
     if not ranks.is_main:
         return None
     say("score: done before, skipped")
@@ -165,7 +165,6 @@ def _finish(
         embed_rows(folder, EmbedConfig(), restart=True, model=measured.model)
     for name in ("parts", BEFORE):
         shutil.rmtree(folder / name, ignore_errors=True)
-    ranks.close()
     return scores
 
 

@@ -49,5 +49,17 @@ def on_two_machines(*words: str) -> list[tuple[str, str]]:
     return told
 
 
+def on_two_processes(*words: str) -> None:
+    """Run a command of instruct-prune on two processes of one machine.
+
+    Raises:
+        AssertionError: it failed; what it printed.
+    """
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launcher, "-m", "instruct_prune", *words]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-5000:]
+
+
 def on_one_machine(*words: str) -> None:
     subprocess.run([sys.executable, "-m", "instruct_prune", *words], env=environment(), check=True, capture_output=True)

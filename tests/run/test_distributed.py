@@ -64,3 +64,25 @@ def test_a_machine_that_vanishes_loses_no_row_and_one_machine_completes_the_run(
     done = subprocess.run([*alone, str(out)], env=environment(), check=True, capture_output=True, text=True)
     assert "resuming" in done.stderr
     assert (out / "scores.parquet").read_bytes() == (whole / "scores.parquet").read_bytes()
+
+
+LEAVES = """
+import os, sys
+from instruct_prune.cli import main
+code = main(sys.argv[1:])
+import torch
+print("in the group" if torch.distributed.is_initialized() else "has left", flush=True)
+os._exit(code)
+"""
+
+
+def test_every_process_leaves_the_group_when_it_is_done(words: list[str], tmp_path: Path) -> None:
+    """One whose group is open when Python ends may be aborted, and the launcher then calls the whole run failed."""
+    (tmp_path / "leaves.py").write_text(LEAVES)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launcher, str(tmp_path / "leaves.py"), "score", *words, "--out", str(tmp_path / "out")]
+    for told in ("2 processes", "score: done before, skipped"):
+        done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert told in done.stderr
+        assert (done.stdout.count("has left"), done.stdout.count("in the group")) == (2, 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from adapter_folders import save_adapter
+from machines import environment, on_two_processes
 from sample_rows import alpaca_rows, write_jsonl
 
 from instruct_prune.cli import main
@@ -210,10 +210,6 @@ def test_nothing_to_average_or_to_drop_with(
 # ---- interruptions and processes ----
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-
-
 def run_words(folder: Path, model: Path, embedder: Path, by: str, out: Path) -> list[str]:
     options = [*words(folder, model), "--embedder", str(embedder), "--keep", "5", "--clusters", "none"]
     return ["run", *options, "--target", str(folder / "dev.jsonl"), "--by", by, "--out", str(out)]
@@ -243,8 +239,7 @@ def test_kills_change_no_byte_and_two_processes_agree(
     killed_when(tmp_path / "killed" / "parts" / "target" / by / "*")
     assert not (tmp_path / "killed" / "selection.parquet").exists()
     subprocess.run([*alone, *command("killed")], env=environment(), check=True, capture_output=True)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "instruct_prune"]
-    subprocess.run([sys.executable, *launcher, *command("two")], env=environment(), check=True, capture_output=True)
+    on_two_processes(*command("two"))
     names = [f"targets/by/{by}/values.npy", "pruned.jsonl"]
     adapter = "targets/by/drop/dev/adapter"
     names += [f"{adapter}/{name}" for name in ("adapter_model.safetensors", "adapter_config.json") if by == "drop"]

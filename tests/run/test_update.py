@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from machines import on_two_processes
 from sample_rows import alpaca_rows, write_jsonl
 
 from instruct_prune.cli import main
@@ -275,13 +273,10 @@ def test_auto_saves_passes_and_scores_as_the_whole_ladder_does(
 def test_two_processes_decide_and_update_as_one_does(auto_words: list[str], tmp_path: Path) -> None:
     rows = alpaca_rows(280)
     data, out = write_jsonl(tmp_path / "rows.jsonl", rows), tmp_path / "two"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    script = str(Path(__file__).parents[2] / "recipes" / "score.py")
 
     def twice(*more: str) -> None:
-        words = ["--data", str(data), "--out", str(out), *(word for word in auto_words if word != "--quiet"), *more]
-        subprocess.run([*launcher, script, *words], env=environment, check=True, capture_output=True)
+        given = ["--data", str(data), "--out", str(out), *(word for word in auto_words if word != "--quiet")]
+        on_two_processes("score", *given, *more)
 
     twice()
     write_jsonl(data, edited(rows, 3)[0])
