@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +36,9 @@ class Head:
         return self._losses(torch.cat([states, states[-1:]]), torch.cat([targets, targets[-1:]]))[:-1]
 
     def _losses(self, states: Tensor, targets: Tensor) -> Tensor:
+        if states.requires_grad and torch.is_grad_enabled() and self.is_plain and not self.module.weight.requires_grad:
+            found: Tensor = PulledLosses.apply(states, targets, self)  # type: ignore[no-untyped-call]
+            return found
         if states.device.type == "cpu" and self.is_plain:
             return self._losses_by_block(states, targets)
         step = HEAD_POSITIONS.get(states.device.type, HEAD_POSITIONS["other"])
@@ -64,7 +68,65 @@ class Head:
             nll[piece] = torch.stack(sums).logsumexp(dim=0) - own
         return nll
 
+    def losses_and_pulls(self, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """float32 [m] and [m, h]: the losses, and the gradient of each with respect to its own state.
+
+        Both come from logits that are made once, in blocks, and not kept: what earlier blocks gave is scaled down as the sum
+        over the vocabulary grows, as in FlashAttention (Dao et al., 2022).
+        """
+        on_cpu = states.device.type == "cpu"
+        weight: Tensor = self.module.weight  # type: ignore[assignment]
+        words = BLOCK_WORDS if on_cpu else len(weight)
+        nll = torch.empty(len(states), dtype=torch.float32, device=states.device)
+        pulls = torch.zeros(states.shape, dtype=torch.float32, device=states.device)
+        for start in range(0, len(states), BLOCK_POSITIONS):
+            piece = slice(start, start + BLOCK_POSITIONS)
+            x, y, pull = states[piece], targets[piece].to(states.device), pulls[piece]
+            total = torch.full((len(x),), -torch.inf, device=x.device)
+            own, steep = torch.empty_like(total), torch.ones_like(total)
+            for first in range(0, len(weight), words):
+                block = slice(first, first + words)
+                bias = None if self.module.bias is None else self.module.bias[block]  # type: ignore[index]
+                logits, slope = self._adjusted(F.linear(x, weight[block], bias))
+                logits = logits.float()
+                here = ((y >= first) & (y < first + words)).nonzero()[:, 0]
+                own[here] = logits[here, y[here] - first]
+                before, total = total, torch.logaddexp(total, logits.logsumexp(dim=1))
+                p = logits.sub_(total[:, None]).exp_()
+                if slope is not None:
+                    steep[here] = slope[here, y[here] - first].float()
+                    p *= slope
+                pull *= (before - total).exp()[:, None]
+                pull += p.to(x.dtype) @ weight[block]
+            nll[piece] = total - own
+            pull -= steep[:, None] * weight[y]
+        return nll, pulls
+
+    def _adjusted(self, raw: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The logits of what the layer gave, and their slopes; None where they are what it gave."""
+        with torch.enable_grad():
+            leaf = raw.detach().requires_grad_()
+            logits = self.adjust(leaf)
+            if logits is leaf:
+                return raw, None
+            return logits.detach(), torch.autograd.grad(logits.sum(), leaf)[0]
+
     @property
     def is_plain(self) -> bool:
         """Whether the head is its weight and nothing else: not quantised, not offloaded, no adapter on it."""
         return type(self.module) is nn.Linear and not (hasattr(self.module, "_hf_hook") or self.module._forward_hooks)
+
+
+class PulledLosses(torch.autograd.Function):
+    """`Head.losses` whose way back needs no logits: each loss has its state's gradient beside it already."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, targets: Tensor, head: Head) -> Tensor:
+        nll, pulls = head.losses_and_pulls(states, targets)
+        ctx.save_for_backward(pulls.to(states.dtype))
+        return nll
+
+    @staticmethod
+    def backward(ctx: Any, *of_losses: Tensor) -> tuple[Tensor, None, None]:
+        (pulls,) = ctx.saved_tensors
+        return (of_losses[0][:, None] * pulls).to(pulls.dtype), None, None
