@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from instruct_prune.errors import InputError
 from instruct_prune.prove.arms import Kind
 from instruct_prune.prove.config import LEAST_RANDOM
 from instruct_prune.prove.readings import Readings
@@ -24,11 +26,20 @@ class Results:
         done: arms; those of learning rates that were not chosen are left out.
         rules: names, in the order in which they were asked for.
         rate: the chosen learning rate; arms at a third of it are the extra of that name.
+
+    Raises:
+        InputError: the training of one of these arms diverged.
     """
 
     def __init__(self, done: Sequence[Done], rules: Sequence[str], rate: float) -> None:
         self.rules = list(rules)
         self.done = [d for d in done if d.arm.kind in ("third", "untrained") or d.arm.learning_rate == rate]
+        for d in self.done:
+            if not all(math.isfinite(readings.per_token) for readings in d.judged.readings.values()):
+                raise InputError(
+                    f"an arm of {d.arm.rule or 'random rows'} (seed {d.arm.seed}) diverged at the learning rate {d.arm.learning_rate:g}: "
+                    "its loss is not a number. Give lower --learning-rates."
+                )
 
     def arms(self, kind: Kind, rule: str, times: float = 1.0) -> list[Done]:
         """Those of a kind and rule, by seed."""

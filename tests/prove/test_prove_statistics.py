@@ -12,8 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from instruct_prune.prove.readings import read
+from instruct_prune.errors import InputError
+from instruct_prune.prove.arms import Arm, Kind
+from instruct_prune.prove.readings import Judged, Readings, read
+from instruct_prune.prove.results import Results
 from instruct_prune.prove.statistics import detectable, holm, lean, tokens_to_match, verdicts
+from instruct_prune.prove.study import Done
 
 RANDOM = [2.0, 2.2, 1.8, 2.1, 1.9, 2.0]
 """Mean 2, sum of squares 0.1: variance 0.02."""
@@ -138,3 +142,16 @@ def test_a_lean_is_seen() -> None:
     assert lean(RECORDED) < 0.001
     assert lean(np.random.default_rng(0).normal(size=24).tolist()) > 0.05
     assert lean([1.0] * 6) == 1
+
+
+def test_an_arm_that_diverged_is_named() -> None:
+    def done(kind: Kind, rule: str, rate: float, loss: float) -> Done:
+        arm = Arm(kind, rule, 3, (0, 1), 2, 1.0, rate)
+        return Done(arm, 10, 20, Judged({"math": Readings(loss, *[1.0] * 5)}), 1.0)
+
+    arms = [done("random", "", 2e-3, 1.0), done("random", "", 6e-3, math.nan), done("rule", "hardest", 2e-3, math.inf)]
+    assert len(Results(arms[:2], ["hardest"], 2e-3).done) == 1  # at a rate that was not chosen
+    with pytest.raises(
+        InputError, match=r"an arm of hardest \(seed 3\) diverged at the learning rate 0.002.*lower --learning-rates"
+    ):
+        Results(arms, ["hardest"], 2e-3)
