@@ -123,7 +123,7 @@ class Run:
 
         Args:
             target: its files, or one file.
-            by: how rows are compared: "gradient" (when None), "rds", "embedding"; several stand side by side.
+            by: how rows are compared: "rds" (when None), "gradient", "embedding", "drop" or "shown"; what was measured before stays.
         """
         from instruct_prune.run.target import target as stage
 

@@ -114,7 +114,7 @@ class ReportCommand:
 
 @dataclass(frozen=True)
 class ShowCommand:
-    """Show a run in the terminal: summary, kept and dropped examples, clusters."""
+    """Show runs in the terminal: summary, kept and dropped examples, clusters."""
 
     runs: tuple[str, ...] = ()
-    """The run folder."""
+    """Run folders; each is shown."""

@@ -82,12 +82,13 @@ class ScoreConfig:
     model_revision: Text = None
     """Branch, tag or commit of a Hub model."""
     subnets: tuple[str, ...] = ("dense",)
-    """dense (one pass), presets (dlc, auto, dlc-released, lc-dropout, perplexity, ifd) or lists: magnitude:1.0,0.8 dropout:0.02
+    """dense (one pass), presets (dlc, auto, ifd and others: see `instruct-prune subnets`) or lists: magnitude:1.0,0.8 dropout:0.02
     depth:10,20 dense@alone adapter:FOLDER"""
     tolerance: float = 0.98
     """With --subnets auto: a pass is saved where the score predicted without it has this rank correlation with the measured one."""
     probes: tuple[str, ...] = ()
-    """What else to read in the dense pass: pooled states (mean, weighted, last, each with @DEPTH), or your own module:Class"""
+    """What else to read in the dense pass: pooled states (mean, weighted, last, each with @DEPTH), sketches of gradients (gradient,
+    gradient@WIDTH), or your own module:Class"""
     subnet_seeds: int = 1
     """Mask seeds for random and dropout subnets."""
     include_head: bool = False
@@ -132,11 +133,11 @@ class TargetConfig:
     """What the model should become good at."""
 
     target: tuple[str, ...] = ()
-    """Files of 8 to 500 rows that show it, in the pool's format: FILE, or NAME=FILE for each of several tasks."""
+    """Files of rows that show it (8 to 500 are usual), in the pool's format: FILE, or NAME=FILE for each of several tasks."""
     warmup_steps: int = 0
-    """Gradients: train an adapter on random rows of the pool first, for so many steps of 8 rows."""
+    """With --by gradient: train an adapter on random rows of the pool first, for so many steps of 8 rows."""
     shown: int = 1
-    """Rows of the target that stand before a row of the pool where these are compared by shown."""
+    """With --by shown: how many rows of the target are put before each row of the pool."""
 
     def __post_init__(self) -> None:
         given: Any = self.target
@@ -153,15 +154,15 @@ class SelectConfig:
     keep_tokens: Number = None
     """Keep this many response tokens (never more)."""
     method: Text = None
-    """Selection rule: easy_diverse, easiest, hardest, random, a baseline, or your own as module:function; flexrand when not given,
-    or targeted where there is a target."""
+    """Selection rule: a name that `instruct-prune methods` lists, or your own as module:function; flexrand when not given, or
+    targeted where there is a target."""
     by: By = None
-    """How rows are compared with the target's: gradients, pooled hidden states (RDS+), the embedder's vectors, or how much the loss
-    falls with an adapter of the target (drop) or behind its rows (shown); what was measured when not given, or gradient."""
+    """How rows are compared with the target's: gradients, pooled hidden states (rds), the embedder's vectors, or how much the loss
+    falls with an adapter of the target (drop) or behind its rows (shown); rds when not given, else the one way that was measured."""
     param: tuple[str, ...] = ()
     """Parameters of the method, as in: split=0.25 or threshold=0.95"""
     score: Text = None
-    """dlc, lc, loss, perplexity, ifd, knn_lc, drop, or your own as module:function; what was scored for when not given."""
+    """A name that `instruct-prune scores` lists, or your own as module:function; the score of --subnets when not given."""
     score_param: tuple[str, ...] = ()
     """Parameters of the score, as in: power=2"""
     score_subnets: tuple[str, ...] = ()
@@ -171,7 +172,7 @@ class SelectConfig:
     include_collapsed: bool = False
     """Average over collapsed subnets too."""
     clusters: str = "auto"
-    """Number of clusters, auto, or none (one stratum)."""
+    """Number of clusters, auto (about the root of half the rows), or none (one stratum)."""
     stratify: Text = None
     """Take the strata from a column of the data instead of clusters."""
     split: str = "auto"
@@ -181,7 +182,7 @@ class SelectConfig:
     must_keep: Text = None
     """A file of row ids (one a line), or a predicate such as source=identity."""
     dedup: Real = None
-    """Drop near-duplicates above this cosine similarity (exact ones always count), keeping one of each group."""
+    """Drop near-duplicates, keeping one of each group: rows of the same words, and rows whose cosine similarity reaches this."""
     dedup_keep: Literal["hardest", "longest", "first"] | None = None
     """Which of a group of duplicates stays; hardest when not given, or longest with --dedup-first."""
     decontaminate: tuple[str, ...] = ()

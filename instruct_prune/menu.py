@@ -37,7 +37,7 @@ COMMANDS: dict[str, Command] = {
         everywhere=True,
     ),
     "inspect": Command(
-        "command_options:InspectCommand", "commands:inspect", "look at a dataset before an hour is spent: what will be scored?",
+        "command_options:InspectCommand", "commands:inspect", "read a dataset and show what would be scored; nothing is written",
         ("inspect alpaca.jsonl", "inspect questions.csv --columns instruction=question output=answer"), ("data*",),
     ),
     "score": Command(
@@ -77,7 +77,7 @@ COMMANDS: dict[str, Command] = {
         "command_options:ReportCommand", "commands:report", "write report.html: what was kept, what was dropped and why",
         ("report RUN", "report RUN OTHER_RUN --samples 1000"), ("out", "runs*"),
     ),
-    "show": Command("command_options:ShowCommand", "commands:show", "the same in the terminal, in short", ("show RUN",), ("runs*",)),
+    "show": Command("command_options:ShowCommand", "commands:show", "a short report in the terminal", ("show RUN",), ("runs*",)),
     "compare": Command(
         "command_options:CompareCommand", "commands:compare", "put selections side by side, with random at the same budget",
         ("compare RUN_A RUN_B",), ("runs*",),
@@ -118,7 +118,9 @@ every command:
   --config FILE.yaml   options from a file (flags win over the file)
   --print-config       print the effective options as YAML and exit
   -q, --quiet          nothing but errors
-  --json               the summary at the end as JSON on standard output
+  --json               the summary at the end as JSON on standard output (not of inspect)
+
+without a command:
   -V, --version        print the version
 
 example:

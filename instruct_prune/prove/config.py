@@ -27,7 +27,7 @@ class ProveConfig:
     targeted:rds, balanced or balanced:COLUMN (as many tokens of each source), oracle:COLUMN=VALUE (random rows of that source).
     The run's own selection when not given, else flexrand and, where there is a target, targeted."""
     budget_minutes: float = 60.0
-    """Time to plan for; the plan is printed, and refused where it cannot hold six random arms and one rule."""
+    """Time to plan for; the plan is printed, and refused where it cannot hold six random arms and one arm of each rule."""
     train_model: Text = None
     """The model that is trained: Hub id, folder, GGUF file or embedded default; the scoring model when not given."""
     keep_tokens: Number = None
