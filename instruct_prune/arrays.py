@@ -1,4 +1,4 @@
-"""Names for the arrays that flow through the house; each use says its shape."""
+"""Names for the types of arrays; each use says its shape."""
 
 from __future__ import annotations
 

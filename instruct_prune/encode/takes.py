@@ -56,7 +56,7 @@ class Takes:
     @classmethod
     def of(cls, write: Write, source: str) -> Takes:
         plain = answer("x")
-        # With an plain at the end: Mistral's template writes the system message only when the user speaks last.
+        # With an answer at the end, since Mistral's template moves the system message to the last turn of the user.
         system = _writes(write, {"role": "system", "content": OPEN}, ASKS, plain)
         tools = _writes(write, ASKS, plain, tools=[_named(_TOOL, OPEN)])
         ways: tuple[tuple[str, str | None], ...] = (("object", ""), ("text", ""), ("object", None), ("text", None))

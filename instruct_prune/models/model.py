@@ -1,4 +1,4 @@
-"""What the rest of the house asks of a model. One file a kind of model: the engine never looks inside an item."""
+"""What a kind of model defines for the engine, which never looks inside an item. Each kind has a file of its own."""
 
 from __future__ import annotations
 

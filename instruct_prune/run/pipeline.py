@@ -1,4 +1,4 @@
-"""The whole house on one page: read -> encode -> score -> embed -> select -> export -> report.
+"""All stages of a run, in order: read -> encode -> score -> embed -> select -> export -> report.
 
 Each stage reads what the last one left in the run folder and writes its own files there; a finished stage is skipped.
 """

@@ -1,4 +1,4 @@
-"""A ladder that earns its passes: a pilot of the rows goes through all of them, the rest through those that matter.
+"""``--subnets auto``: a pilot of the rows goes through all passes of the ladder, the rest through those that matter.
 
 The score is the mean loss over the ladder (docs/method.md, section 3). On the pilot it is measured; a pass is saved where the
 passes that were kept predict the score so well that hardly any row changes its place.
