@@ -26,8 +26,8 @@ from instruct_prune.storage import arrow_column, read_parquet, replaced_folder, 
 BEFORE = "before"
 """Inside a run's folder, while it is updated: what it had measured until then."""
 KEPT = (MANIFEST, "scores.parquet", "measured.parquet", "pilot.parquet", "states")
-OF_THE_LADDER = ("subnets", "probes", "batch", "auto", "dedup_first")
-"""Options that decide which columns and rows there are, and none of their numbers."""
+OF_THE_LADDER = ("subnets", "probes", "batch", "auto", "dedup_first", "adapters")
+"""Options that decide which columns and rows there are, and none of the numbers that are reused: losses with an adapter are not."""
 
 
 def set_aside(folder: RunFolder) -> None:

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from adapter_folders import save_adapter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from machines import on_two_processes
 from sample_rows import alpaca_rows, write_jsonl
+from transformers import AutoModelForCausalLM
 
 from instruct_prune.cli import main
 from instruct_prune.measure import engine
@@ -205,6 +207,22 @@ def test_data_that_change_again_before_an_update_is_finished(
         assert ran == [], "all of these rows were measured at first"
     assert score(data, tmp_path / "scratch", words) == 0
     same_bytes(out, tmp_path / "scratch")
+
+
+def test_an_adapter_that_is_added_or_changed_is_measured_and_the_others_are_not(
+    words: list[str], tiny_model_folder: Path, tmp_path: Path, ran: list[int]
+) -> None:
+    data, adapter = write_jsonl(tmp_path / "rows.jsonl", alpaca_rows(20)), tmp_path / "math"
+    more, losses = [*words, "--subnets", "dense", f"adapter:{adapter}"], []
+    assert score(data, tmp_path / "a", words) == 0
+    ran.clear()
+    for i, (before, after) in enumerate(("ab", "bc")):
+        save_adapter(AutoModelForCausalLM.from_pretrained(tiny_model_folder), adapter, seed=i)
+        assert score(data, tmp_path / after, more, "--reuse", str(tmp_path / before)) == 0
+        losses.append(pq.read_table(tmp_path / after / "scores.parquet").to_pandas().loss_adapter_math)
+    assert ran == []
+    assert np.isfinite(losses).all()
+    assert not losses[0].equals(losses[1])
 
 
 def test_without_update_changed_data_are_refused_as_ever(words: list[str], tmp_path: Path) -> None:
