@@ -218,8 +218,8 @@ before any row is scored, a few short rows of random tokens are run both ways, a
 
 What is refused in words, before the work: models that see later tokens, losses that are not finite numbers, `--dtype float16`
 on a CPU, rows with tokens that the model has no embedding for. In float32, losses of the two ways must agree within 0.0001 nats
-a token. In 16-bit types within 0.25 divided by the square root of the number of tokens, which is what rounding does there; a
-smaller error of a cache would not be seen.
+a token. In 16-bit types within 0.25 (more where losses are above 10 nats) divided by the square root of the number of tokens, which is what
+rounding does there; a smaller error of a cache would not be seen.
 
 {advice}## Tried
 
