@@ -213,7 +213,8 @@ def test_an_adapter_that_is_added_or_changed_is_measured_and_the_others_are_not(
     words: list[str], tiny_model_folder: Path, tmp_path: Path, ran: list[int]
 ) -> None:
     data, adapter = write_jsonl(tmp_path / "rows.jsonl", alpaca_rows(20)), tmp_path / "math"
-    more, losses = [*words, "--subnets", "dense", f"adapter:{adapter}"], []
+    more = [*words, "--subnets", "dense", f"adapter:{adapter}"]
+    losses: list[Any] = []
     assert score(data, tmp_path / "a", words) == 0
     ran.clear()
     for i, (before, after) in enumerate(("ab", "bc")):
