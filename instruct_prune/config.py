@@ -21,6 +21,7 @@ Text = Annotated[str | None, arg(metavar="STR")]
 Restart = Annotated[Stage | None, arg(metavar="{read,encode,score,embed}")]
 Keep = Annotated[int | float | None, arg(metavar="SHARE|PERCENT%|ROWS")]
 By = Annotated[str | None, arg(metavar="gradient|rds|embedding|drop|shown")]
+DedupKeep = Annotated[Literal["hardest", "longest", "first"] | None, arg(metavar="{hardest,longest,first}")]
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,7 @@ class SelectConfig:
     """A file of row ids (one a line), or a predicate such as source=identity."""
     dedup: Real = None
     """Drop near-duplicates, keeping one of each group: rows of the same words, and rows whose cosine similarity reaches this."""
-    dedup_keep: Literal["hardest", "longest", "first"] | None = None
+    dedup_keep: DedupKeep = None
     """Which of a group of duplicates stays; hardest when not given, or longest with --dedup-first."""
     decontaminate: tuple[str, ...] = ()
     """Files of tests and benchmarks: rows that repeat one of theirs (the same words, or 13 words in a row) are taken out."""
