@@ -161,8 +161,7 @@ def inspect(config: InspectCommand) -> Outcome:
 
     from instruct_prune.run.inspect import inspect as look
 
-    found = look(config)
-    return Outcome(lambda: found.print(Console()), _no_data("inspect"))
+    return Outcome(lambda: look(config).print(Console()), _no_data("inspect"))
 
 
 def show(config: ShowCommand) -> Outcome:
