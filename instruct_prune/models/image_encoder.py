@@ -26,7 +26,8 @@ from instruct_prune.encode.pictures import PictureStore, write_pictures
 from instruct_prune.errors import InputError
 from instruct_prune.models import names
 from instruct_prune.models.identity import weights_hash
-from instruct_prune.models.image_features import ImageModel, Transform
+from instruct_prune.models.image_features import ImageModel, Output, Transform
+from instruct_prune.models.image_folding import is_watched
 from instruct_prune.models.image_names import DEFAULT, from_factory, load_image_model, size_for
 from instruct_prune.models.model import Advance, Blocks, Items, Model, States
 from instruct_prune.registry import is_reference
@@ -105,6 +106,8 @@ class ImageEncoder(Model):
         self.size: int | None = None
         self._centroids = torch.empty(0)
         self._depths: tuple[int, ...] = ()
+        self._weights_moved = False
+        self._folded: Output | None = None
 
     def write_items(self, folder: Path, rows: Iterable[Row], advance: Advance, strict: bool) -> None:
         write_pictures(folder, rows, advance, strict)
@@ -145,6 +148,7 @@ class ImageEncoder(Model):
         if wrong:
             raise InputError(f"depth {wrong[0]} was asked for, but the model has {len(self.depths())} stages.")
         self._depths = tuple(depths)
+        self._weights_moved, self._folded = True, None
 
     def collate(self, items: Sequence[LabelledImage], prefix: int) -> ImageBatch:
         labels = torch.as_tensor([item.label for item in items], device=self.encoder.device)
@@ -152,7 +156,10 @@ class ImageEncoder(Model):
 
     def forward(self, batch: ImageBatch) -> States:
         if not self._depths:
-            return {None: self.encoder.features(batch.pixels)}
+            if self._weights_moved:
+                self._weights_moved, self._folded = False, self.encoder.folded(batch.pixels[:2])
+            passed_over = self._folded is not None and is_watched(self.module)  # by what reads the model's insides
+            return {None: self.encoder.features(batch.pixels, None if passed_over else self._folded)}
         stages = self.encoder.stages(batch.pixels)
         return {None: stages[-1], **{depth: stages[depth - 1] for depth in self._depths}}
 
