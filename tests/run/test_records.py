@@ -201,6 +201,16 @@ def test_another_encoding_makes_everything_after_it_stale(
     assert "instruct-prune embed" in refused(capsys, "select", "--out", run, "--keep", "0.5", "--clusters", "4")
 
 
+def test_rows_of_a_version_that_had_fewer_options_are_read_again(run: Path, words: list[str]) -> None:
+    path = run / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["stages"]["rows"]["config"]["image_folder"]
+    path.write_text(json.dumps(manifest))
+    ok("score", *words, "--out", run)
+    assert RunFolder(run).find(RowsFacts) is not None
+    assert len(RunFolder(run).read_scores()) == N
+
+
 def test_an_interrupted_stage_is_not_read(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     manifest = json.loads((run / "manifest.json").read_text())
     manifest["stages"]["select"]["facts"] = None  # killed while it wrote
