@@ -51,7 +51,7 @@ FROM_TRAINING = ("el2n", "grand", "forgetting", "aum", "entropy", "margin", "lea
 RULES = {
     name: f"dlc {name}" for name in ("random", "flexrand", "easiest", "hardest", "easy_diverse", "herding", "k_center")
 }
-RULES |= {"knn_lc + flexrand": "knn flexrand"}
+RULES |= {f"knn_lc + {name}": f"knn {name}" for name in ("flexrand", "ccs", "easiest")}
 RULES |= {name: f"trained hardest score=image_scores:{name}" for name in FROM_TRAINING}
 RULES |= {
     "ccs": "trained ccs score=image_scores:aum",

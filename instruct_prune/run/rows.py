@@ -72,12 +72,15 @@ def read_rows(
         # The rows are read again only where the data are still those of then.
         source = source or open_source(data, memory)
         folder.begin(RowsFacts, {"inputs": _content(source.identity()), **_options(data)})
-    elif known is not None and known.facts is not None:
-        # Not done before where the record is of a version that had fewer options: then they are read again.
-        if folder.begin(RowsFacts, _config(folder, known, data, memory, source)):
-            table = RowTable.open(folder / "rows")
-            say(f"data: {table.facts.description} (read before)")
-            return table
+    elif (
+        known is not None
+        and known.facts is not None
+        # Not so where the record is of a version that had fewer options: then they are read again.
+        and folder.begin(RowsFacts, _config(folder, known, data, memory, source))
+    ):
+        table = RowTable.open(folder / "rows")
+        say(f"data: {table.facts.description} (read before)")
+        return table
     folder.create()
     began = time.monotonic()
     source = source or open_source(data, memory)
