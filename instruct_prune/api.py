@@ -19,7 +19,9 @@ from instruct_prune.config import (
     TargetConfig,
 )
 from instruct_prune.errors import InputError
+from instruct_prune.rows.inputs import IMAGES_AND_TEXT
 from instruct_prune.rows.row import Row
+from instruct_prune.rows.table import RowTable
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.records import EncodeFacts, ExportFacts, RowsFacts, ScoreFacts
 from instruct_prune.score.table import ScoreTable
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     import datasets
 
     from instruct_prune.encode.tokenize import Encoder
+    from instruct_prune.models.vision_language import VisionLanguage
     from instruct_prune.prove.config import ProveConfig
 
 
@@ -45,6 +48,7 @@ class RunFacts:
         turns, overlong: as in EncodeConfig.
         format: the format of the rows that was asked for, None where it was detected.
         columns: the column mapping, as "name=column".
+        pictures: whether rows may show pictures.
     """
 
     model: str
@@ -56,6 +60,7 @@ class RunFacts:
     overlong: Literal["truncate", "drop"]
     format: str | None
     columns: tuple[str, ...]
+    pictures: bool = False
 
 
 class Run:
@@ -197,6 +202,7 @@ class Run:
             model_revision=facts.revision,
             format=rows.config["format"],
             columns=tuple(rows.config["columns"]),
+            pictures=RowTable.open(self.folder / "rows").facts.model_kind == IMAGES_AND_TEXT,
             **{name: config[name] for name in names},
         )
 
@@ -208,8 +214,8 @@ class Run:
         max_length: int | None = None,
         data_format: str | None = None,
         other_template: bool = False,
-    ) -> Encoder:
-        """The run's encoder: ``encode(rows)`` gives the tokens and masks that were scored.
+    ) -> Encoder | VisionLanguage:
+        """The run's encoder: ``encode(rows)`` gives the tokens and masks that were scored; of rows that show pictures, a model's own.
 
         Args:
             model: whose tokenizer; the scoring model's when None.
@@ -221,28 +227,22 @@ class Run:
         Raises:
             InputError: the run is over pictures, there is no such model, or its chat template is another text.
         """
-        from instruct_prune.encode.tokenize import Encoder
-        from instruct_prune.models import names as models
+        from instruct_prune.models.causal_lm import CausalLM
+        from instruct_prune.models.vision_language import VisionLanguage
 
         facts = self.facts
-        source = models.find_model(model or facts.model, revision if model else facts.model_revision)
-        tokenizer, context = models.load_tokenizer(source), models.context_length(source)
-        encoder = Encoder(
-            tokenizer,
-            facts.template,
-            max_length=min(max_length or facts.max_length, context),
-            turns=facts.turns,
-            overlong=facts.overlong,
-            data_format=data_format,
-        )
-        if facts.template_sha256 != encoder.identity["template_sha256"] and not other_template:
+        name = model or facts.model
+        scoring = ScoreConfig(model=name, model_revision=revision if model else facts.model_revision)
+        options = EncodeConfig(facts.template, max_length or facts.max_length, facts.turns, facts.overlong)
+        reads = (VisionLanguage if facts.pictures else CausalLM)(scoring, options, data_format)
+        if facts.template_sha256 != reads.encoder.identity["template_sha256"] and not other_template:
             raise InputError(
                 f"the template {facts.template!r} is not the text that {self.folder.path} was scored under (another SHA-256): "
-                f"the chat template of {source.name} differs from that of {facts.model}, or the file was changed. Train "
+                f"the chat template of {name} differs from that of {facts.model}, or the file was changed. Train "
                 f"{facts.model}, score with the model that is trained, or pass --other-template to train under the other text "
                 "knowingly."
             )
-        return encoder
+        return reads if isinstance(reads, VisionLanguage) else reads.encoder
 
     def rows(self, kept: bool | None = True) -> Iterator[Row]:
         """Scored rows in input order.

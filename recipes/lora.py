@@ -4,8 +4,9 @@
     accelerate launch recipes/lora.py --config recipes/configs/llama3-8b.yaml --run-folder RUN --out ADAPTER
     torchrun --nproc_per_node 2 recipes/lora.py ...                                (also on CPU)
 
-RUN is a run folder of instruct-prune; the rows that its selection keeps are trained on. Without --run-folder, --data trains on
-any file that instruct-prune reads. Run the same command again to go on after an interruption. Written to be copied and changed.
+RUN is a run folder of instruct-prune; the rows that its selection keeps are trained on, with their pictures where they show any.
+Without --run-folder, --data trains on the text of any file that instruct-prune reads. Run the same command again to go on after an
+interruption. Written to be copied and changed.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from instruct_prune import Encoded, Encoder, InputError, Reject, Row, Run, load_data
+from instruct_prune import Encoded, Encoder, InputError, Model, Reject, Row, Run, load_data
 from instruct_prune.train import (
     Base,
     TrainConfig,
@@ -82,8 +83,8 @@ NEUTRAL = ("out", "merge", "restart", "run_folder", "log_steps", "save_steps", "
 # ---- rows ----
 
 
-def encoder_for(recipe: Recipe, base: Base, data_format: str | None) -> Encoder:
-    """The encoder that scored the run; without a run, the one that the options ask for.
+def encoder_for(recipe: Recipe, base: Base, data_format: str | None) -> Encoder | Model:
+    """What encoded the rows of the run (of rows that show pictures, the model); without a run, what the options ask for.
 
     Raises:
         InputError: the template is another than the one that the rows were scored under.
@@ -141,7 +142,7 @@ def read_files(recipe: Recipe, base: Base, files: Sequence[str]) -> list[Encoded
     return usable(encoder_for(recipe, base, source.format), rows, ", ".join(files))
 
 
-def usable(encoder: Encoder, rows: Sequence[Row], where: str) -> list[Encoded]:
+def usable(encoder: Encoder | Model, rows: Sequence[Row], where: str) -> list[Encoded]:
     """Tokenized rows; those that carry nothing to learn are counted and left out."""
     encoded = encoder.encode(rows) if rows else []
     if left_out := [row for row in encoded if not row.status.scored]:
@@ -185,11 +186,12 @@ def run_recipe(recipe: Recipe) -> None:
         InputError: something given is wrong.
     """
     check(recipe)
-    if recipe.model:
-        base = find_base(recipe.model, recipe.model_revision)
+    facts = Run(recipe.run_folder).facts if recipe.run_folder else None
+    pictures = facts is not None and facts.pictures
+    if recipe.model or facts is None:
+        base = find_base(recipe.model, recipe.model_revision, pictures)
     else:
-        facts = Run(recipe.run_folder).facts
-        base = find_base(facts.model, recipe.model_revision or facts.model_revision)
+        base = find_base(facts.model, recipe.model_revision or facts.model_revision, pictures)
     encoded = read_files(recipe, base, recipe.data) if recipe.data else read_kept(recipe, base)
     if recipe.eval_data:
         learnt, held_out = encoded, read_files(recipe, base, recipe.eval_data)
@@ -222,7 +224,7 @@ def fit(recipe: Recipe, rows: Sequence[TrainRow], held_out: Sequence[Encoded], b
     curve: dict[int, float] = {}
 
     def look(step: int) -> None:
-        curve[step] = float(evaluate_shared(model, held_out).per_row.mean())
+        curve[step] = float(evaluate_shared(model, held_out, base.held).per_row.mean())
         say(f"held-out loss at step {step}: {curve[step]:.4f}")
 
     def on_step(step: int) -> None:
@@ -231,15 +233,14 @@ def fit(recipe: Recipe, rows: Sequence[TrainRow], held_out: Sequence[Encoded], b
 
     if held_out:
         look(0)  # a fresh adapter changes nothing: this is the base model, also when a checkpoint follows
-    result = train(model, rows, recipe, checkpoints=out / "checkpoints", on_step=on_step, folder=out)
+    result = train(model, rows, recipe, checkpoints=out / "checkpoints", on_step=on_step, folder=out, held=base.held)
     if held_out and result.steps not in curve:
         look(result.steps)
     if not is_main():
         return
     model.save_pretrained(out / "adapter", safe_serialization=True)
-    base.tokenizer.save_pretrained(out / "adapter")
-    done = dataclasses.asdict(result)
-    finish(out, {**done, "held_out_loss": curve, "recipe": dataclasses.asdict(recipe)})
+    base.save_tokenizer(out / "adapter")
+    finish(out, {**dataclasses.asdict(result), "held_out_loss": curve, "recipe": dataclasses.asdict(recipe)})
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
     if held_out:
         before, after = curve[0], curve[result.steps]
@@ -253,7 +254,7 @@ def merge(recipe: Recipe, base: Base, out: Path) -> None:
 
     model = PeftModel.from_pretrained(base.load(dataclasses.replace(recipe, quantize="none")), out / "adapter")
     model.merge_and_unload().save_pretrained(out / "merged")
-    base.tokenizer.save_pretrained(out / "merged")
+    base.save_tokenizer(out / "merged")
     print(f"merged:        {out / 'merged'}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +11,6 @@ import torch
 from instruct_prune.config import EncodeConfig, ScoreConfig
 from instruct_prune.errors import InputError
 from instruct_prune.models import names as models
-from instruct_prune.models.causal_lm import CausalLM
 from instruct_prune.models.vision_language import VisionLanguage
 from instruct_prune.train.config import TrainConfig
 from instruct_prune.train.processes import compute_device, resolved_dtype
@@ -31,8 +31,8 @@ class Base:
     context: int
 
     @property
-    def held(self) -> CausalLM | None:
-        """The loaded model as it measures, where rows are more than their tokens; None elsewhere."""
+    def held(self) -> VisionLanguage | None:
+        """The loaded model as it measures, where rows show pictures; None elsewhere."""
         return None
 
     @property
@@ -43,6 +43,10 @@ class Base:
     def identity(self) -> dict[str, Any]:
         """Name and content, for records: two models with equal identities have the same weights."""
         return self.source.identity()
+
+    def save_tokenizer(self, folder: Path) -> None:
+        """Put what reads rows beside an adapter or a model: the tokenizer, or the processor with it."""
+        self.tokenizer.save_pretrained(folder)
 
     def load(self, config: TrainConfig) -> Any:
         """The model, frozen; in 4 bits for QLoRA.
@@ -67,8 +71,11 @@ class SightBase(Base):
     model: VisionLanguage
 
     @property
-    def held(self) -> CausalLM:
+    def held(self) -> VisionLanguage:
         return self.model
+
+    def save_tokenizer(self, folder: Path) -> None:
+        self.model.processor.processor.save_pretrained(folder)
 
     def load(self, config: TrainConfig) -> Any:
         if config.quantize != "none":

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from instruct_prune.models.vision_language import VisionLanguage
 from instruct_prune.train.rows import IGNORED, TrainRow
 
 
@@ -34,7 +37,45 @@ def collate(rows: Sequence[TrainRow], packing: bool = False, keep_logits: bool =
     if packing:
         batch["position_ids"] = positions
     if keep_logits:
-        targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
-        at = (targets != IGNORED).any(dim=0).nonzero()[:, 0]
-        batch |= {"logits_to_keep": at, "shift_labels": targets[:, at]}
+        at, targets = _targets(labels)
+        batch |= {"logits_to_keep": at, "shift_labels": targets}
     return batch
+
+
+def collate_pictured(rows: Sequence[TrainRow], held: VisionLanguage, keep_logits: bool = True) -> dict[str, Any]:
+    """Rows of which some show pictures, and what a model is given of these; its loss is `loss_of_kept`.
+
+    Args:
+        rows: as in `collate`.
+        held: the model as it measures, which keeps the features of pictures.
+        keep_logits: as in `collate`.
+
+    Returns:
+        labels [b, t]; input_ids, padded as ``held`` does; what ``forward`` takes of the pictures; with ``keep_logits`` logits_to_keep.
+    """
+    batch, shown = collate(rows, keep_logits=keep_logits), held.collate([row.tokens for row in rows], -1)
+    batch.pop("shift_labels", None)
+    return {**batch, "input_ids": shown.input_ids, **shown.more}
+
+
+def loss_of_kept(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int) -> Tensor:
+    """Nats per learnt token, of logits at all positions or at those alone that some row learns something at.
+
+    The losses of vision-language models in transformers differ in what they take and in how they average.
+
+    Args:
+        outputs: with ``logits`` [b, t, v] or [b, k, v].
+        labels: int64 [b, t].
+        num_items_in_batch: learnt tokens of the step, over all processes.
+    """
+    at, targets = _targets(labels)
+    logits = outputs.logits if outputs.logits.shape[1] == len(at) else outputs.logits[:, at]
+    wanted = targets != IGNORED
+    return F.cross_entropy(logits[wanted].float(), targets[wanted], reduction="sum") / num_items_in_batch
+
+
+def _targets(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions [k] at which some row predicts a learnt token, and the tokens [b, k] that are predicted there."""
+    following = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
+    at = (following != IGNORED).any(dim=0).nonzero()[:, 0]
+    return at, following[:, at]

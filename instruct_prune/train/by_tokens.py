@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from instruct_prune.models.model import Model
+from instruct_prune.models.vision_language import VisionLanguage
 from instruct_prune.train.batch import collate
 from instruct_prune.train.config import TrainConfig
 from instruct_prune.train.processes import resolved_dtype
@@ -75,7 +75,7 @@ def train_by_tokens(
     rows: Sequence[TrainRow],
     steps: Sequence[Sequence[Piece]],
     config: TrainConfig,
-    held: Model | None = None,
+    held: VisionLanguage | None = None,
 ) -> None:
     """Train the adapter of a model by AdamW; each step takes the mean loss over its response tokens.
 
@@ -84,7 +84,7 @@ def train_by_tokens(
         rows: n rows.
         steps: as `steps_of` makes them.
         config: learning rate, schedule, weight decay and dtype.
-        held: the same model as it measures, where rows are more than their tokens.
+        held: the same model as it measures, where rows show pictures.
     """
     device = next(model.parameters()).device
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -93,12 +93,13 @@ def train_by_tokens(
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == "float16")
     keep_logits = "logits_to_keep" in inspect.signature(model.get_base_model().forward).parameters
     warmup = math.ceil(config.warmup * len(steps))
+    alone = held is not None and not held.shortcuts.batches
     model.train()
     for number, step in enumerate(steps):
         share = learning_rate_share(number, len(steps), warmup, config.schedule)
         optimizer.param_groups[0]["lr"] = config.learning_rate * share
         targets = sum(piece.last - piece.first for piece in step)
-        for batch in _micro_batches([_cut(rows[piece.row], piece) for piece in step]):
+        for batch in _micro_batches([_cut(rows[piece.row], piece) for piece in step], alone):
             if held is not None:
                 loss = _loss_of_items(held, batch, dtype)
             else:
@@ -122,10 +123,10 @@ def _cut(row: TrainRow, piece: Piece) -> TrainRow:
     return TrainRow(row.input_ids[:end], labels, row.position_ids[:end], row.item)
 
 
-def _micro_batches(rows: Sequence[TrainRow]) -> Iterator[list[TrainRow]]:
+def _micro_batches(rows: Sequence[TrainRow], alone: bool) -> Iterator[list[TrainRow]]:
     batch: list[TrainRow] = []
     for row in sorted(rows, key=len, reverse=True):
-        if batch and (len(batch) + 1) * len(batch[0]) > MICRO_TOKENS:
+        if batch and (alone or (len(batch) + 1) * len(batch[0]) > MICRO_TOKENS):
             yield batch
             batch = []
         batch.append(row)
@@ -133,7 +134,7 @@ def _micro_batches(rows: Sequence[TrainRow]) -> Iterator[list[TrainRow]]:
         yield batch
 
 
-def _loss_of_items(held: Model, rows: Sequence[TrainRow], dtype: str) -> torch.Tensor:
+def _loss_of_items(held: VisionLanguage, rows: Sequence[TrainRow], dtype: str) -> torch.Tensor:
     """Nats, summed over the response tokens of rows, by the code that measures them."""
     wanted = getattr(torch, dtype)
     ready = held.collate([row.tokens for row in rows], -1)

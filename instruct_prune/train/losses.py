@@ -105,14 +105,14 @@ def evaluate(
     return TokenLosses(values, offset)
 
 
-def evaluate_shared(model: Any, rows: Sequence[Encoded]) -> TokenLosses:
+def evaluate_shared(model: Any, rows: Sequence[Encoded], held: CausalLM | None = None) -> TokenLosses:
     """`evaluate`, each of the launched processes a share of the rows; all of them get the result."""
     from accelerate.utils import gather_object
 
     processes = state()
     rank, world = processes.process_index, processes.num_processes
     mine = rows[rank::world]
-    found = evaluate(model, mine) if mine else None
+    found = evaluate(model, mine, held=held) if mine else None
     pairs = gather_object(
         [(rank + i * world, found[i].tolist()) for i in range(len(found))] if found is not None else []
     )

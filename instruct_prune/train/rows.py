@@ -10,6 +10,7 @@ import numpy as np
 
 from instruct_prune.arrays import Int64
 from instruct_prune.encode.item import Encoded, PicturedTokens, Tokens
+from instruct_prune.errors import InputError
 
 IGNORED = -100
 """Label of a token that nothing is learnt from, as in transformers and PyTorch."""
@@ -59,7 +60,12 @@ def pack(rows: Sequence[TrainRow], length: int) -> list[TrainRow]:
     """Rows joined into sequences of at most ``length`` tokens, longest first, each where it fits first.
 
     transformers keeps the rows of a sequence from seeing each other by their positions, which begin at 0 with every row.
+
+    Raises:
+        InputError: a row shows pictures.
     """
+    if any(row.item is not None for row in rows):
+        raise InputError("--packing: rows that show pictures cannot share a sequence. Train without it.")
     bins: list[list[TrainRow]] = []
     room: list[int] = []
     for row in sorted(rows, key=lambda row: -len(row)):

@@ -17,7 +17,8 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 
 from instruct_prune.arrays import Int64
 from instruct_prune.errors import InputError
-from instruct_prune.train.batch import collate
+from instruct_prune.models.vision_language import VisionLanguage
+from instruct_prune.train.batch import collate, collate_pictured, loss_of_kept
 from instruct_prune.train.config import TrainConfig, step_count
 from instruct_prune.train.processes import resolved_dtype, say, world_size
 from instruct_prune.train.rows import TrainRow, training_order
@@ -52,6 +53,7 @@ def train(
     checkpoints: Path | None = None,
     on_step: Callable[[int], None] | None = None,
     folder: Path | None = None,
+    held: VisionLanguage | None = None,
 ) -> TrainResult:
     """Train the adapter of a model.
 
@@ -65,9 +67,11 @@ def train(
         checkpoints: folder of checkpoints; a whole one that lies there is gone on from. None: none are written.
         folder: of this training, which a tracker (``config.report_to``) calls it by; None: nothing is tracked.
         on_step: called with the number of optimiser steps done after each of them, in every process.
+        held: the same model as it measures, where rows show pictures.
 
     Raises:
-        InputError: the batch cannot be shared out evenly over the processes, or one process sees several GPUs.
+        InputError: the batch cannot be shared out evenly over the processes, one process sees several GPUs, or the model runs rows
+            with pictures one by one alone.
     """
     steps = step_count(len(rows), config)
     order = training_order([len(row) for row in rows], steps, config.batch_size, config.seed)
@@ -76,7 +80,8 @@ def train(
             model=model,
             args=_arguments(config, steps, checkpoints, Path(nowhere), folder),
             train_dataset=_Ordered(rows, order),
-            data_collator=_collator(model, config.packing),
+            data_collator=_collator(model, config, held),
+            compute_loss_func=loss_of_kept if held is not None else None,
             callbacks=[_Log(), *([_OnStep(on_step)] if on_step else []), *tracker_callbacks(config, folder)],
             config=config,
         )
@@ -145,9 +150,17 @@ def _arguments(
     return arguments
 
 
-def _collator(model: Any, packing: bool) -> Callable[[Sequence[TrainRow]], dict[str, torch.Tensor]]:
+def _collator(
+    model: Any, config: TrainConfig, held: VisionLanguage | None
+) -> Callable[[Sequence[TrainRow]], dict[str, Any]]:
     keep_logits = "logits_to_keep" in inspect.signature(model.get_base_model().forward).parameters
-    return lambda rows: collate(rows, packing, keep_logits)
+    if held is None:
+        return lambda rows: collate(rows, config.packing, keep_logits)
+    if config.micro_batch > 1 and not held.shortcuts.batches:
+        raise InputError(
+            f"--micro-batch {config.micro_batch}: {held.name} runs rows that show pictures one by one. Train with --micro-batch 1."
+        )
+    return lambda rows: collate_pictured(rows, held, keep_logits)
 
 
 class _InOrder(Trainer):  # type: ignore[misc]

@@ -51,6 +51,10 @@ CASES = {
     "behind a prefix": ((5, 12), {"attn_mask": causal(5, 12)}),
     "added mask": ((12, 12), {"attn_mask": FLOATING.bfloat16()}),
     "scale": ((12, 12), {"scale": 0.7, "is_causal": True}),
+    "large scores": (
+        (12, 12),
+        {"scale": 4.0},
+    ),  # up to 60, as in trained models: in bfloat16 they would be rounded by 0.1
 }
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from sight_models import conversations, saved
 
-from instruct_prune import Run
+from instruct_prune import Run, load_data
 from instruct_prune.cli import main
 from instruct_prune.prove.arms import Arm
 from instruct_prune.prove.bench import Bench
@@ -61,3 +61,15 @@ def test_the_command_says_whether_a_selection_is_worth_more(scored: Path) -> Non
     told = json.loads((scored / "run" / "prove" / "prove.json").read_text())
     assert "selection" in json.dumps(told["tests"])
     assert len(told["arms"]) >= 8
+
+
+def test_rows_of_a_model_that_takes_no_batches_are_trained_one_by_one(tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text(json.dumps(conversations(tmp_path, 4)))
+    base = find_base(str(saved("mllama", tmp_path / "model")), pictures=True)
+    source = load_data([str(tmp_path / "rows.json")])
+    rows: list[Row] = [row for row in source if isinstance(row, Row)]
+    encoded = {row.row_id: row for row in base.held.encode(rows)}  # type: ignore[union-attr]
+    bench = Bench(base, TrainConfig(dtype="float32", dropout=0.0), encoded, {"all": list(encoded.values())}, None)
+    untrained = bench.run(Arm("untrained", "", 0, (), 0, 0.0, 0.0)).readings["all"]
+    trained = bench.run(Arm("random", "", 0, tuple(encoded), 4, 4.0, 1e-2)).readings["all"]
+    assert trained.per_token < untrained.per_token - 0.1

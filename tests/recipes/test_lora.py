@@ -121,7 +121,7 @@ def test_interrupted_training_ends_in_the_same_adapter(
     with monkeypatch.context() as patch:
         looks: list[int] = []
 
-        def stopping(model: Any, rows: Any) -> TokenLosses:
+        def stopping(model: Any, rows: Any, held: None) -> TokenLosses:
             looks.append(len(looks))
             if len(looks) == 2:  # the first is before training, the second after its third step
                 raise KeyboardInterrupt
