@@ -3,7 +3,7 @@
 What makes it fast changes no number beyond rounding: the output head runs on response positions only, in pieces whose logits stay in
 cache; rows need no attention mask, because padding on the right cannot be seen by a causal model; the tokens that a whole
 group of rows begins with (a template's preamble) are computed once for each subnet; on a CPU, float32 runs
-oneDNN's products, and bfloat16 plain attention over short rows.
+oneDNN's products, and gradients in bfloat16 plain attention over short rows.
 """
 
 from __future__ import annotations
@@ -266,7 +266,9 @@ class CausalLM(TextModel):
     def _fast(self) -> AbstractContextManager[Any]:
         if self.device.type != "cpu":
             return nullcontext()
-        return OneDnnLinear() if self.module.dtype == torch.float32 else ShortAttention()
+        if self.module.dtype == torch.float32:
+            return OneDnnLinear()
+        return ShortAttention() if torch.is_grad_enabled() else nullcontext()
 
     def _output(self, inputs: Mapping[str, Any]) -> tuple[dict[int | None, Tensor], Any]:
         """Hidden states [b, t, h] after the model and after each depth that the pass reads, and the cache that is left."""

@@ -150,7 +150,7 @@ def test_bfloat16_keeps_the_ranks_of_float32() -> None:
     exact = fast_losses(model, data, 1, False)[:, 0]
     coarse = fast_losses(model.to(torch.bfloat16), data, 400, True)[:, 0]
     assert not np.array_equal(exact, coarse)
-    assert spearmanr(exact, coarse).statistic >= 0.998  # of a tiny model whose losses lie close together
+    assert spearmanr(exact, coarse).statistic >= 0.999
 
 
 def test_all_depths_come_out_of_one_pass() -> None:
