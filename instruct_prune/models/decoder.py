@@ -47,7 +47,8 @@ class UpToHead:
 
         def first_only(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
             entered.append(args[0])
-            return (args[0][:, :1], *args[1:])
+            # Cut out of longer rows, it would be multiplied row by row, with a copy of the whole head for each.
+            return (args[0][:, :1].contiguous(), *args[1:])
 
         hook = self.head.register_forward_pre_hook(first_only)
         try:
