@@ -1,13 +1,13 @@
 """Train a small vision-language model from nothing but drawings, and draw rows to try `visual` on.
 
-    python recipes/tiny_vlm.py --out TINY                           a model, rows.json and pictures, some minutes on a CPU
+    python recipes/tiny_vlm.py --out TINY                           a model, rows.json, test.json, pictures; some minutes on a CPU
     instruct-prune run --data TINY/rows.json --model TINY/model --subnets visual --keep 0.5 --out RUN
     python recipes/tiny_vlm.py --run-folder RUN                     how well `visual` tells the three kinds of rows apart
 
 SmolLM2-135M, a small vision transformer and a projector are joined as LLaVA joins them. First tower and projector learn to say what
-lies in each part of a picture, in the language model's own word embeddings; then projector and a LoRA adapter learn to answer
-questions about shapes, colours, numbers and places. In rows.json one row in ten has an answer that is wrong for its picture, and
-one in ten can be answered without it. Written to be copied and changed.
+lies in each part of a picture, in the language model's own word embeddings; then a LoRA adapter learns to answer questions about
+shapes, colours, numbers and places, and to guess where it is shown no picture. In rows.json one row in ten has an answer that is
+wrong for its picture, and one in ten can be answered without it; test.json has neither. Written to be copied and changed.
 """
 
 from __future__ import annotations
@@ -27,12 +27,11 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 
 from instruct_prune import InputError, Run
-from instruct_prune.train import TrainConfig, attach_lora, find_base, parse, run_script, say
+from instruct_prune.train import TrainConfig, attach_lora, find_base, parse, resolved_dtype, run_script, say
 
 SIZE, PATCH = 64, 16  # pixels; four patches in each quarter of the picture
 COLOURS = {
-    "red": (210, 40, 40), "blue": (40, 70, 210), "green": (40, 160, 60), "yellow": (235, 205, 40), "black": (20, 20, 20),
-    "pink": (240, 130, 180),
+    "red": (210, 40, 40), "blue": (40, 70, 210), "green": (40, 160, 60), "yellow": (235, 205, 40), "black": (20, 20, 20), "pink": (240, 130, 180),
 }  # fmt: skip
 SHAPES = ("circle", "square", "triangle", "cross")
 PLACES = ("top left", "top right", "bottom left", "bottom right")
@@ -60,9 +59,9 @@ class Recipe:
     """A scored run over rows.json: nothing is trained, and the kinds of its rows are told apart."""
     model: str = "smollm2-135m-instruct"
     """The language model."""
-    looks: int = 500
+    looks: int = 300
     """Steps of 64 pictures in which the tower learns to see."""
-    steps: int = 120
+    steps: int = 160
     """Steps of 8 rows in which the model learns to answer."""
     rows: int = 300
     """Rows that are drawn into rows.json."""
@@ -72,6 +71,10 @@ class Recipe:
 
 Thing = tuple[str, str, int]
 """A colour, a shape, and the quarter of the picture that it lies in."""
+Asked = tuple[list[Image.Image], str, str]
+"""A picture, or none; a question, with a mark for the picture; its answer."""
+Loss = Callable[[], tuple[torch.Tensor, str]]
+"""Draws what a step learns from; its loss, and what else to say of it."""
 
 
 def scene(rng: random.Random) -> list[Thing]:
@@ -121,22 +124,20 @@ def words_of(things: Sequence[Thing]) -> list[str]:
     return [said[2 * (y // 2) + x // 2][2 * (y % 2) + x % 2] for y in range(4) for x in range(4)]
 
 
-def write_rows(folder: Path, n: int, rng: random.Random) -> None:
-    """``rows.json`` in LLaVA's form with its pictures; ``kind`` says which answers are wrong, and which need no picture."""
-    (folder / "pictures").mkdir(parents=True, exist_ok=True)
-    kinds = ["wrong"] * (n // 10) + ["without"] * (n // 10) + ["needed"] * (n - 2 * (n // 10))
-    rng.shuffle(kinds)
+def write_rows(file: Path, n: int, kinds: Sequence[str], rng: random.Random) -> None:
+    """A file of rows in LLaVA's form and a folder of its name with their pictures; the kinds of rows take turns."""
+    (file.parent / file.stem).mkdir(parents=True, exist_ok=True)
     rows = []
-    for i, kind in enumerate(kinds):
-        things, name = scene(rng), f"pictures/{i:04d}.png"
+    for i in range(n):
+        things, name, kind = scene(rng), f"{file.stem}/{i:04d}.png", kinds[i % len(kinds)]
         question, answer, others = asked(things, rng)
         if kind == "without":
             question, answer = rng.choice(FACTS)
         answer = rng.choice(others) if kind == "wrong" else answer
-        draw(things, rng).save(folder / name)
+        draw(things, rng).save(file.parent / name)
         turns = [{"from": "human", "value": f"<image>{question}"}, {"from": "gpt", "value": answer}]
         rows.append({"id": str(i), "image": name, "kind": kind, "conversations": turns})
-    (folder / "rows.json").write_text(json.dumps(rows, indent=1))
+    file.write_text(json.dumps(rows, indent=1))
 
 
 def joined(recipe: Recipe) -> tuple[Any, Any]:
@@ -162,19 +163,19 @@ def joined(recipe: Recipe) -> tuple[Any, Any]:
     model.lm_head.load_state_dict(language.lm_head.state_dict())
     images = CLIPImageProcessorPil(size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE})
     processor = LlavaProcessor(
-        images, tokenizer, patch_size=PATCH, vision_feature_select_strategy="default", num_additional_image_tokens=1,
-        chat_template=TEMPLATE,
+        images, tokenizer, patch_size=PATCH, vision_feature_select_strategy="default", num_additional_image_tokens=1, chat_template=TEMPLATE,
     )  # fmt: skip
     return model.requires_grad_(False), processor
 
 
-def fit(learnt: Sequence[Any], steps: int, loss_of: Callable[[], tuple[torch.Tensor, str]], what: str) -> None:
-    """AdamW over some steps, the learning rate rising and falling once; a line now and then."""
-    optimizer = torch.optim.AdamW(learnt, lr=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, max(2, steps))
+def fit(learnt: Sequence[Any], rate: float, steps: int, loss_of: Loss, what: str) -> None:
+    """AdamW over some steps, the learning rate rising to ``rate`` and falling once; a line now and then."""
+    optimizer = torch.optim.AdamW(learnt, lr=rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, max(2, steps))
     for step in range(1, steps + 1):
         loss, told = loss_of()
         torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(learnt, 1.0)  # without it the tower learns nothing
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
@@ -199,43 +200,46 @@ def learn_to_see(model: Any, processor: Any, recipe: Recipe, rng: random.Random)
         loss = F.cross_entropy(-8 * apart.flatten(0, 1), wanted.flatten()) + apart.gather(2, wanted[..., None]).mean()
         return loss, f", {(apart.argmin(-1) == wanted).float().mean():.1%} of the parts named rightly"
 
-    fit([p.requires_grad_(True) for p in learnt], recipe.looks, loss_of, "seeing")
+    fit([p.requires_grad_(True) for p in learnt], 1e-3, recipe.looks, loss_of, "seeing")
     model.requires_grad_(False)
 
 
-def batch_of(processor: Any, rows: Sequence[tuple[Image.Image, str, str]]) -> tuple[dict[str, Any], torch.Tensor]:
-    """Inputs and labels of pictures with questions and answers."""
-    prompts = [f"<|im_start|>user\n<image>{question}<|im_end|>\n<|im_start|>assistant\n" for _, question, _ in rows]
+def drawn(rng: random.Random, about: float = 0.8, shown: float = 0.75) -> Asked:
+    """A question, for a share of them about its picture; a share is asked with a picture, so that guessing is learnt, too."""
+    things = scene(rng)
+    question, answer = asked(things, rng)[:2] if rng.random() < about else rng.choice(FACTS)
+    images = [draw(things, rng)] if rng.random() < shown else []
+    return images, "<image>" * len(images) + question, answer
+
+
+def batch_of(processor: Any, rows: Sequence[Asked]) -> tuple[dict[str, Any], torch.Tensor]:
+    """Inputs of the model, and the tokens that it is to say where it is asked for logits; -100 where a row says nothing there."""
+    prompts = [f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n" for _, question, _ in rows]
     texts = [f"{prompt}{answer}<|im_end|>" for prompt, (_, _, answer) in zip(prompts, rows, strict=True)]
     options = {"padding": True, "padding_side": "right", "add_special_tokens": False, "return_tensors": "pt"}
-    inputs = dict(processor(images=[image for image, _, _ in rows], text=texts, **options))
-    labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
+    images = [image for own, _, _ in rows for image in own]
+    inputs = dict(processor(images=images or None, text=texts, **options))
+    wanted = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
     for i, prompt in enumerate(prompts):
-        shown = (SIZE // PATCH) ** 2 - 1  # tokens of a picture beside its mark
-        labels[i, : len(processor.tokenizer.encode(prompt, add_special_tokens=False)) + shown] = -100
-    return inputs, labels
-
-
-def drawn(rng: random.Random) -> tuple[Image.Image, str, str]:
-    """A picture with a question and its answer; one question in ten is not about the picture."""
-    things = scene(rng)
-    question, answer, _ = asked(things, rng)
-    return draw(things, rng), *(rng.choice(FACTS) if rng.random() < 0.1 else (question, answer))
+        more = ((SIZE // PATCH) ** 2 - 1) * len(rows[i][0])  # tokens of a picture beside its mark
+        wanted[i, : len(processor.tokenizer.encode(prompt, add_special_tokens=False)) + more] = -100
+    wanted = wanted[:, 1:]
+    inputs["logits_to_keep"] = (wanted != -100).any(dim=0).nonzero()[:, 0]
+    return {**inputs, "use_cache": False}, wanted[:, inputs["logits_to_keep"]]
 
 
 def learn_to_answer(model: Any, processor: Any, recipe: Recipe, rng: random.Random) -> Any:
-    """Projector and a LoRA adapter of the language model; returns the model with the adapter merged into it."""
-    layers = model.model.language_model.named_modules()
-    names = [f"model.language_model.{name}" for name, layer in layers if isinstance(layer, torch.nn.Linear)]
-    wrapped = attach_lora(model, TrainConfig(rank=8, alpha=16, dropout=0.0, target_modules=tuple(names)))
-    model.model.multi_modal_projector.requires_grad_(True)
+    """A LoRA adapter of the language model; returns the model with the adapter merged into it."""
+    wrapped = attach_lora(model, TrainConfig(rank=8, alpha=16, dropout=0.0))
+    native = resolved_dtype("auto") == "bfloat16"  # then twice as fast
 
     def loss_of() -> tuple[torch.Tensor, str]:
-        inputs, labels = batch_of(processor, [drawn(rng) for _ in range(8)])
-        logits = model(**inputs, use_cache=False).logits[:, :-1].float()
-        return F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100), " nats a token"
+        inputs, wanted = batch_of(processor, [drawn(rng) for _ in range(8)])
+        with torch.autocast("cpu", torch.bfloat16, enabled=native):
+            logits = model(**inputs).logits.float()
+        return F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=-100), " nats a token"
 
-    fit([p for p in wrapped.parameters() if p.requires_grad], recipe.steps, loss_of, "answering")
+    fit([p for p in wrapped.parameters() if p.requires_grad], 2e-3, recipe.steps, loss_of, "answering")
     return wrapped.merge_and_unload().eval().requires_grad_(False)
 
 
@@ -244,34 +248,28 @@ def share_right(model: Any, processor: Any, n: int, rng: random.Random) -> float
     """Share of new questions about pictures whose answer the model gives, token for token."""
     right = 0
     for _ in range(0, n, 8):
-        things = [scene(rng) for _ in range(8)]
-        inputs, labels = batch_of(processor, [(draw(each, rng), *asked(each, rng)[:2]) for each in things])
-        best = model(**inputs, use_cache=False).logits[:, :-1].argmax(-1)
-        right += int(((best == labels[:, 1:]) | (labels[:, 1:] == -100)).all(dim=1).sum())
+        inputs, wanted = batch_of(processor, [drawn(rng, about=1.0, shown=1.0) for _ in range(8)])
+        right += int(((model(**inputs).logits.argmax(-1) == wanted) | (wanted == -100)).all(dim=1).sum())
     return right / (-(-n // 8) * 8)
-
-
-def above(high: np.ndarray, low: np.ndarray) -> float:
-    """The area under the ROC curve: how often a number of ``high`` is above one of ``low``, ties counted half."""
-    return float(((high[:, None] > low) + 0.5 * (high[:, None] == low)).mean())
 
 
 def tell_apart(folder: str) -> None:
     """Print how well the scores of a run tell rows whose picture is needed, not needed, and misleading."""
+    from sklearn.metrics import roc_auc_score
+
     run = Run(folder)
-    losses = dict(zip((spec.name for spec in run.scores.subnets), run.scores.losses.T, strict=True))
-    if "blind" not in losses or "dense" not in losses:
+    if run.scores.score_name != "visual":
         raise InputError(f"{folder} was scored without --subnets visual.")
-    visual = dict(zip(run.scores.row_id.tolist(), losses["blind"] - losses["dense"], strict=True))
+    visual = dict(zip(run.scores.row_id.tolist(), run.scores.score.tolist(), strict=True))
     kinds: dict[str, list[float]] = {"needed": [], "without": [], "wrong": []}
     for row in run.rows(kept=None):
-        kinds[row.columns["kind"]].append(float(visual[row.row_id]))
-    found = {kind: np.asarray(values) for kind, values in kinds.items()}
-    for kind, values in found.items():
+        kinds[row.columns["kind"]].append(visual[row.row_id])
+    for kind, values in kinds.items():
         low, middle, high = np.quantile(values, (0.1, 0.5, 0.9))
         print(f"{kind:<8} {len(values):>4} rows, visual: median {middle:+.3f}, from {low:+.3f} to {high:+.3f} (tenths)")
     for one, other in (("needed", "without"), ("without", "wrong"), ("needed", "wrong")):
-        print(f"AUC, {one} above {other}: {above(found[one], found[other]):.3f}")
+        above = [1] * len(kinds[one]) + [0] * len(kinds[other])
+        print(f"AUC, {one} above {other}: {roc_auc_score(above, kinds[one] + kinds[other]):.3f}")
 
 
 def run_recipe(recipe: Recipe) -> None:
@@ -284,10 +282,12 @@ def run_recipe(recipe: Recipe) -> None:
     model, processor = joined(recipe)
     learn_to_see(model, processor, recipe, rng)
     model = learn_to_answer(model, processor, recipe, rng)
-    right = share_right(model, processor, 64, random.Random(1))
+    right = share_right(model, processor, 128, random.Random(recipe.seed + 1))
     for part in (model, processor):
         part.save_pretrained(out / "model")
-    write_rows(out, recipe.rows, random.Random(recipe.seed + 2))
+    rng = random.Random(recipe.seed + 2)
+    write_rows(out / "rows.json", recipe.rows, ("wrong", "without", *["needed"] * 8), rng)
+    write_rows(out / "test.json", 100, ("needed",), rng)
     say(f"{right:.0%} of new questions answered rightly ({time.monotonic() - began:.0f} s); see {out}")
 
 

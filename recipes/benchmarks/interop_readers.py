@@ -13,6 +13,7 @@ import os
 import sys
 import types
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,49 @@ def read_by_llamafactory_itself(folder: Path, model: Path) -> list[Learnt]:
     return read_by_llamafactory(
         folder, model, dataset=name, tokenized_path=None, template="smollm" if chatml else "alpaca"
     )
+
+
+@dataclass(frozen=True)
+class Pictured:
+    """What a trainer makes of a row that shows pictures.
+
+    Attributes:
+        pictures: paths.
+        shown: tokens that stand for them.
+        said: what is learnt, as text.
+        loaded: pictures that its collator opened.
+    """
+
+    pictures: list[str]
+    shown: int
+    said: str
+    loaded: int
+
+
+def read_pictured_by_llamafactory(folder: Path, processor: Any, template: str) -> list[Pictured]:
+    """What LLaMA-Factory makes of our ``dataset_info.json`` and its rows, under a template of its own."""
+    os.environ.setdefault("DISABLE_VERSION_CHECK", "1")
+    stand_in("torchaudio")
+    from llamafactory.data import get_template_and_fix_tokenizer
+    from llamafactory.data.collator import MultiModalDataCollatorForSeq2Seq
+    from llamafactory.data.loader import get_dataset
+    from llamafactory.hparams import DataArguments, ModelArguments
+    from transformers import Seq2SeqTrainingArguments
+
+    tokenizer, (name,) = processor.tokenizer, json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))
+    with inside(folder):
+        data = DataArguments(dataset=name, dataset_dir=".", template=template, overwrite_cache=True)
+        made = get_template_and_fix_tokenizer(tokenizer, data)
+        training = Seq2SeqTrainingArguments(output_dir="none", use_cpu=True)
+        named = ModelArguments(model_name_or_path="none")
+        rows = list(get_dataset(made, named, data, training, "sft", tokenizer, processor)["train_dataset"])
+    collate = MultiModalDataCollatorForSeq2Seq(template=made, processor=processor, tokenizer=tokenizer)
+    mark, found = tokenizer.convert_tokens_to_ids(processor.image_token), []
+    for row in rows:
+        pixels = collate([dict(row)]).get("pixel_values", ())
+        said = tokenizer.decode([label for label in row["labels"] if label != -100], skip_special_tokens=True)
+        found.append(Pictured(row["images"] or [], row["input_ids"].count(mark), said, len(pixels)))
+    return found
 
 
 def read_by_axolotl(folder: Path, model: Path) -> list[Learnt]:

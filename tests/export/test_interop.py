@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
 import pytest
+from sight_models import conversations, made, saved
+
+from instruct_prune.cli import main
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "recipes" / "benchmarks"))  # recipes are scripts, not a package
 
 import interop  # noqa: E402
+import interop_readers  # noqa: E402
 
 
 def page() -> dict[str, dict[str, str]]:
@@ -65,3 +70,36 @@ def test_the_page_is_true(package: str, tmp_path: Path) -> None:
     cases = interop.CASES[3::4] if package == "trl" else interop.CASES
     for name, row in interop.measure(tokenizer, columns, cases, tmp_path).items():
         assert row == {title: written[name][title] for title in row}, name
+
+
+@pytest.mark.slow
+def test_llamafactory_reads_rows_with_their_pictures(tmp_path: Path) -> None:
+    for package in ("llamafactory", "omegaconf"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(
+                f"{package} is not installed: what LLaMA-Factory makes of rows with pictures is not checked here"
+            )
+    (tmp_path / "rows.json").write_text(json.dumps(conversations(tmp_path, 14)))
+    _, processor = made("llava")
+    words = [
+        "--data",
+        str(tmp_path / "rows.json"),
+        "--model",
+        str(saved("llava", tmp_path / "model")),
+        "--to",
+        "llamafactory",
+    ]
+    kept = ["--subnets", "dense", "--dtype", "float32", "--keep", "12", "--method", "random", "--clusters", "none"]
+    assert main(["run", *words, *kept, "--out", str(tmp_path / "run")]) == 0
+    written = [json.loads(line) for line in (tmp_path / "run" / "pruned.jsonl").read_text().splitlines()]
+    found = interop_readers.read_pictured_by_llamafactory(tmp_path / "run" / "llamafactory", processor, "llava")
+    assert len(found) == len(written) == 12
+    for row, one in zip(written, found, strict=True):
+        named = row.get("image", [])
+        pictures = [str(tmp_path / name) for name in ([named] if isinstance(named, str) else named)]
+        assert one.pictures == pictures
+        assert one.shown == 16 * len(pictures)  # 32 pixels, patches of 8
+        assert one.loaded == max(
+            1, len(pictures)
+        )  # its collator gives a batch of text alone a white picture that is not looked at
+        assert one.said.strip() == row["conversations"][-1]["value"]
