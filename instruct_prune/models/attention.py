@@ -16,11 +16,10 @@ MOST = 512 * 512  # queries times keys of a row; PyTorch's own kernel is sooner 
 class ShortAttention(TorchFunctionMode):
     """Within it, ``F.scaled_dot_product_attention`` of short rows in bfloat16 on a CPU is a product, a softmax and a product.
 
-    PyTorch's fused kernel saves memory, but its way back is slow for short rows in bfloat16: with it, products take a sixth of the
-    time at 40 tokens, two thirds at 200 and four fifths at 500. Without gradients they take about as long, so that nobody enters
-    this mode then. Everything else (other types and devices, long rows, dropout) goes its usual way. No module is changed, so
-    this holds for every architecture of transformers.
-    A mode sees every function that is called, so enter it only where it can help.
+    PyTorch's fused kernel saves memory, but its backward pass is slow for short rows in bfloat16: forward and backward, products
+    take a sixth of the time at 40 tokens, two thirds at 200 and four fifths at 500. Forward alone they take about as long, so this
+    mode is entered only where gradients are asked for. Everything else (other types and devices, long rows, dropout) goes its
+    usual way. No module is changed, so this holds for every architecture of transformers.
     """
 
     def __torch_function__(

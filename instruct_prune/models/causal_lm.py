@@ -3,7 +3,7 @@
 What makes it fast changes no number beyond rounding: the output head runs on response positions only, in pieces whose logits stay in
 cache; rows need no attention mask, because padding on the right cannot be seen by a causal model; the tokens that a whole
 group of rows begins with (a template's preamble) are computed once for each subnet; on a CPU, float32 runs
-oneDNN's products, and gradients in bfloat16 plain attention over short rows.
+oneDNN's products, and passes with gradients in bfloat16 compute attention over short rows by plain products.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class CausalLM(TextModel):
         super().__init__(config, encode, data_format, loaded)
         self._prefixes: tuple[Tensor, ...] = ()
         self._shared: dict[int, Prefix] = {}
-        self._found: tuple[States, int | None, Tensor] | None = None  # the losses that were asked for last
+        self._last_losses: tuple[States, int | None, Tensor] | None = None  # what was asked for last, and the answer
         self._depths: tuple[int, ...] = ()
         self._pooled = False
         self._remarks: list[str] = []
@@ -236,14 +236,14 @@ class CausalLM(TextModel):
             return self._output(inputs)[0]
 
     def losses(self, batch: TextBatch, states: States, depth: int | None) -> Tensor:
-        if self._found is not None and self._found[0] is states and self._found[1] == depth:
-            return self._found[2]  # several probes of a pass ask for the same
+        if self._last_losses is not None and self._last_losses[0] is states and self._last_losses[1] == depth:
+            return self._last_losses[2]  # several probes of a pass ask for the same
         nll = self.token_losses(batch, states, depth)
         # Back on the padded grid and summed by row: a scatter-add would not be deterministic on a GPU.
         grid = nll.new_zeros(batch.input_ids.shape)
         grid[batch.rows, batch.positions] = nll
-        self._found = states, depth, grid.sum(dim=1) / batch.counts
-        return self._found[2]
+        self._last_losses = states, depth, grid.sum(dim=1) / batch.counts
+        return self._last_losses[2]
 
     def token_losses(self, batch: TextBatch, states: States, depth: int | None = None) -> Tensor:
         """float32 [m]: -log p of every target, row after row."""
@@ -272,7 +272,7 @@ class CausalLM(TextModel):
 
     def _output(self, inputs: Mapping[str, Any]) -> tuple[dict[int | None, Tensor], Any]:
         """Hidden states [b, t, h] after the model and after each depth that the pass reads, and the cache that is left."""
-        self._found = None
+        self._last_losses = None
         known = {name: value for name, value in inputs.items() if name in self._parameters}
         output = self.decoder(**known, **({"output_hidden_states": True} if self._depths else {}))
         every = output.hidden_states if self._depths else ()

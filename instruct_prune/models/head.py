@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ class Head:
 
     def _losses(self, states: Tensor, targets: Tensor) -> Tensor:
         if states.requires_grad and torch.is_grad_enabled() and self.is_plain and not self.module.weight.requires_grad:
-            found: Tensor = PulledLosses.apply(states, targets, self)  # type: ignore[no-untyped-call]
+            found: Tensor = FusedLosses.apply(states, targets, self)  # type: ignore[no-untyped-call]
             return found
         if states.device.type == "cpu" and self.is_plain:
             return self._losses_by_block(states, targets)
@@ -51,56 +51,63 @@ class Head:
 
     def _losses_by_block(self, states: Tensor, targets: Tensor) -> Tensor:
         """The same, the vocabulary in blocks: a log-sum-exp of each block's, so that logits never leave the cache."""
-        weight: Tensor = self.module.weight  # type: ignore[assignment]
         nll = torch.empty(len(states), dtype=torch.float32)
         for start in range(0, len(states), BLOCK_POSITIONS):
             piece = slice(start, start + BLOCK_POSITIONS)
-            x, y = states[piece], targets[piece]
-            own = torch.empty(len(x), dtype=torch.float32)
+            own = torch.empty(len(states[piece]), dtype=torch.float32)
             sums = []
-            for first in range(0, len(weight), BLOCK_WORDS):
-                block = slice(first, first + BLOCK_WORDS)
-                bias = None if self.module.bias is None else self.module.bias[block]  # type: ignore[index]
-                logits = self.adjust(F.linear(x, weight[block], bias)).float()
+            for block, given in self._blocks(states[piece], BLOCK_WORDS):
+                logits = self.adjust(given).float()
                 sums.append(logits.logsumexp(dim=1))
-                here = ((y >= first) & (y < first + BLOCK_WORDS)).nonzero()[:, 0]
-                own[here] = logits[here, y[here] - first]
+                here, there = _in_block(targets[piece], block)
+                own[here] = logits[here, there]
             nll[piece] = torch.stack(sums).logsumexp(dim=0) - own
         return nll
 
-    def losses_and_pulls(self, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """float32 [m] and [m, h]: the losses, and the gradient of each with respect to its own state.
+    def losses_and_gradients(self, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The losses, and the gradient of each with respect to its own state.
 
         Both come from logits that are made once, in blocks, and not kept: what earlier blocks gave is scaled down as the sum
         over the vocabulary grows, as in FlashAttention (Dao et al., 2022).
+
+        Args:
+            states: [m, h].
+            targets: int64 [m].
+
+        Returns:
+            float32 [m], in nats, and float32 [m, h].
         """
-        on_cpu = states.device.type == "cpu"
         weight: Tensor = self.module.weight  # type: ignore[assignment]
-        words = BLOCK_WORDS if on_cpu else len(weight)
+        words = BLOCK_WORDS if states.device.type == "cpu" else len(weight)
         nll = torch.empty(len(states), dtype=torch.float32, device=states.device)
-        pulls = torch.zeros(states.shape, dtype=torch.float32, device=states.device)
+        gradients = torch.zeros(states.shape, dtype=torch.float32, device=states.device)
         for start in range(0, len(states), BLOCK_POSITIONS):
             piece = slice(start, start + BLOCK_POSITIONS)
-            x, y, pull = states[piece], targets[piece].to(states.device), pulls[piece]
+            x, y, gradient = states[piece], targets[piece].to(states.device), gradients[piece]
             total = torch.full((len(x),), -torch.inf, device=x.device)
-            own, steep = torch.empty_like(total), torch.ones_like(total)
-            for first in range(0, len(weight), words):
-                block = slice(first, first + words)
-                bias = None if self.module.bias is None else self.module.bias[block]  # type: ignore[index]
-                logits, slope = self._adjusted(F.linear(x, weight[block], bias))
-                logits = logits.float()
-                here = ((y >= first) & (y < first + words)).nonzero()[:, 0]
-                own[here] = logits[here, y[here] - first]
+            own, own_slope = torch.empty_like(total), torch.ones_like(total)
+            for block, given in self._blocks(x, words):
+                adjusted, slope = self._adjusted(given)
+                logits = adjusted.float()
+                here, there = _in_block(y, block)
+                own[here] = logits[here, there]
                 before, total = total, torch.logaddexp(total, logits.logsumexp(dim=1))
                 p = logits.sub_(total[:, None]).exp_()
                 if slope is not None:
-                    steep[here] = slope[here, y[here] - first].float()
+                    own_slope[here] = slope[here, there].float()
                     p *= slope
-                pull *= (before - total).exp()[:, None]
-                pull += p.to(x.dtype) @ weight[block]
+                gradient *= (before - total).exp()[:, None]
+                gradient += p.to(x.dtype) @ weight[block]
             nll[piece] = total - own
-            pull -= steep[:, None] * weight[y]
-        return nll, pulls
+            gradient -= own_slope[:, None] * weight[y]
+        return nll, gradients
+
+    def _blocks(self, x: Tensor, words: int) -> Iterator[tuple[slice, Tensor]]:
+        """Which words of the vocabulary, and what the layer gives for them, [m, words], of states [m, h]."""
+        weight, bias = self.module.weight, self.module.bias
+        for first in range(0, len(weight), words):  # type: ignore[arg-type]
+            block = slice(first, first + words)
+            yield block, F.linear(x, weight[block], None if bias is None else bias[block])  # type: ignore[index]
 
     def _adjusted(self, raw: Tensor) -> tuple[Tensor, Tensor | None]:
         """The logits of what the layer gave, and their slopes; None where they are what it gave."""
@@ -117,16 +124,25 @@ class Head:
         return type(self.module) is nn.Linear and not (hasattr(self.module, "_hf_hook") or self.module._forward_hooks)
 
 
-class PulledLosses(torch.autograd.Function):
-    """`Head.losses` whose way back needs no logits: each loss has its state's gradient beside it already."""
+def _in_block(targets: Tensor, block: slice) -> tuple[Tensor, Tensor]:
+    """Positions whose target is one of the block's words, and which of them it is."""
+    here = ((targets >= block.start) & (targets < block.stop)).nonzero()[:, 0]
+    return here, targets[here] - block.start
+
+
+class FusedLosses(torch.autograd.Function):
+    """`Head.losses` whose backward pass needs no logits: the gradient of each state is computed with its loss.
+
+    PyTorch's own ``linear_cross_entropy`` (from 2.13 on) knows no adjustment of logits.
+    """
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, targets: Tensor, head: Head) -> Tensor:
-        nll, pulls = head.losses_and_pulls(states, targets)
-        ctx.save_for_backward(pulls.to(states.dtype))
+        nll, gradients = head.losses_and_gradients(states, targets)
+        ctx.save_for_backward(gradients.to(states.dtype))
         return nll
 
     @staticmethod
     def backward(ctx: Any, *of_losses: Tensor) -> tuple[Tensor, None, None]:
-        (pulls,) = ctx.saved_tensors
-        return (of_losses[0][:, None] * pulls).to(pulls.dtype), None, None
+        (gradients,) = ctx.saved_tensors
+        return (of_losses[0][:, None] * gradients).to(gradients.dtype), None, None
