@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 from datetime import timedelta
@@ -137,12 +138,35 @@ class Ranks:
         return f"{processes} on {self.device.type}, {torch.get_num_threads()} threads each"
 
     def close(self) -> None:
-        """Leave the group of processes; each goes on, or ends, by itself.
-
-        A group that is still open when Python ends can abort a process that has done its work.
-        """
+        """Leave the group of processes; each goes on, or ends, by itself."""
         if self.world > 1:
-            torch.distributed.destroy_process_group()
+            leave_group()
+
+
+def join_group(on_cpu: bool, **options: timedelta) -> Any:
+    """Accelerate's view of the processes that the launcher started; the first call joins them.
+
+    Args:
+        on_cpu: without a GPU, Accelerate reads torchrun's environment only when told that it is to use the CPU: otherwise every
+            process would take itself for the main one.
+        options: ``timeout``, how long one waits for the others.
+    """
+    # This module takes the open group as the default of its functions, and would keep it for ever when imported later.
+    import torch.distributed.nn.functional  # noqa: F401
+    from accelerate import PartialState
+
+    return PartialState(cpu=on_cpu, **options)
+
+
+def leave_group() -> None:
+    """Leave the group of processes and end its threads.
+
+    A thread of the group that still runs when Python ends aborts, now and then, a process that has done its work. The threads end
+    when nothing holds the group any more; a model that was trained with the others holds it, in a cycle.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+        gc.collect()
 
 
 def _told(error: Exception | None) -> str:
@@ -151,11 +175,7 @@ def _told(error: Exception | None) -> str:
 
 def _join(on_cpu: bool) -> tuple[int, int, torch.device]:
     """Rank, number of processes and device, as Accelerate finds them in what the launcher says."""
-    from accelerate import PartialState
-
-    # Without a GPU, Accelerate reads torchrun's environment only when told that it is to use the CPU: otherwise every
-    # process would take itself for the main one.
-    state = PartialState(cpu=on_cpu, timeout=PATIENCE)
+    state = join_group(on_cpu, timeout=PATIENCE)
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != state.num_processes:
         raise InputError(

@@ -8,11 +8,12 @@ from typing import Any
 
 
 def state() -> Any:
-    """Accelerate's view of the processes; without a GPU it reads torchrun's environment only when told so."""
+    """Accelerate's view of the processes."""
     import torch
-    from accelerate import PartialState
 
-    return PartialState(cpu=not torch.accelerator.is_available())
+    from instruct_prune.measure.ranks import join_group
+
+    return join_group(on_cpu=not torch.accelerator.is_available())
 
 
 def world_size() -> int:
@@ -23,14 +24,6 @@ def world_size() -> int:
 def is_main() -> bool:
     """Whether this process is the one that writes files and speaks."""
     return bool(state().is_main_process)
-
-
-def leave() -> None:
-    """Leave the group of processes; one that is still open when Python ends can abort a process that has done its work."""
-    import torch
-
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
 
 
 def say(text: str) -> None:

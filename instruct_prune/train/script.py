@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from instruct_prune.config_file import load_yaml
 from instruct_prune.errors import IncompleteRunError, InputError
-from instruct_prune.train.processes import is_main, leave
+from instruct_prune.train.processes import is_main
 
 Options = TypeVar("Options")
 
@@ -36,15 +36,22 @@ def run_script(name: str, action: Callable[[], object]) -> int:
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
     try:
         action()
-        leave()
+        _leave()
     except IncompleteRunError as error:
         print(f"{name}: incomplete: {error}", file=sys.stderr, flush=True)
         return 1
     except InputError as error:
         if is_main():
             print(f"{name}: error: {error}", file=sys.stderr, flush=True)
+        _leave()
         return 2
     except KeyboardInterrupt:
         print(f"{name}: interrupted; run the same command again to go on from the last checkpoint.", file=sys.stderr)
         return 130
     return 0
+
+
+def _leave() -> None:
+    from instruct_prune.measure.ranks import leave_group  # loads torch
+
+    leave_group()
