@@ -84,7 +84,9 @@ os._exit(code)
 """Says whether the process has left its group, and whether the group's threads have ended. os._exit: no later abort."""
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the threads of a process are read where Linux shows them")
+@pytest.mark.skipif(
+    not Path("/proc/self/task").exists(), reason="the threads of a process are read where Linux shows them"
+)
 @pytest.mark.parametrize("command", ["score", "lora"])
 def test_every_process_leaves_the_group_when_it_is_done(command: str, words: list[str], tmp_path: Path) -> None:
     """One whose group is open when Python ends may be aborted, and the launcher then calls the whole run failed."""
