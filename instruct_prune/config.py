@@ -175,7 +175,9 @@ class SelectConfig:
     clusters: str = "auto"
     """Number of clusters, auto (about the root of half the rows), or none (one stratum)."""
     stratify: Text = None
-    """Take the strata from a column of the data instead of clusters."""
+    """Take the strata from a column of the data instead of clusters (source: without such a column, the file of each row)."""
+    balanced: bool = False
+    """As much of the budget for each stratum as for any other, as far as it has rows, instead of shares by their sizes."""
     split: str = "auto"
     """FlexRand's split between easy and hard pool: a number in (0, 1), auto, or mmd."""
     min_per_stratum: int = 0

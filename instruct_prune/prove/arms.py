@@ -123,26 +123,6 @@ def draw_among(rows: Int64, response: Int64, budget: int, seed: int) -> Int64:
     return best_draw(lambda rng: take(rng.permutation(rows), response, budget), ((response, budget),), (seed, 1))
 
 
-def draw_balanced(source: Sequence[str], response: Int64, budget: int, seed: int) -> Int64:
-    """Random rows, as many response tokens of each source as it has: the source with the fewest gives the next row."""
-    names = np.asarray(source)
-
-    def draw(rng: np.random.Generator) -> Int64:
-        waiting = {name: rng.permutation(np.flatnonzero(names == name)).tolist() for name in sorted(set(source))}
-        spent = dict.fromkeys(waiting, 0)
-        order = []
-        while waiting and sum(spent.values()) < 2 * budget:
-            name = min(waiting, key=lambda each: spent[each])
-            row = waiting[name].pop()
-            order.append(row)
-            spent[name] += int(response[row])
-            if not waiting[name]:
-                del waiting[name]
-        return take(np.asarray(order), response, budget)
-
-    return best_draw(draw, ((response, budget),), (seed, 2))
-
-
 def draw_of_lengths(like: Int64, response: Int64, budget: int, seed: int) -> Int64:
     """Random rows with the lengths of some rows: for each of these, one of the nearest in length that is not taken yet.
 

@@ -59,7 +59,8 @@ def print_selection(folder: RunFolder) -> None:
         tell(
             f"          {facts.unstable:,} rows would flip between kept and dropped with another mask seed (column `unstable`)"
         )
-    tell(f"selected: {told}; {facts.strata} strata, seed {config['seed']}")
+    shares = " of equal shares" if config.get("balanced") else ""
+    tell(f"selected: {told}; {facts.strata} strata{shares}, seed {config['seed']}")
 
 
 def print_health(folder: RunFolder) -> None:

@@ -141,6 +141,7 @@ def _draw(
         params=asked.params,
         seed=config.seed,
         min_per_stratum=config.min_per_stratum,
+        balanced=config.balanced,
         must_keep=facts.must_keep,
         duplicate_of=duplicates_of(config, pool, facts, table, contaminated),
         contaminated=contaminated,

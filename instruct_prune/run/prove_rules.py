@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,16 +12,15 @@ import numpy as np
 from instruct_prune.arrays import Int64, positions_of
 from instruct_prune.config import SelectConfig
 from instruct_prune.errors import InputError
-from instruct_prune.prove.arms import draw_among, draw_balanced
+from instruct_prune.prove.arms import draw_among
 from instruct_prune.prove.config import ProveConfig
 from instruct_prune.registry import suggestion
-from instruct_prune.rows.row import Row
 from instruct_prune.run.asked import check_selection
 from instruct_prune.run.by import find_by
 from instruct_prune.run.drawing import Drawing, prepare
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.records import SelectFacts
-from instruct_prune.run.row_facts import field_of
+from instruct_prune.run.row_facts import SOURCE, stratum_of
 from instruct_prune.run.rows import rows_of
 from instruct_prune.run.select import selection_of
 from instruct_prune.run.target_facts import TargetFacts
@@ -30,7 +28,7 @@ from instruct_prune.score.scores import find_score
 from instruct_prune.score.table import ScoreTable
 from instruct_prune.select import METHODS
 
-SELECTION, BALANCED, ORACLE, SOURCE = "selection", "balanced", "oracle", "source"
+SELECTION, BALANCED, ORACLE = "selection", "balanced", "oracle"
 OWN = (SELECTION, BALANCED, ORACLE)
 """Rules that are no ``--method``."""
 
@@ -58,8 +56,8 @@ def check_rule(rule: str) -> None:
         column, sign, value = variant.partition("=")
         if not (column and sign and value):
             raise InputError(f"--rules {rule}: write oracle:COLUMN=VALUE, as in oracle:source=gsm8k.")
-    elif head not in (SELECTION, BALANCED):
-        if ":" not in rule and head not in METHODS:
+    elif head != SELECTION:
+        if ":" not in rule and head not in (*METHODS, BALANCED):
             known = [*OWN, *METHODS]
             raise InputError(f"unknown --rules {rule!r}.{suggestion(rule, known)} Known: {', '.join(known)}; or your own, as "
                              "package.module:function.")  # fmt: skip
@@ -71,6 +69,8 @@ def check_rule(rule: str) -> None:
 def select_config(rule: str, keep_tokens: int = 1) -> SelectConfig:
     """The selection that a rule stands for: a method, METHOD:SCORE, targeted:BY, or the user's own package.module:function."""
     head, _, variant = rule.partition(":")
+    if head == BALANCED:
+        return SelectConfig(method="random", stratify=variant or SOURCE, balanced=True, keep_tokens=keep_tokens)
     if head not in METHODS:
         return SelectConfig(method=rule, keep_tokens=keep_tokens)
     config = SelectConfig(method=head, keep_tokens=keep_tokens)
@@ -113,9 +113,6 @@ class Rules:
             InputError: what the rule needs is not there, or the rows that it may take have fewer tokens.
         """
         head, _, variant = rule.partition(":")
-        if head == BALANCED:
-            sources = self._values(variant or SOURCE)
-            return lambda tokens, seed: draw_balanced(sources, self.response, tokens, seed)
         if head == ORACLE:
             return self._oracle(rule, variant, budget)
         if head == SELECTION:
@@ -161,15 +158,8 @@ class Rules:
         return lambda tokens, seed: draw_among(own, self.response, tokens, seed)
 
     def _values(self, column: str) -> list[str]:
-        """A column of the data for the rows that arms may have, as text; without a column "source", the file of each row."""
-        rows = list(rows_of(self.folder).take(self.row_id))
-        values = [field_of(row, column) for row in rows]
+        """A column of the data for the rows that arms may have, as text."""
+        values = [stratum_of(row, column) for row in rows_of(self.folder).take(self.row_id)]
         if all(value is None for value in values):
-            if column != SOURCE:
-                raise InputError(f"--rules: the data have no column {column!r} (or it is empty in every row).")
-            return [_file(row) for row in rows]
+            raise InputError(f"--rules: the data have no column {column!r} (or it is empty in every row).")
         return ["(none)" if value is None else str(value) for value in values]
-
-
-def _file(row: Row) -> str:
-    return Path(row.source).name.partition(".")[0]

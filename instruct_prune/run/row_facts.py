@@ -19,6 +19,7 @@ from instruct_prune.run.rows import rows_of
 from instruct_prune.score.table import ScoreTable
 from instruct_prune.select.duplicates import text_keys
 
+SOURCE = "source"
 NAMED_ROWS = 50_000  # rows that clusters are named by
 NAMED_CHARACTERS = 500
 
@@ -62,7 +63,7 @@ def read_facts(folder: RunFolder, table: ScoreTable, config: SelectConfig, namin
     def texts() -> Iterator[str]:
         for i, sample in enumerate(rows_of(folder).take(table.row_id)):
             if facts.strata is not None:
-                facts.strata.append(field_of(sample, str(config.stratify)))
+                facts.strata.append(stratum_of(sample, str(config.stratify)))
             if column is not None and scored[i] and str(field_of(sample, column)) == value:
                 forced.append(sample.row_id)
             if naming and scored[i] and i % every == 0:
@@ -91,6 +92,12 @@ def field_of(sample: Row, name: str) -> Any:
     if name in sample.columns:
         return sample.columns[name]
     return as_mapping(sample.raw).get(name)
+
+
+def stratum_of(row: Row, column: str) -> Any:
+    """A column of a row; for the column "source", the name of its file where the row has none."""
+    value = field_of(row, column)
+    return Path(row.source).name.partition(".")[0] if value is None and column == SOURCE else value
 
 
 def predicate_of(text: str | None) -> tuple[str | None, str]:

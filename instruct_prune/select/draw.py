@@ -86,6 +86,7 @@ class Draw:
         open_rows: bool [n], rows that no other row stands for.
         forced: bool [n], open rows that must be kept.
         min_per_stratum: least rows kept in each stratum, or all of it where it is smaller.
+        balanced: strata have equal shares of the budget, as far as they have rows; else shares in proportion to their rows.
         seed: of the generator.
         turns: of the queries of the pool's target, where it has one.
 
@@ -99,6 +100,7 @@ class Draw:
     open_rows: Bool
     forced: Bool
     min_per_stratum: int
+    balanced: bool
     seed: int
     turns: Turns | None = None
 
@@ -187,7 +189,8 @@ class Draw:
                 f"{floor.sum()} rows; the budget is {total}. Keep more rows, or fewer of each stratum."
             )
         codes = np.full(len(self.pool), BUDGET, dtype=np.int8)
-        for rows, share in zip(self.strata, largest_remainder(total, size, size, floor).tolist(), strict=True):
+        weights = np.ones_like(size) if self.balanced else size
+        for rows, share in zip(self.strata, largest_remainder(total, weights, size, floor).tolist(), strict=True):
             if share:
                 codes[rows] = method(Stratum(self.pool, rows, cost[rows], share, forced[rows], rng, self.turns))
         return codes

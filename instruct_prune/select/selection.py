@@ -26,6 +26,7 @@ def select_rows(
     params: Mapping[str, Any] | None = None,
     seed: int = 0,
     min_per_stratum: int = 0,
+    balanced: bool = False,
     must_keep: Sequence[int] | Int64 = (),
     duplicate_of: Int64 | None = None,
     contaminated: Bool | None = None,
@@ -33,10 +34,10 @@ def select_rows(
     """Keep exactly the budget, every stratum its share of it, and say for each row why.
 
     Near-duplicates go first. The budget is then shared over the strata in proportion to what is left in them (largest
-    remainder), and the method picks inside each. By rows, the result has exactly the budget. By tokens, the shares are
-    in tokens, and what the strata cannot spend is offered once more to all rows together: the result is never above the
-    budget, and no dropped row that the method would take still fits. The same seed gives the same rows whatever the
-    order of the pool.
+    remainder), or equally where it is ``balanced``, and the method picks inside each. By rows, the result has exactly the
+    budget. By tokens, the shares are in tokens, and what the strata cannot spend is offered once more to all rows together:
+    the result is never above the budget, and no dropped row that the method would take still fits. The same seed gives the
+    same rows whatever the order of the pool.
 
     Example:
         >>> pool = build_pool(run.score(data), embeddings=embeddings)
@@ -51,6 +52,7 @@ def select_rows(
         params: the method's parameters by name, such as ``{"split": 0.25}``; the others have their defaults.
         seed: of the selection's own generator.
         min_per_stratum: least rows kept in each stratum (all of it where it is smaller).
+        balanced: equal shares of the budget for all strata; what one cannot fill goes to the others.
         must_keep: row ids that are kept in any case; they count in the budget.
         duplicate_of: int64 [n], the row id that stands for the row, -1 where it stands for itself, in the order of the
             pool (`instruct_prune.select.duplicates.find_duplicates`).
@@ -68,7 +70,7 @@ def select_rows(
     """
     found = find_method(method)
     bound = found.bind(params)
-    _check(pool, min_per_stratum, duplicate_of)
+    _check(pool, min_per_stratum, balanced, duplicate_of)
     found.check(pool, bound)
     out = _in_order(pool, contaminated)
     pool, duplicate_of = _ascending(pool, duplicate_of)
@@ -76,7 +78,7 @@ def select_rows(
     refuse_both(pool.row_id[forced & out])
     duplicate_of = None if duplicate_of is None else np.where(forced, -1, duplicate_of)
     open_rows = ~out if duplicate_of is None else (duplicate_of < 0) & ~out
-    draw = Draw(pool, budget, rank_rows(pool), open_rows, forced, min_per_stratum, seed, turns_of(pool))
+    draw = Draw(pool, budget, rank_rows(pool), open_rows, forced, min_per_stratum, balanced, seed, turns_of(pool))
     return _selected(draw, found, bound, duplicate_of, out)
 
 
@@ -132,7 +134,7 @@ def _answer(method: Method, params: Mapping[str, Any], stratum: Stratum) -> Code
     return codes.astype(np.int8, copy=False)
 
 
-def _check(pool: Pool, min_per_stratum: int, duplicate_of: Int64 | None) -> None:
+def _check(pool: Pool, min_per_stratum: int, balanced: bool, duplicate_of: Int64 | None) -> None:
     if not len(pool):
         raise InputError("there is nothing to select from: the pool has no scored rows. See rejected.jsonl for why.")
     broken = np.flatnonzero(~np.isfinite(pool.score))
@@ -143,6 +145,11 @@ def _check(pool: Pool, min_per_stratum: int, duplicate_of: Int64 | None) -> None
         )
     if min_per_stratum < 0:
         raise InputError(f"--min-per-stratum {min_per_stratum} must be 0 or more.")
+    if balanced and len(pool.strata_names) == 1:
+        raise InputError(
+            "--balanced shares the budget equally over strata, and all rows are in one. Name a column with --stratify (source: the "
+            "file of each row), or give a number of --clusters."
+        )
     if duplicate_of is not None and len(duplicate_of) != len(pool):
         raise InputError(f"duplicates are given for {len(duplicate_of)} rows, the pool has {len(pool)} scored rows.")
 

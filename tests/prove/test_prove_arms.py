@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from instruct_prune.errors import InputError
-from instruct_prune.prove.arms import at_total, draw_among, draw_balanced, draw_of_lengths, draw_random, take
+from instruct_prune.prove.arms import at_total, draw_among, draw_of_lengths, draw_random, take
 from instruct_prune.prove.claims import Claims
 from instruct_prune.prove.plan import Costs, choose_rate, make_plan
 from instruct_prune.train import steps_of
@@ -44,24 +44,6 @@ def test_random_rows_are_drawn_alike() -> None:
         count[draw_random(RESPONSE, TOTAL, BUDGET, seed)] += 1
     short, long = (count[np.median(RESPONSE) >= RESPONSE].mean(), count[np.median(RESPONSE) < RESPONSE].mean())
     assert short == pytest.approx(long, rel=0.1)
-
-
-@given(st.integers(0, 10_000))
-def test_balanced_rows_have_as_many_tokens_of_each_source(seed: int) -> None:
-    source = ["rare" if i % 12 == 0 else "usual" if i % 3 else "other" for i in range(len(RESPONSE))]
-    rows = draw_balanced(source, RESPONSE, BUDGET, seed)
-    assert RESPONSE[rows].sum() == pytest.approx(BUDGET, rel=0.01)
-    tokens: Counter[str] = Counter()
-    for row in rows.tolist():
-        tokens[source[row]] += int(RESPONSE[row])
-    largest = int(RESPONSE.max())
-    assert all(abs(tokens[name] - BUDGET / 3) <= largest for name in ("rare", "usual", "other"))
-
-
-def test_a_source_that_is_used_up_leaves_the_rest_to_the_others() -> None:
-    rows = draw_balanced(["few"] * 2 + ["many"] * 598, RESPONSE, BUDGET, 0)
-    assert {0, 1} <= set(rows.tolist())
-    assert RESPONSE[rows].sum() == pytest.approx(BUDGET, rel=0.01)
 
 
 @given(st.integers(0, 10_000), st.sampled_from(["short", "long"]))

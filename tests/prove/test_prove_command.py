@@ -231,7 +231,7 @@ def test_another_model_is_trained(
         (["--rules", "targeted"], "has no target"),
         (["--rules", "oracle"], "write oracle:COLUMN=VALUE"),
         (["--rules", "oracle:source=nobody"], "There is: planted, usual"),
-        (["--rules", "balanced:kind"], "no column 'kind'"),
+        (["--rules", "balanced:kind"], "--stratify kind: the data has no column"),
         (["--rules", "hardest", "hardest"], "--rules: one is named twice"),
         (["--rules", "hardest", "--random-arms", "5"], "--random-arms 5: at least 6"),
         (["--rules", "hardest", "--keep-tokens", "1000000"], "half of them at most"),

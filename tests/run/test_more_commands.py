@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,32 @@ def test_strata_from_a_column_and_must_keep(run: Path, tmp_path: Path) -> None:
     assert [r for r, k in zip(table["row_id"], table["selected"], strict=True) if k] == [3, 59]
 
 
+def test_equal_shares_for_the_values_of_a_column(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = selected(run, "--keep", "22", "--stratify", "topic", "--balanced")
+    kept = Counter(s for s, k in zip(table["stratum"], table["selected"], strict=True) if k)
+    assert sorted(kept.values()) == [5, 5, 6, 6]
+    assert "4 strata of equal shares" in capsys.readouterr().out
+
+
+def test_equal_shares_for_files(tmp_path: Path, tiny_model_folder: Path, tiny_embedder_folder: Path) -> None:
+    rows = alpaca_rows(40)
+    data = [write_jsonl(tmp_path / "many.jsonl", rows[:32]), write_jsonl(tmp_path / "few.jsonl", rows[32:])]
+    words = [
+        "run",
+        "--data",
+        *map(str, data),
+        "--model",
+        str(tiny_model_folder),
+        "--embedder",
+        str(tiny_embedder_folder),
+    ]
+    words += ["--subnets", "dense", "--keep", "10", "--method", "random", "--stratify", "source", "--balanced"]
+    assert main([*words, "--out", str(tmp_path / "run")]) == 0
+    table = pq.read_table(tmp_path / "run" / "selection.parquet").to_pydict()
+    kept = Counter(s for s, k in zip(table["stratum"], table["selected"], strict=True) if k)
+    assert kept == {"many": 5, "few": 5}
+
+
 def test_token_budget_is_never_exceeded(run: Path) -> None:
     table = selected(run, "--keep-tokens", "900", "--clusters", "none")
     n_response = pq.read_table(run / "scores.parquet").column("n_response").to_pylist()
@@ -96,6 +123,7 @@ def test_every_method_meets_the_budget(run: Path, method: str) -> None:
     ("options", "says"),
     [
         (["--stratify", "nowhere"], "no column of this name"),
+        (["--balanced", "--clusters", "none"], "all rows are in one"),
         (["--must-keep", "nothing"], "no such file"),
         (["--must-keep", "topic=none"], "no scored row"),
         (["--split", "2"], "split"),

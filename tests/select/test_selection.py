@@ -111,6 +111,27 @@ def test_a_stratum_smaller_than_its_share_gives_all_it_has():
     assert np.bincount(selection.stratum[selection.selected]).tolist() == [53, 5, 2]
 
 
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 9), st.floats(0.02, 1), st.sampled_from(UNAIMED))
+def test_balanced_strata_get_equal_shares_as_far_as_they_have_rows(seed, share, method):
+    pool = replace(pool_of(100, k=3, seed=seed), strata=np.repeat([0, 1, 2], [70, 25, 5]).astype(np.int32))
+    budget = max(3, round(share * 100))
+    selection = select_rows(pool, Budget(rows=budget), method=method, balanced=True, seed=seed)
+    got = np.bincount(selection.stratum[selection.selected], minlength=3)
+    assert got.sum() == budget
+    level = got.max()  # water in three glasses: a stratum that has less than the others has given all its rows
+    assert all(level - one <= 1 or one == size for one, size in zip(got, (70, 25, 5), strict=True))
+
+
+@given(st.integers(0, 99))
+def test_balanced_strata_get_equal_shares_of_the_tokens(seed):
+    pool = replace(pool_of(100, k=3, seed=seed), strata=np.repeat([0, 1, 2], [60, 25, 15]).astype(np.int32))
+    selection = select_rows(pool, Budget(tokens=450), method="random", balanced=True, seed=seed)
+    got = np.bincount(pool.strata, weights=pool.n_response * selection.selected)
+    assert got.sum() <= 450
+    assert (np.abs(got - 150) <= pool.n_response.max()).all()
+
+
 def test_min_per_stratum_under_tokens():
     pool = replace(pool_of(100, k=3), strata=np.repeat([0, 1, 2], [90, 8, 2]).astype(np.int32))
     selection = select_rows(pool, Budget(tokens=600), min_per_stratum=4)
@@ -185,6 +206,7 @@ def test_the_global_generator_is_left_alone():
         ({}, {"must_keep": [1, 4, 9]}, "take 3 rows, the budget is 2"),
         ({}, {"min_per_stratum": 3}, "the budget is 2"),
         ({}, {"min_per_stratum": -1}, "0 or more"),
+        ({}, {"balanced": True}, "all rows are in one"),
         ({}, {"params": {"bins": 3}}, "no parameter 'bins'"),
         ({}, {"method": "ccs", "params": {"bin": 3}}, "Did you mean 'bins'"),
         ({}, {"params": {"split": "mmd"}}, "there are none"),
