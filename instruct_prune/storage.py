@@ -54,10 +54,16 @@ def make_folder(path: Path) -> None:
     Raises:
         FileNotFoundError: it would be in a folder in use that was moved or removed.
     """
-    for root in _IN_USE:
-        if path.is_relative_to(root) and not still_there(root):
+    roots = [root for root in _IN_USE if path.is_relative_to(root)]
+    for root in roots:
+        if not still_there(root):
             raise FileNotFoundError(errno.ENOENT, "the folder was moved or removed", str(root))
-    path.mkdir(parents=True, exist_ok=True)
+    if not roots:
+        path.mkdir(parents=True, exist_ok=True)
+        return
+    below = len(path.parts) - max(len(root.parts) for root in roots)
+    for folder in reversed([path, *path.parents][:below]):  # never the root itself, which may go at any moment
+        folder.mkdir(exist_ok=True)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from fault_runs import STEPS, Fault, Told, differing, leftovers
 
+from instruct_prune import storage
 from instruct_prune.measure.heartbeat import Heartbeat
 
 Call = Callable[..., Told]
@@ -66,6 +67,22 @@ def test_a_folder_that_is_removed_between_two_parts_does_not_come_back(
     score_words: list[str], call: Call, tmp_path: Path
 ) -> None:
     gone_at("parts/score/dense/*1.parquet", removed_between_two_parts, score_words, call, tmp_path)
+
+
+def test_a_folder_that_goes_while_one_is_made_in_it_stays_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was there when it was looked at, and is gone when the folder is made."""
+    out = tmp_path / "RUN"
+    out.mkdir()
+    with storage.in_use(out):
+        storage.make_folder(out / "parts" / "score")
+        assert (out / "parts" / "score").is_dir()
+        monkeypatch.setattr(storage, "still_there", lambda root: True)
+        shutil.rmtree(out)
+        with pytest.raises(FileNotFoundError):
+            storage.make_folder(out / "parts" / "score")
+    assert not out.exists()
 
 
 def test_a_heart_beats_on_in_silence_where_the_folder_is_gone(tmp_path: Path) -> None:
