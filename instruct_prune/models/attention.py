@@ -59,7 +59,8 @@ def attend(
     n, s = key.shape[1:3]
     # In bfloat16 a score of 40 is rounded by up to 0.125: a trained model's losses were wrong by 0.7 nats a token.
     query = query.float() * (d**-0.5 if scale is None else scale)
-    scores = (query.reshape(b, n, -1, d) @ key.float().transpose(2, 3)).view(b, h, t, s)
+    with torch.autocast(query.device.type, enabled=False):  # training turns it on, and it would round this product
+        scores = (query.reshape(b, n, -1, d) @ key.float().transpose(2, 3)).view(b, h, t, s)
     if is_causal:
         attn_mask = torch.ones(t, s, dtype=torch.bool, device=query.device).tril()
     if attn_mask is not None and attn_mask.dtype == torch.bool:

@@ -131,9 +131,13 @@ class CausalLM(TextModel):
 
     def _take(self, module: Any) -> None:
         self.module: Any = module
-        self.head = Head(output_head(module), logit_adjustment(module.config))
         self._long_above = long_above(module.config)
         self._most = min(names.context_of(module.config, 2**30), self._long_above or 2**30)
+
+    @property
+    def head(self) -> Head:
+        """The output head, as it is now: an adapter takes its place and gives it back."""
+        return Head(output_head(self.module), logit_adjustment(self.module.config))
 
     def _run_by(self, decoder: Any) -> None:
         self.decoder = decoder

@@ -139,10 +139,11 @@ class FusedLosses(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states: Tensor, targets: Tensor, head: Head) -> Tensor:
         nll, gradients = head.losses_and_gradients(states, targets)
-        ctx.save_for_backward(gradients.to(states.dtype))
+        ctx.save_for_backward(gradients)
+        ctx.dtype = states.dtype
         return nll
 
     @staticmethod
     def backward(ctx: Any, *of_losses: Tensor) -> tuple[Tensor, None, None]:
         (gradients,) = ctx.saved_tensors
-        return (of_losses[0][:, None] * gradients).to(gradients.dtype), None, None
+        return (of_losses[0][:, None] * gradients).to(ctx.dtype), None, None

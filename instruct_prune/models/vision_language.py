@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from instruct_prune.arrays import Int32, Int64
+from instruct_prune.arrays import Int32
 from instruct_prune.config import EncodeConfig, ScoreConfig
 from instruct_prune.encode.batching import Plan
 from instruct_prune.encode.item import Encoded, PicturedTokens, Status, Tokens
@@ -31,7 +31,7 @@ from instruct_prune.errors import InputError
 from instruct_prune.models import names
 from instruct_prune.models.causal_lm import CausalLM
 from instruct_prune.models.decoder import UpToHead
-from instruct_prune.models.model import Advance, Items, States
+from instruct_prune.models.model import Advance, States
 from instruct_prune.models.processors import Processor, load_processor, opened
 from instruct_prune.models.sight import LanguagePart, PicturedBatch, Seen, together
 from instruct_prune.models.sight_trial import SightShortcuts, SightTrial
@@ -153,8 +153,10 @@ class VisionLanguage(CausalLM):
     def open_items(self, folder: Path) -> PicturedStore:
         return PicturedStore.open(folder)
 
-    def shared_prefixes(self, items: Items, rows: Int64) -> tuple[Int32 | None, tuple[Int32, ...]]:
-        return None, ()
+    def allowed(
+        self, group: Int32, prefixes: tuple[Int32, ...], lengths: Int32
+    ) -> tuple[Int32 | None, tuple[Int32, ...]]:
+        return None, ()  # a beginning may show a picture, or be seen by what comes after
 
     # ---- items become numbers ----
 

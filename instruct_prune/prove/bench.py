@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from instruct_prune.encode.item import Encoded
+from instruct_prune.models.causal_lm import CausalLM
 from instruct_prune.prove.arms import Arm
 from instruct_prune.prove.harness import Tasks
 from instruct_prune.prove.readings import Judged, read
@@ -31,7 +32,7 @@ from instruct_prune.train import (
 if TYPE_CHECKING:
     from instruct_prune.train import Base
 
-VERSION = 1
+VERSION = 2
 """Of what an arm is: one that was made by another version is made anew."""
 DECISIVE = (
     "rank",
@@ -88,6 +89,11 @@ class Bench:
         return self.base.load(self.config).to(compute_device())
 
     @cached_property
+    def _held(self) -> CausalLM:
+        """The model as it measures, with whatever adapter it has."""
+        return self.base.held or CausalLM.holding(self._model)
+
+    @cached_property
     def _common(self) -> list[Any]:
         sets = {name: [row.content_hash for row in rows] for name, rows in self.sets.items()}
         return [VERSION, self.base.identity(), sets, *([self.tasks.identity] if self.tasks else [])]
@@ -120,6 +126,7 @@ class Bench:
     @contextmanager
     def _adapted(self, arm: Arm) -> Iterator[Any]:
         """The model with a fresh adapter; without it again afterwards."""
+        assert self._held  # what it can do is tried without an adapter, whose dropout would take part
         with warnings.catch_warnings():
             # peft asks transformers 5 for an attribute by its old name; users can do nothing about it.
             warnings.filterwarnings(
@@ -142,7 +149,7 @@ class Bench:
             for rows in self.sets.values():
                 some = rows[::TIMED_SHARE]
                 began = time.monotonic()
-                evaluate(model, some, held=self.base.held)
+                evaluate(model, some, held=self._held)
                 took = time.monotonic() - began
                 judged += took * sum(len(r.input_ids) for r in rows) / sum(len(r.input_ids) for r in some)
             if self.tasks:
@@ -154,11 +161,11 @@ class Bench:
         rows = train_rows(self.pool[row] for row in arm.rows)
         sizes = [row.n_targets for row in rows]
         plan = steps_of(sizes, arm.steps, round(arm.epochs * sum(sizes)), arm.seed)[:steps]
-        train_by_tokens(model, rows, plan, self._options(arm), self.base.held)
+        train_by_tokens(model, rows, plan, self._options(arm), self._held)
         return sum(len(rows[piece.row]) for step in plan for piece in step)
 
     def _judge(self, model: Any) -> Judged:
-        found = {name: evaluate(model, rows, held=self.base.held) for name, rows in self.sets.items()}
+        found = {name: evaluate(model, rows, held=self._held) for name, rows in self.sets.items()}
         readings = {name: read(losses.values, losses.offset) for name, losses in found.items()}
         return Judged(readings, self.tasks.judge(model, self._tokenizer) if self.tasks else {})
 

@@ -35,9 +35,8 @@ def select_rows(
 
     Near-duplicates go first. The budget is then shared over the strata in proportion to what is left in them (largest
     remainder), or equally where it is ``balanced``, and the method picks inside each. By rows, the result has exactly the
-    budget. By tokens, the shares are in tokens, and what the strata cannot spend is offered once more to all rows together:
-    the result is never above the budget, and no dropped row that the method would take still fits. The same seed gives the
-    same rows whatever the order of the pool.
+    budget. By tokens, what the strata cannot spend of their shares is offered once more to all rows together: the result is
+    never above the budget, and no dropped row that the method would take still fits. The order of the pool changes nothing.
 
     Example:
         >>> pool = build_pool(run.score(data), embeddings=embeddings)
@@ -55,13 +54,12 @@ def select_rows(
         balanced: equal shares of the budget for all strata; what one cannot fill goes to the others.
         must_keep: row ids that are kept in any case; they count in the budget.
         duplicate_of: int64 [n], the row id that stands for the row, -1 where it stands for itself, in the order of the
-            pool (`instruct_prune.select.duplicates.find_duplicates`).
-        contaminated: bool [n], rows that are never kept, because they repeat a row of a test or benchmark
-            (`instruct_prune.select.contamination`).
+            pool (`find_duplicates`).
+        contaminated: bool [n], rows that are never kept, because they repeat a row of a test or benchmark.
 
     Returns:
-        One entry per row of the pool, in ascending row id. ``params`` holds the method and all its parameters as they
-        were used (flexrand's split as a number), and what the method notes (for split="mmd" the curve).
+        One entry per row, in ascending row id. ``params`` holds the method and all its parameters as they were used
+        (flexrand's split as a number), and what the method notes (for split="mmd" the curve).
 
     Raises:
         InputError: the pool is empty, has NaN scores or lacks what the method needs, a name or a parameter is wrong, the

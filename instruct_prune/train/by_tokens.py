@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,10 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
-from instruct_prune.models.vision_language import VisionLanguage
-from instruct_prune.train.batch import collate
+from instruct_prune.models.causal_lm import CausalLM
 from instruct_prune.train.config import TrainConfig
 from instruct_prune.train.processes import resolved_dtype
 from instruct_prune.train.rows import IGNORED, TrainRow
@@ -75,7 +72,7 @@ def train_by_tokens(
     rows: Sequence[TrainRow],
     steps: Sequence[Sequence[Piece]],
     config: TrainConfig,
-    held: VisionLanguage | None = None,
+    held: CausalLM | None = None,
 ) -> None:
     """Train the adapter of a model by AdamW; each step takes the mean loss over its response tokens.
 
@@ -84,28 +81,22 @@ def train_by_tokens(
         rows: n rows.
         steps: as `steps_of` makes them.
         config: learning rate, schedule, weight decay and dtype.
-        held: the same model as it measures, where rows show pictures.
+        held: the same model as it measures.
     """
+    held = held or CausalLM.holding(model.get_base_model())
     device = next(model.parameters()).device
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
     dtype = resolved_dtype(config.dtype)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == "float16")
-    keep_logits = "logits_to_keep" in inspect.signature(model.get_base_model().forward).parameters
     warmup = math.ceil(config.warmup * len(steps))
-    alone = held is not None and not held.shortcuts.batches
     model.train()
     for number, step in enumerate(steps):
         share = learning_rate_share(number, len(steps), warmup, config.schedule)
         optimizer.param_groups[0]["lr"] = config.learning_rate * share
         targets = sum(piece.last - piece.first for piece in step)
-        for batch in _micro_batches([_cut(rows[piece.row], piece) for piece in step], alone):
-            if held is not None:
-                loss = _loss_of_items(held, batch, dtype)
-            else:
-                ready = {name: tensor.to(device) for name, tensor in collate(batch, keep_logits=keep_logits).items()}
-                loss = _summed_loss(model, ready, dtype)
-            torch.autograd.backward(scaler.scale(loss / targets))
+        for batch in _micro_batches([_cut(rows[piece.row], piece) for piece in step], held):
+            torch.autograd.backward(scaler.scale(_summed_loss(held, batch, dtype) / targets))
         scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(trained, LARGEST_NORM)
         scaler.step(optimizer)
@@ -123,10 +114,13 @@ def _cut(row: TrainRow, piece: Piece) -> TrainRow:
     return TrainRow(row.input_ids[:end], labels, row.position_ids[:end], row.item)
 
 
-def _micro_batches(rows: Sequence[TrainRow], alone: bool) -> Iterator[list[TrainRow]]:
+def _micro_batches(rows: Sequence[TrainRow], held: CausalLM) -> Iterator[list[TrainRow]]:
+    rows = sorted(rows, key=len, reverse=True)
+    alone = held.alone(np.asarray([len(row) for row in rows], dtype=np.int32))
     batch: list[TrainRow] = []
-    for row in sorted(rows, key=len, reverse=True):
-        if batch and (alone or (len(batch) + 1) * len(batch[0]) > MICRO_TOKENS):
+    for i, row in enumerate(rows):
+        by_itself = alone is not None and (alone[i] or alone[i - 1])  # this row, or what is in the batch
+        if batch and (by_itself or (len(batch) + 1) * len(batch[0]) > MICRO_TOKENS):
             yield batch
             batch = []
         batch.append(row)
@@ -134,22 +128,9 @@ def _micro_batches(rows: Sequence[TrainRow], alone: bool) -> Iterator[list[Train
         yield batch
 
 
-def _loss_of_items(held: VisionLanguage, rows: Sequence[TrainRow], dtype: str) -> torch.Tensor:
+def _summed_loss(held: CausalLM, rows: Sequence[TrainRow], dtype: str) -> torch.Tensor:
     """Nats, summed over the response tokens of rows, by the code that measures them."""
     wanted = getattr(torch, dtype)
     ready = held.collate([row.tokens for row in rows], -1)
     with torch.autocast(ready.input_ids.device.type, dtype=wanted, enabled=wanted != torch.float32):
-        means = held.losses(ready, held.forward(ready), None)
-    return (means * torch.as_tensor([row.n_targets for row in rows], device=means.device)).sum()
-
-
-def _summed_loss(model: Any, batch: dict[str, torch.Tensor], dtype: str) -> torch.Tensor:
-    """Nats, summed over the response tokens of a batch."""
-    labels, targets = batch.pop("labels"), batch.pop("shift_labels", None)
-    wanted_dtype = getattr(torch, dtype)
-    with torch.autocast(labels.device.type, dtype=wanted_dtype, enabled=wanted_dtype != torch.float32):
-        logits = model(**batch, use_cache=False).logits
-    if targets is None:
-        logits, targets = logits[:, :-1], labels[:, 1:]
-    wanted = targets != IGNORED
-    return F.cross_entropy(logits[wanted].float(), targets[wanted], reduction="sum")
+        return held.token_losses(ready, held.forward(ready)).sum()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from instruct_prune.arrays import Float32, Int32, Int64
+from instruct_prune.arrays import Float32, Int64
 from instruct_prune.encode.batching import plan_batches, shared_prefixes
 from instruct_prune.encode.item import Encoded, Tokens
 from instruct_prune.models.causal_lm import CausalLM
@@ -71,7 +71,7 @@ def evaluate(
             evaluation) that it had.
         rows: at least one, each with a response token.
         batch_tokens: padded tokens in a forward pass.
-        held: the same model as it measures, where rows are more than their tokens.
+        held: the same model as it measures.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     training = base.training
@@ -81,12 +81,10 @@ def evaluate(
     at = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
     positions = np.arange(len(items), dtype=np.int64)
     base.eval()
-    group: Int32 | None = None
-    prefixes: tuple[Int32, ...] = ()
-    if held is None:
-        held = CausalLM.holding(base)
-        shared = shared_prefixes(np.concatenate([i.ids for i in items]), at, positions, first)
-        group, prefixes = held.allowed(*shared, lengths)
+    held = held or CausalLM.holding(base)
+    group, prefixes = held.allowed(
+        *shared_prefixes(np.concatenate([i.ids for i in items]), at, positions, first), lengths
+    )
     plan = plan_batches(
         positions, lengths, batch_tokens=batch_tokens, group=group, prefixes=prefixes, alone=held.alone(lengths)
     )

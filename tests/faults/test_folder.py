@@ -69,9 +69,7 @@ def test_a_folder_that_is_removed_between_two_parts_does_not_come_back(
     gone_at("parts/score/dense/*1.parquet", removed_between_two_parts, score_words, call, tmp_path)
 
 
-def test_a_folder_that_goes_while_one_is_made_in_it_stays_away(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_that_goes_while_one_is_made_in_it_stays_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It was there when it was looked at, and is gone when the folder is made."""
     out = tmp_path / "RUN"
     out.mkdir()

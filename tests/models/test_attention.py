@@ -77,6 +77,16 @@ def test_the_values_and_gradients_are_those_of_pytorch(calls: list[tuple[int, ..
         torch.testing.assert_close(own.float(), wanted, atol=0.06, rtol=0.06)
 
 
+def test_autocast_rounds_no_scores() -> None:
+    """A training runs under autocast, which would multiply in bfloat16 what is in float32 for a reason."""
+    inputs = drawn()
+    with ShortAttention(), torch.no_grad():
+        expected = F.scaled_dot_product_attention(*inputs, scale=4.0, enable_gqa=True)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = F.scaled_dot_product_attention(*inputs, scale=4.0, enable_gqa=True)
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize(
     ("inputs", "options"),
     [

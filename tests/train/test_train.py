@@ -21,11 +21,13 @@ from instruct_prune.train import (
     collate,
     evaluate,
     pack,
+    steps_of,
     train,
+    train_by_tokens,
     train_rows,
 )
 from instruct_prune.train.base import Base
-from instruct_prune.train.rows import training_order
+from instruct_prune.train.rows import IGNORED, training_order
 from instruct_prune.train.schedule import learning_rate_share
 
 
@@ -65,6 +67,39 @@ def test_head_on_targets_only_gives_the_same_loss_and_gradients(
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("targets", [("all-linear",), ("q_proj", "lm_head")])
+def test_steps_by_tokens_are_steps_of_adamw_on_the_models_own_loss(
+    targets: tuple[str, ...], tiny_llama: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    """Also where the adapter is on the output head. A micro-batch takes two of the rows, and a piece ends inside a row."""
+    rows = train_rows(encoded_rows(tiny_tokenizer, [*TEXTS, " ".join(["rivers and bread"] * 200)]))
+    config = TrainConfig(rank=4, dropout=0.0, dtype="float32", learning_rate=0.01, warmup=0, target_modules=targets)
+    plan = steps_of([row.n_targets for row in rows], 3, sum(row.n_targets for row in rows), seed=1)
+    assert any(piece.first for step in plan for piece in step)
+    found = attach_lora(tiny_llama(), config)
+    train_by_tokens(found, rows, plan, config)
+
+    expected = attach_lora(tiny_llama(), config)
+    trained = [p for p in expected.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
+    for number, step in enumerate(plan):
+        optimizer.param_groups[0]["lr"] = config.learning_rate * learning_rate_share(number, 3, 0, config.schedule)
+        losses = []
+        for piece in step:
+            ids = torch.from_numpy(rows[piece.row].input_ids)[None]
+            logits = expected(ids).logits[0, :-1].log_softmax(-1)
+            nll = -logits[range(ids.shape[1] - 1), ids[0, 1:]]
+            losses.append(nll[rows[piece.row].labels[1:] != IGNORED][piece.first : piece.last])
+        torch.cat(losses).mean().backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    own = [p for p in found.parameters() if p.requires_grad]
+    assert len(own) == len(trained)
+    for a, b in zip(own, trained, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
 
 def test_packed_rows_do_not_see_each_other(tiny_llama: Callable[..., Any], tiny_tokenizer: Any) -> None:
