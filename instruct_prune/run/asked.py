@@ -15,6 +15,7 @@ from instruct_prune.score.scores import find_score
 from instruct_prune.select import Method, find_method, resolve_budget
 from instruct_prune.select.budget import check_seed
 from instruct_prune.select.data import Pool
+from instruct_prune.select.selection import ONE_STRATUM
 
 
 def check_selection(config: SelectConfig) -> None:
@@ -27,6 +28,8 @@ def check_selection(config: SelectConfig) -> None:
     def check_method() -> None:
         method, params = method_of(config)
         method.needs_of(params)
+        if config.balanced and config.stratify is None and (method.strata != "clusters" or config.clusters == "none"):
+            raise InputError(ONE_STRATUM)
 
     told_together(
         lambda: check_budget(config, None),

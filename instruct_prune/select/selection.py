@@ -18,6 +18,12 @@ from instruct_prune.select.stratum import CONTAMINATED, DUPLICATE, FIRST_KEPT, R
 from instruct_prune.select.turns import Turns
 
 
+ONE_STRATUM = (
+    "--balanced shares the budget equally over strata, and all rows are in one. Name a column with --stratify (source: the file of "
+    "each row)."
+)
+
+
 def select_rows(
     pool: Pool,
     budget: Budget,
@@ -144,10 +150,7 @@ def _check(pool: Pool, min_per_stratum: int, balanced: bool, duplicate_of: Int64
     if min_per_stratum < 0:
         raise InputError(f"--min-per-stratum {min_per_stratum} must be 0 or more.")
     if balanced and len(pool.strata_names) == 1:
-        raise InputError(
-            "--balanced shares the budget equally over strata, and all rows are in one. Name a column with --stratify (source: the "
-            "file of each row), or give a number of --clusters."
-        )
+        raise InputError(ONE_STRATUM)
     if duplicate_of is not None and len(duplicate_of) != len(pool):
         raise InputError(f"duplicates are given for {len(duplicate_of)} rows, the pool has {len(pool)} scored rows.")
 
