@@ -282,11 +282,11 @@ def summary(recipe: Recipe, learnt: Sequence[Encoded], held_out: Sequence[Encode
     cut = sum(row.n_cut > 0 for row in learnt)
     steps, world = step_count(sequences, recipe), world_size()
     epochs = steps * recipe.batch_size / sequences
-    units = f"{sequences:,} packed sequences" if recipe.packing else f"{sequences:,} rows"
+    units = "packed sequences" if recipe.packing else "rows"
     return (
         f"rows      {len(learnt):,} to train on, {len(held_out):,} held out; {tokens:,} tokens an epoch, {responses:,} of them learnt"
         f"{f'; {cut:,} responses cut' if cut else ''}\n"
-        f"steps     {steps:,} of {recipe.batch_size} ({units}, {epochs:.2f} epochs; micro-batch {recipe.micro_batch}, "
+        f"steps     {steps:,}, each of {recipe.batch_size} {units}: {epochs:.2f} epochs of {sequences:,} (micro-batch {recipe.micro_batch}, "
         f"{world} process{'es' if world > 1 else ''}): about {tokens * epochs:,.0f} tokens"
     )
 
