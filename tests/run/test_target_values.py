@@ -5,12 +5,10 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -215,6 +213,22 @@ def run_words(folder: Path, model: Path, embedder: Path, by: str, out: Path) -> 
     return ["run", *options, "--target", str(folder / "dev.jsonl"), "--by", by, "--out", str(out)]
 
 
+DIES = """
+import fnmatch, os, signal, sys
+left = int(sys.argv[2])
+def hook(event, arguments):
+    global left
+    if event == "os.rename" and fnmatch.fnmatch(os.fsdecode(arguments[1]), sys.argv[1]):
+        left -= 1
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(hook)
+from instruct_prune.cli import main
+main(sys.argv[3:])
+"""
+"""A command that is killed when it is about to give a file its name, for the n-th time: words PATTERN N COMMAND."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("by", ["drop", "shown"])
 def test_kills_change_no_byte_and_two_processes_agree(
@@ -226,17 +240,11 @@ def test_kills_change_no_byte_and_two_processes_agree(
     alone = [sys.executable, "-m", "instruct_prune"]
     subprocess.run([*alone, *command("whole")], env=environment(), check=True, capture_output=True)
 
-    def killed_when(ready: Path) -> None:
-        """Start the command and kill it as soon as a file is there."""
-        with subprocess.Popen([*alone, *command("killed")], env=environment(), stderr=subprocess.DEVNULL) as process:
-            while process.poll() is None and not any(ready.parent.glob(ready.name)):
-                time.sleep(0.002)
-            for one in [*psutil.Process(process.pid).children(recursive=True)] if process.poll() is None else []:
-                one.send_signal(signal.SIGKILL)
-            process.kill()
-
-    killed_when(tmp_path / "killed" / "targets" / "tasks" / "dev" / "rows.npy")
-    killed_when(tmp_path / "killed" / "parts" / "target" / by / "*")
+    (tmp_path / "dies.py").write_text(DIES)
+    for path, nth in (("targets/tasks/dev/rows.npy", 1), (f"parts/target/{by}/*", 2)):
+        dies = [sys.executable, str(tmp_path / "dies.py"), str(tmp_path / "killed" / path), str(nth)]
+        done = subprocess.run([*dies, *command("killed")], env=environment(), capture_output=True, check=False)
+        assert done.returncode == -signal.SIGKILL
     assert not (tmp_path / "killed" / "selection.parquet").exists()
     subprocess.run([*alone, *command("killed")], env=environment(), check=True, capture_output=True)
     on_two_processes(*command("two"))
