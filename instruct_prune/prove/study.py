@@ -83,6 +83,12 @@ class Study:
             all of them, in this order.
         """
         waiting = list(dict.fromkeys(arm for arm in arms if arm not in self.done))
+        before = {arm: found for arm in waiting if (found := self.find(arm)) is not None}
+        for arm, found in before.items():
+            self._note(arm, found, self._expected / max(1, self._left))
+        if len(before) > 1:
+            say(f"{len(before)} arms were made before; about {clock(self._expected)} left")
+        waiting = [arm for arm in waiting if arm not in before]
         while waiting:
             left = [arm for arm in waiting if not self._made(arm)]
             if len(left) == len(waiting):
@@ -111,10 +117,13 @@ class Study:
                 if not mine:
                     return False
                 found = self.find(arm) or self._make(arm)
+        self._note(arm, found, found.seconds)
+        return True
+
+    def _note(self, arm: Arm, found: Done, seconds: float) -> None:
         self.done[arm] = found
         self._left -= 1
-        self._expected = max(0.0, self._expected - found.seconds)
-        return True
+        self._expected = max(0.0, self._expected - seconds)
 
     def _make(self, arm: Arm) -> Done:
         began = time.monotonic()

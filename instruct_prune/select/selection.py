@@ -17,7 +17,6 @@ from instruct_prune.select.methods import Method, Rule, find_method
 from instruct_prune.select.stratum import CONTAMINATED, DUPLICATE, FIRST_KEPT, REASONS, Codes, Stratum
 from instruct_prune.select.turns import Turns
 
-
 ONE_STRATUM = (
     "--balanced shares the budget equally over strata, and all rows are in one. Name a column with --stratify (source: the file of "
     "each row)."

@@ -153,7 +153,9 @@ def short(scored: Path) -> bytes:
     return (scored / "RUN" / "prove" / "prove.json").read_bytes()
 
 
-def test_a_study_that_was_stopped_goes_on(scored: Path, short: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_study_that_was_stopped_goes_on(
+    scored: Path, short: bytes, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     usual_run, made = Bench.run, list[Any]()
 
     def impatient(self: Bench, arm: Any) -> Any:
@@ -166,7 +168,11 @@ def test_a_study_that_was_stopped_goes_on(scored: Path, short: bytes, monkeypatc
     assert play(scored, *SHORT, name="STOPPED") == 130
     assert len(list((scored / "STOPPED" / "arms").iterdir())) == 4  # no claim is left behind
     monkeypatch.setattr(Bench, "run", usual_run)
+    capfd.readouterr()
     assert play(scored, *SHORT, name="STOPPED") == 0
+    told = capfd.readouterr().err
+    assert "3 arms were made before" in told  # and the one that the learning rate is chosen by
+    assert "arm 5 of 11" in told
     assert (scored / "RUN" / "prove" / "prove.json").read_bytes() == short
 
 
