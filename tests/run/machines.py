@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -63,3 +65,29 @@ def on_two_processes(*words: str) -> None:
 
 def on_one_machine(*words: str) -> None:
     subprocess.run([sys.executable, "-m", "instruct_prune", *words], env=environment(), check=True, capture_output=True)
+
+
+DIES = """
+import fnmatch, os, signal, sys
+left = int(sys.argv[2])
+def hook(event, arguments):
+    global left
+    if event == "os.rename" and fnmatch.fnmatch(os.fsdecode(arguments[1]), sys.argv[1]):
+        left -= 1
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(hook)
+from instruct_prune.cli import main
+main(sys.argv[3:])
+"""
+
+
+def killed_at(path: Path, nth: int, *words: str) -> None:
+    """A command of instruct-prune that is killed (SIGKILL) when it is about to give a file its name, for the n-th time.
+
+    Args:
+        path: of the file; a pattern.
+    """
+    program = [sys.executable, "-c", DIES, str(path), str(nth), *words]
+    done = subprocess.run(program, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-5000:]

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from machines import killed_at
 from sample_rows import alpaca_rows, write_jsonl
 
 from instruct_prune.cli import main
@@ -414,25 +412,12 @@ def test_ifd_and_depth_presets(score_words: list[str], tmp_path: Path) -> None:
 # ---- interruption and several processes ----
 
 
-def wait_until(done: Callable[[], bool], process: subprocess.Popen[Any], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not done():
-        assert process.poll() is None, "the command ended before it could be killed"
-        assert time.monotonic() < end, "timed out"
-        time.sleep(0.002)
-
-
 @pytest.mark.slow
 def test_killed_and_run_again_gives_the_same_bytes(score_words: list[str], tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     words = ["score", *score_words, "--batch-tokens", "64"]
     subprocess.run(command(*words, "--out", str(whole)), env=environment(), check=True, capture_output=True)
-    parts = broken / "parts" / "score" / "dense"
-    with subprocess.Popen(
-        command(*words, "--out", str(broken)), env=environment(), stderr=subprocess.DEVNULL
-    ) as process:
-        wait_until(lambda: parts.is_dir() and len(list(parts.glob("0*.parquet"))) >= 3, process)
-        process.send_signal(signal.SIGKILL)
+    killed_at(broken / "parts" / "score" / "dense" / "0*.parquet", 3, *words, "--out", str(broken))
     assert not (broken / "scores.parquet").exists()
     done = subprocess.run(
         command(*words, "--out", str(broken)), env=environment(), check=True, capture_output=True, text=True

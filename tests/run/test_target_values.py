@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from adapter_folders import save_adapter
-from machines import environment, on_two_processes
+from machines import environment, killed_at, on_two_processes
 from sample_rows import alpaca_rows, write_jsonl
 
 from instruct_prune.cli import main
@@ -213,22 +212,6 @@ def run_words(folder: Path, model: Path, embedder: Path, by: str, out: Path) -> 
     return ["run", *options, "--target", str(folder / "dev.jsonl"), "--by", by, "--out", str(out)]
 
 
-DIES = """
-import fnmatch, os, signal, sys
-left = int(sys.argv[2])
-def hook(event, arguments):
-    global left
-    if event == "os.rename" and fnmatch.fnmatch(os.fsdecode(arguments[1]), sys.argv[1]):
-        left -= 1
-        if not left:
-            os.kill(os.getpid(), signal.SIGKILL)
-sys.addaudithook(hook)
-from instruct_prune.cli import main
-main(sys.argv[3:])
-"""
-"""A command that is killed when it is about to give a file its name, for the n-th time: words PATTERN N COMMAND."""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("by", ["drop", "shown"])
 def test_kills_change_no_byte_and_two_processes_agree(
@@ -240,11 +223,8 @@ def test_kills_change_no_byte_and_two_processes_agree(
     alone = [sys.executable, "-m", "instruct_prune"]
     subprocess.run([*alone, *command("whole")], env=environment(), check=True, capture_output=True)
 
-    (tmp_path / "dies.py").write_text(DIES)
     for path, nth in (("targets/tasks/dev/rows.npy", 1), (f"parts/target/{by}/*", 2)):
-        dies = [sys.executable, str(tmp_path / "dies.py"), str(tmp_path / "killed" / path), str(nth)]
-        done = subprocess.run([*dies, *command("killed")], env=environment(), capture_output=True, check=False)
-        assert done.returncode == -signal.SIGKILL
+        killed_at(tmp_path / "killed" / path, nth, *command("killed"))
     assert not (tmp_path / "killed" / "selection.parquet").exists()
     subprocess.run([*alone, *command("killed")], env=environment(), check=True, capture_output=True)
     on_two_processes(*command("two"))
