@@ -12,7 +12,7 @@ Expand = Callable[[Row, Rendered], Rendered]
 """Puts the tokens of a row's pictures into its text, which has a mark for each; raises RenderError where one cannot be used."""
 
 
-class Wrapped:
+class Wrapped(Template):
     """A template that writes rows in another way than the one below it. (Base of the two below.)"""
 
     def __init__(self, template: Template) -> None:

@@ -68,31 +68,8 @@ class PicturedStore(TokenStore):
         return ImageRef(path, self.content[at : at + size].tobytes() if size else None)
 
 
-@dataclass(frozen=True)
-class PicturedRow:
-    """An encoded row with its pictures.
-
-    Attributes:
-        encoded: the row.
-        source, line: where it came from.
-        pictures: in order.
-        asked: what the processor is asked for, as text; "" where it shows none.
-    """
-
-    encoded: Encoded
-    source: str
-    line: int
-    pictures: tuple[ImageRef, ...]
-    asked: str
-
-
-def write_pictured(folder: Path, rows: Iterable[PicturedRow]) -> None:
-    """Write all but the folder ``blind``; ``rows.parquet`` comes into place last.
-
-    Args:
-        folder: where to.
-        rows: in input order.
-    """
+def write_pictured(folder: Path, encoded: Iterable[tuple[Encoded, str, int]]) -> None:
+    """Write all but the folder ``blind``, of what `write_store` takes; ``rows.parquet`` comes into place last."""
     import pyarrow as pa
 
     shown: dict[str, list[Any]] = {"path": [], "at": [], "size": []}
@@ -102,16 +79,16 @@ def write_pictured(folder: Path, rows: Iterable[PicturedRow]) -> None:
     with atomic(folder / "pictures.bin") as blob:
 
         def each() -> Iterator[tuple[Encoded, str, int]]:
-            for row in rows:
-                scored = row.pictures if row.encoded.status.scored else ()
-                for picture in scored:
+            for row, source, line in encoded:
+                pictures = () if row.item is None else row.item.pictures
+                for picture in pictures:
                     shown["path"].append(picture.path)
                     shown["at"].append(blob.tell())
                     shown["size"].append(len(picture.data or b""))
                     blob.write(picture.data or b"")
-                asked["pictures"].append(len(scored))
-                asked["asked"].append(row.asked if scored else "")
-                yield row.encoded, row.source, row.line
+                asked["pictures"].append(len(pictures))
+                asked["asked"].append("" if row.item is None else row.item.asked)
+                yield row, source, line
 
         write_store(folder, each())
     kinds = {"path": pa.string(), "at": pa.int64(), "size": pa.int64(), "pictures": pa.int64(), "asked": pa.string()}

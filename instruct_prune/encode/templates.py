@@ -25,7 +25,7 @@ ALPACA_TURN_INPUT = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n#
 
 
 @dataclass(frozen=True)
-class AlpacaTemplate:
+class AlpacaTemplate(Template):
     """Stanford Alpaca's two prompts. A system message takes the place of the preamble; turns follow each other.
 
     The end-of-sequence token after the last response is appended as an id by the encoder; ``eos`` is its text, for
@@ -33,14 +33,8 @@ class AlpacaTemplate:
     """
 
     eos: str
-    name: str = "alpaca"
-    text: str = ALPACA_HEADER + ALPACA_TURN + "\n---\n" + ALPACA_HEADER_INPUT + ALPACA_TURN_INPUT
-    writes_specials: bool = False
-    notes: tuple[str, ...] = ()
-    counts: Counts = ()
-
-    def reads(self, key: str) -> bool:
-        return False
+    name = "alpaca"
+    text = ALPACA_HEADER + ALPACA_TURN + "\n---\n" + ALPACA_HEADER_INPUT + ALPACA_TURN_INPUT
 
     def render(self, sample: Row, turns: Sequence[int]) -> Rendered:
         messages, pieces = sample.messages, Pieces()
@@ -66,18 +60,12 @@ class AlpacaTemplate:
 
 
 @dataclass(frozen=True)
-class PlainTemplate:
+class PlainTemplate(Template):
     """No template: the turns as they are, a line break between them."""
 
     eos: str
-    name: str = "plain"
-    text: str = "{turn}\n{turn}..."
-    writes_specials: bool = False
-    notes: tuple[str, ...] = ()
-    counts: Counts = ()
-
-    def reads(self, key: str) -> bool:
-        return False
+    name = "plain"
+    text = "{turn}\n{turn}..."
 
     def render(self, sample: Row, turns: Sequence[int]) -> Rendered:
         pieces = Pieces()
@@ -151,7 +139,7 @@ def _chat(tokenizer: Any, mark: str) -> Template:
     return ChatTemplate(tokenizer, source, "chat", mark)
 
 
-class ByTools:
+class ByTools(Template):
     """Two chat templates of one tokenizer: ``tool_use`` for rows with tools, ``default`` for all others.
 
     So does ``apply_chat_template`` of transformers. Rows without tool definitions that call tools all the same are

@@ -55,8 +55,9 @@ class Prefix:
 
 
 class CausalLM(TextModel):
-    """A causal language model of transformers."""
+    """A causal language model of transformers, which its class ``factory`` loads."""
 
+    factory = "AutoModelForCausalLM"
     default = names.DEFAULTS["causal_lm"]
     unit = "tokens"
     pooling = "weighted"
@@ -103,10 +104,9 @@ class CausalLM(TextModel):
             self.hold(self._loaded[0].to(device).eval().requires_grad_(False))
             return
         assert self.source is not None
-        if offload is not None:
-            self.hold(names.load_causal_lm(self.source, dtype, "auto", offload))
-        else:
-            self.hold(names.load_causal_lm(self.source, dtype).to(device))
+        spread = None if offload is None else "auto"
+        module = names.load_causal_lm(self.source, dtype, spread, offload, self.factory)
+        self.hold(module if spread else module.to(device))
 
     def hold(self, module: Any) -> None:
         """Take a loaded transformers model.

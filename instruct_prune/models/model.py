@@ -156,7 +156,7 @@ class Model(ABC):
         Raises:
             InputError: ``strict``, and a row cannot be used.
         """
-        write_json_items(folder, rows, self.item, self.content, (self.cost, self.n_response), advance, strict)
+        write_json_items(folder, rows, self, advance, strict)
 
     def content(self, row: Row, item: Any) -> bytes:
         """What is hashed to know a row again in another run (`compare`, ``--reuse``). Default: the item as JSON."""

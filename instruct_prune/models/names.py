@@ -161,8 +161,9 @@ def load_tokenizer(source: ModelSource) -> Any:
 
 
 def load_causal_lm(
-    source: ModelSource, dtype: str, device_map: str | dict[str, Any] | None = None, offload_folder: Path | None = None
-) -> Any:
+    source: ModelSource, dtype: str, device_map: str | dict[str, Any] | None = None, offload_folder: Path | None = None,
+    factory: str = "AutoModelForCausalLM",
+) -> Any:  # fmt: skip
     """The language model, in evaluation mode, without gradients.
 
     Args:
@@ -170,24 +171,8 @@ def load_causal_lm(
         dtype: torch name of the weights' type.
         device_map: "auto" or {module: device, "cpu" or "disk"} to spread one model over devices.
         offload_folder: where weights that fit nowhere else go.
+        factory: the class of transformers that makes it.
     """
-    return _language_model("AutoModelForCausalLM", source, dtype, device_map, offload_folder)
-
-
-def load_vision_language_model(
-    source: ModelSource, dtype: str, device_map: str | None = None, offload_folder: Path | None = None
-) -> Any:
-    """A model of texts with pictures; as `load_causal_lm`."""
-    return _language_model("AutoModelForImageTextToText", source, dtype, device_map, offload_folder)
-
-
-def _language_model(
-    factory: str,
-    source: ModelSource,
-    dtype: str,
-    device_map: str | dict[str, Any] | None,
-    offload_folder: Path | None,
-) -> Any:
     import torch
     import transformers
 
