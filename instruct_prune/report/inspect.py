@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from instruct_prune.arrays import Int32
 from instruct_prune.encode.item import Encoded
 from instruct_prune.encode.tokenize import Encoder
 from instruct_prune.report.tally import Tally
@@ -45,63 +44,25 @@ class Example:
     n_response: int
 
 
-@dataclass(frozen=True)
-class Inspection:
-    """What a dataset is under a template.
+class Inspection(Tally):
+    """What a dataset is under a template; as `Tally`, and:
 
     Attributes:
         description: what was found where.
-        files: what was read.
         template: name of the template.
         notes: what was done to fit rows to it.
-        n_read: rows read = rejected + encoded.
-        rejected: reason (numbers in it replaced by N) -> rows that could not be read.
-        first_rejects: the first of them, in input order.
-        statuses: what encoding found -> rows.
-        unscored: "status: reason" -> rows that were read and carry no score.
-        columns: further fields -> rows that have them.
-        n_prompt: int32 [n], prompt tokens of the rows that will be scored.
-        n_response: int32 [n], their response tokens.
-        n_cut: response tokens that truncation takes away, in all.
-        n_duplicates: rows whose tokens and mask are those of an earlier row.
-        scripts: writing system of most letters ("Latin", "Cjk", ...) -> rows.
         examples: a few rows that will be scored, drawn at random with a fixed seed.
     """
 
-    description: str
-    files: tuple[str, ...]
-    template: str
-    notes: tuple[str, ...]
-    n_read: int
-    rejected: Mapping[str, int]
-    first_rejects: tuple[Reject, ...]
-    statuses: Mapping[str, int]
-    unscored: Mapping[str, int]
-    columns: Mapping[str, int]
-    n_prompt: Int32
-    n_response: Int32
-    n_cut: int
-    n_duplicates: int
-    scripts: Mapping[str, int]
-    examples: tuple[Example, ...]
-
-    def __post_init__(self) -> None:
-        encoded = sum(self.statuses.values())
-        if self.n_read != self.n_rejected + encoded:
-            raise AssertionError(f"rows were lost: {self.n_read} read, {self.n_rejected} rejected, {encoded} encoded")
+    def __init__(self, description: str, template: str, generator: np.random.Generator) -> None:
+        super().__init__(generator)
+        self.description, self.template = description, template
+        self.notes: tuple[str, ...] = ()
+        self.examples: tuple[Example, ...] = ()
 
     @property
     def n_rejected(self) -> int:
         return sum(self.rejected.values())
-
-    @property
-    def n_scored(self) -> int:
-        return len(self.n_response)
-
-    @property
-    def n_tokens(self) -> Int32:
-        """int32 [n], prompt and response."""
-        return self.n_prompt + self.n_response
 
     def print(self, console: Console) -> None:
         """Write all of it to a terminal; text of the data is shown with its control characters escaped."""
@@ -148,11 +109,7 @@ class Inspection:
         table = Table("tokens", *names, box=None, padding=(0, 2, 0, 0))
         for column in table.columns[1:]:
             column.justify = "right"
-        for name, counts in (
-            ("prompt", self.n_prompt),
-            ("response", self.n_response),
-            ("both", self.n_tokens),
-        ):
+        for name, counts in (("prompt", self.n_prompt), ("response", self.n_response), ("both", self.n_tokens)):
             low, middle, high = np.quantile(counts, (0.05, 0.5, 0.95))
             numbers = (counts.sum(dtype=np.int64), counts.mean(), counts.min(), low, middle, high, counts.max())
             table.add_row(name, *(f"{number:,.0f}" for number in numbers))
@@ -186,32 +143,19 @@ def inspect_data(source: Source, encoder: Encoder, seed: int = 0) -> Inspection:
     Raises:
         InputError: the data cannot be read on, or are read strictly and a row is rejected.
     """
-    counts = Tally(np.random.default_rng(seed))
+    found = Inspection(source.description, encoder.template_name, np.random.default_rng(seed))
     rows = iter(source)
     while chunk := list(islice(rows, BATCH)):
         samples = [row for row in chunk if isinstance(row, Row)]
-        counts.reject([row for row in chunk if isinstance(row, Reject)])
+        found.reject([row for row in chunk if isinstance(row, Reject)])
         for sample, row in zip(samples, encoder.encode(samples), strict=True):
-            counts.add(sample, row)
-    drawn = sorted(counts.drawn, key=lambda pair: pair[0].row_id)
-    return Inspection(
-        description=source.description,
-        files=source.files,
-        template=encoder.template_name,
-        notes=encoder.notes,
-        n_read=counts.n_read,
-        rejected=dict(counts.rejected),
-        first_rejects=tuple(counts.first_rejects),
-        statuses=dict(counts.statuses),
-        unscored=dict(counts.unscored),
-        columns=dict(counts.columns),
-        n_prompt=np.asarray(counts.n_prompt, dtype=np.int32),
-        n_response=np.asarray(counts.n_response, dtype=np.int32),
-        n_cut=counts.n_cut,
-        n_duplicates=counts.n_duplicates,
-        scripts=dict(counts.scripts),
-        examples=tuple(_example(encoder, sample, row) for sample, row in drawn),
-    )
+            found.add(sample, row)
+    drawn = sorted(found.drawn, key=lambda pair: pair[0].row_id)
+    found.examples = tuple(_example(encoder, sample, row) for sample, row in drawn)
+    found.notes = encoder.notes
+    if found.n_read != found.n_rejected + sum(found.statuses.values()):
+        raise AssertionError(f"rows were lost: {found.n_read} read, {found.n_rejected} rejected, {found.statuses}")
+    return found
 
 
 def _example(encoder: Encoder, sample: Row, row: Encoded) -> Example:

@@ -13,7 +13,7 @@ import numpy as np
 
 from instruct_prune.arrays import Float32, Int32, Int64
 from instruct_prune.errors import InputError
-from instruct_prune.report.scripts import NAMES, scripts_of
+from instruct_prune.report.scripts import script_of
 from instruct_prune.rows.pixels import thumbnail_of
 from instruct_prune.rows.row import ImageRef, Reject, Row
 
@@ -24,9 +24,8 @@ MOST_VALUES = 60
 LONGEST_VALUE = 120
 IMAGE_BYTES = 5_000_000
 """Characters of all thumbnails together; other rows go without."""
-BATCH = 4096
-
-"""A small picture of a row (PNG, JPEG, GIF or WebP), or None where it has none."""
+SCRIPT_CHARACTERS = 400
+"""Of a response, that its script is judged by."""
 
 # Controls, bidirectional marks, invisible characters and lone surrogates. Not the joiners U+200C and U+200D:
 # Persian, Hindi and emoji are written with them.
@@ -194,8 +193,7 @@ class _Columns:
         self.n = n
         self.collectors: dict[str, _Collector] = {}
         self.files = _Collector(n)
-        self.script = np.zeros(n, dtype=np.int32)
-        self.waiting: list[tuple[int, str]] = []
+        self.script = _Collector(n)
 
     def add(self, at: int, row: Row) -> None:
         for name, value in row.columns.items():
@@ -205,20 +203,11 @@ class _Columns:
                 self.collectors[name].add(at, value)
         self.files.add(at, row.source)
         answer = next((m.text for m in reversed(row.messages) if m.trained or m.role == "text"), "")
-        self.waiting.append((at, answer[:400]))
-        if len(self.waiting) == BATCH:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self.waiting:
-            at, texts = zip(*self.waiting, strict=True)
-            self.script[list(at)] = scripts_of(texts)
-            self.waiting.clear()
+        self.script.add(at, script_of(answer[:SCRIPT_CHARACTERS]))
 
     def found(self) -> tuple[Column, ...]:
-        self._flush()
         columns = [collector.column(visible(str(name))[:80]) for name, collector in self.collectors.items()]
-        columns.append(_ordered("script (of the response)", self.script, list(NAMES)))
+        columns.append(self.script.column("script (of the response)"))
         if len(self.files.values) > 1:
             columns.append(self.files.column("file"))
         return tuple(c for c in columns if c is not None and (c.numbers is not None or len(c.values) > 1))

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from functools import cache
+from collections.abc import Sequence
 
 import numpy as np
 
+from instruct_prune.arrays import Int32
 from instruct_prune.encode.item import Encoded
+from instruct_prune.report.scripts import script_of
 from instruct_prune.rows.row import Reject, Row
 
 N_EXAMPLES = 3
@@ -30,7 +30,7 @@ class Tally:
         rejected, unscored: reason (numbers in it replaced by N) -> rows.
         statuses, columns, scripts: what encoding found, further fields, writing systems -> rows.
         first_rejects: in input order.
-        n_prompt, n_response: tokens of each row that will be scored.
+        n_prompt, n_response, n_tokens: int32 [n], tokens of the rows that will be scored: prompt, response, both.
         drawn: some of the rows that will be scored.
     """
 
@@ -39,7 +39,7 @@ class Tally:
         self.rejected, self.unscored, self.statuses = Counter[str](), Counter[str](), Counter[str]()
         self.columns, self.scripts = Counter[str](), Counter[str]()
         self.first_rejects: list[Reject] = []
-        self.n_prompt, self.n_response, self._hashes = array("i"), array("i"), array("Q")
+        self._prompt, self._response, self._hashes = array("i"), array("i"), array("Q")
         self.drawn: list[tuple[Row, Encoded]] = []
         self._generator = generator
 
@@ -55,14 +55,14 @@ class Tally:
         self.n_read += 1
         self.statuses[row.status.value] += 1
         self.columns.update(sample.columns.keys())
-        self.scripts[script_of(message.text for message in sample.messages)] += 1
+        self.scripts[script_of("".join(message.text for message in sample.messages)[:SCRIPT_CHARACTERS])] += 1
         self.n_cut += row.n_cut
         if not row.status.scored:
             _count(self.unscored, f"{row.status.value}: {row.reason}")
             return
         scored = int(row.response_mask.sum())
-        self.n_prompt.append(len(row.input_ids) - scored)
-        self.n_response.append(scored)
+        self._prompt.append(len(row.input_ids) - scored)
+        self._response.append(scored)
         self._hashes.append(int(row.content_hash[:16], 16))
         # Reservoir sampling: every scored row is as likely to stay (Vitter, "Random Sampling with a Reservoir", 1985).
         if len(self.drawn) < N_EXAMPLES:
@@ -71,26 +71,25 @@ class Tally:
             self.drawn[place] = (sample, row)
 
     @property
+    def n_scored(self) -> int:
+        return len(self._response)
+
+    @property
+    def n_prompt(self) -> Int32:
+        return np.asarray(self._prompt, dtype=np.int32)
+
+    @property
+    def n_response(self) -> Int32:
+        return np.asarray(self._response, dtype=np.int32)
+
+    @property
+    def n_tokens(self) -> Int32:
+        return self.n_prompt + self.n_response
+
+    @property
     def n_duplicates(self) -> int:
         """Rows whose tokens and mask are those of an earlier row."""
         return len(self._hashes) - len(np.unique(np.asarray(self._hashes, dtype=np.uint64)))
-
-
-def script_of(texts: Iterable[str]) -> str:
-    """The writing system of most letters, by their Unicode names: "Latin", "Cyrillic", "Cjk", "Arabic", ..."""
-    text = "".join(texts)[:SCRIPT_CHARACTERS]
-    if text.isascii():
-        return "Latin" if any(c.isalpha() for c in text) else "no letters"
-    found: Counter[str] = Counter()
-    for letter, count in Counter(text).items():
-        if letter.isalpha():
-            found[_script(letter)] += count
-    return found.most_common(1)[0][0] if found else "no letters"
-
-
-@cache
-def _script(letter: str) -> str:
-    return unicodedata.name(letter, "unknown").partition(" ")[0].partition("-")[0].capitalize()
 
 
 def _count(counter: Counter[str], reason: str) -> None:

@@ -22,7 +22,7 @@ from instruct_prune.report.others import read_other
 from instruct_prune.report.pick import pick_rows
 from instruct_prune.report.pools import EASY_HARD, KEPT_DROPPED, find_boundary
 from instruct_prune.report.rows import cut, image_address, read_rows, visible
-from instruct_prune.report.scripts import NAMES, scripts_of
+from instruct_prune.report.scripts import script_of
 from instruct_prune.report.shift import bin_of, edges_of, histogram
 from instruct_prune.report.tables import read_tables
 from instruct_prune.rows.pixels import thumbnail_of
@@ -363,10 +363,17 @@ def test_pictures_without_room_are_not_those_of_the_last_rows(monkeypatch: pytes
         ("안녕하세요", "Hangul"),
         ("12 + 34 = 46", "no letters"),
         ("", "no letters"),
+        ("über größer", "Latin"),
+        ("שלום a", "Hebrew"),
+        ("漢字々", "Han"),
+        ("ＡＢＣ１", "Latin"),  # wide letters
+        ("𝐱 = 𝛼", "Latin"),  # letters of formulas, the first of equals
+        ("👋", "no letters"),
+        ("aпривет", "Cyrillic"),
     ],
 )
 def test_scripts(text: str, script: str) -> None:
-    assert NAMES[scripts_of(["x", text, "я"])[1]] == script
+    assert script_of(text) == script
 
 
 # ---- histograms, projection, choice of texts ----
