@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -243,23 +242,15 @@ def _of_run(folder: RunFolder, show: Callable[[], object]) -> Outcome:
 def _state(folder: RunFolder) -> dict[str, Any]:
     """Where a run lies, and the facts of its stages that are finished and fresh."""
     from instruct_prune.run.records import STAGES, Record
+    from instruct_prune.storage import json_able
 
     stages = {}
     for kind in STAGES:
         record: Record[Any] | None = folder.find(kind)
         if record is not None and record.facts is not None:
-            stages[kind.stage] = _finite(dataclasses.asdict(record.facts))
+            stages[kind.stage] = json_able(dataclasses.asdict(record.facts))
     files = sorted(path.name for path in folder.path.iterdir() if path.is_file() and not path.name.startswith("."))
     return {"out": os.path.abspath(folder.path), "stages": stages, "files": files}
-
-
-def _finite(value: Any) -> Any:
-    """The value with null for numbers that JSON has not."""
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _no_data(name: str) -> Callable[[], Any]:

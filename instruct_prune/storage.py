@@ -9,10 +9,11 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -108,6 +109,15 @@ def replaced_folder(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def json_able(value: Any) -> Any:
+    """The value as JSON has it: null for numbers that are not finite, lists for tuples, text for keys."""
+    if isinstance(value, Mapping):
+        return {str(key): json_able(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_able(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_json(path: Path, value: Any) -> None:

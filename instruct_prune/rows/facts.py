@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,11 @@ class RowFacts:
             gone = all(name in self.stamps and not Path(self.stamps[name][0]).exists() for name in changed)
             how = "the data are not there any more" if gone else "the data changed since it was read (another SHA-256)"
             raise InputError(f"{', '.join(changed)}: {how}. Put them back, or score anew in another --out.")
+
+
+def content_of(identity: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """What the data were, wherever they lay: hashes of files, else all that is known of a data set (`Source.identity`)."""
+    return [entry.get("sha256") or dict(entry) for entry in identity]
 
 
 def _is_as_read(stamp: tuple[str, int, int], sha256: str | None) -> bool:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from instruct_prune.errors import InputError
-from instruct_prune.rows.reader import ReaderDefaults
+from instruct_prune.rows.reader import Reader
 from instruct_prune.rows.streams import Bounded, Hashed
 from instruct_prune.rows.zstd import SKIPPABLE, open_zstd
 
@@ -174,7 +174,7 @@ class DataFile:
 
 
 @dataclass(frozen=True)
-class OfFile(ReaderDefaults):
+class OfFile(Reader):
     """What all readers of one file have in common (see `reader.Reader`).
 
     Attributes:
@@ -184,7 +184,7 @@ class OfFile(ReaderDefaults):
     file: DataFile
 
     @property
-    def name(self) -> str:
+    def name(self) -> str:  # type: ignore[override]  # nobody sets it
         return self.file.name
 
     def identity(self) -> list[dict[str, Any]]:

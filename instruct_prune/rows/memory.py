@@ -10,7 +10,7 @@ from typing import Any
 from instruct_prune.rows.exact import hash_of_rows
 from instruct_prune.rows.reader import (
     MOST_NESTED,
-    ReaderDefaults,
+    Reader,
     RowData,
     RowError,
     check_depth,
@@ -20,7 +20,7 @@ from instruct_prune.rows.reader import (
 
 
 @dataclass(frozen=True)
-class MemoryRows(ReaderDefaults):
+class MemoryRows(Reader):
     """A list of mappings.
 
     Attributes:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from instruct_prune.arrays import positions_of
 from instruct_prune.rows.table import RowTable
 from instruct_prune.run.folder import RunFolder
+from instruct_prune.run.row_facts import field_of
 from instruct_prune.score.columns import LABEL, POOLED
 from instruct_prune.score.scores import find_score
 from instruct_prune.score.table import ScoreTable
@@ -31,7 +32,7 @@ def columns_for(folder: RunFolder, rows: RowTable, table: ScoreTable, score: str
             column = np.full((len(table), values.shape[1]), np.nan, dtype=np.float32)
             column[at] = values
             found[POOLED + path.stem.split("_")[1]] = column
-    if LABEL in needs and rows.facts.strata is not None:
-        at = positions_of(table.row_id, rows.row_id, "the table of rows")
-        found[LABEL] = np.asarray(rows.values(rows.facts.strata), dtype=np.str_)[at]
+    strata = rows.facts.strata
+    if LABEL in needs and strata is not None:
+        found[LABEL] = np.asarray([field_of(row, strata) for row in rows.take(table.row_id)], dtype=np.str_)
     return found

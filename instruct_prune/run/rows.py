@@ -17,6 +17,7 @@ from instruct_prune.errors import InputError
 from instruct_prune.progress import Progress, say
 from instruct_prune.registry import own_code
 from instruct_prune.rows import Source, open_data
+from instruct_prune.rows.facts import content_of
 from instruct_prune.rows.table import RowTable, write_rows
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.records import Record, RowsFacts
@@ -71,7 +72,7 @@ def read_rows(
     if known is not None and known.facts is not None and folder.changed_file(known) is not None:
         # The rows are read again only where the data are still those of then.
         source = source or open_source(data, memory)
-        folder.begin(RowsFacts, {"inputs": _content(source.identity()), **_options(data)})
+        folder.begin(RowsFacts, {"inputs": content_of(source.identity()), **_options(data)})
     elif (
         known is not None
         and known.facts is not None
@@ -90,7 +91,7 @@ def read_rows(
     facts = table.facts
     if not len(table):
         raise InputError(f"{', '.join(facts.files)}: none of the {facts.read} rows can be used. {_first(folder)}")
-    folder.begin(RowsFacts, {"inputs": _content(facts.identity), **_options(data)}, restart=restart)
+    folder.begin(RowsFacts, {"inputs": content_of(facts.identity), **_options(data)}, restart=restart)
     took = round(time.monotonic() - began, 3)
     folder.finish(RowsFacts(names=data.data, read=facts.read, rejected=facts.rejected, seconds=took), "rows/*")
     return table
@@ -110,7 +111,7 @@ def _config(
     if same_names and not RowTable.open(folder / "rows").facts.changed():
         inputs = known.config["inputs"]
     else:
-        inputs = _content((source or open_source(data, memory)).identity())
+        inputs = content_of((source or open_source(data, memory)).identity())
     found: dict[str, Any] = json.loads(json.dumps({"inputs": inputs, **_options(data)}, default=str))
     return found
 
@@ -125,11 +126,6 @@ def rows_of(folder: RunFolder) -> RowTable:
     table = RowTable.open(folder / "rows")
     table.facts.require_unchanged()
     return table
-
-
-def _content(identity: Sequence[Mapping[str, Any]]) -> list[Any]:
-    """What the data were, wherever they lay: hashes of files, else all that is known of a data set."""
-    return [entry.get("sha256") or dict(entry) for entry in identity]
 
 
 def _options(data: DataConfig) -> dict[str, Any]:

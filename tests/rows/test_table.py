@@ -53,7 +53,7 @@ def test_jsonl_is_opened_twice_and_hashed_on_the_way(tmp_path: Path, monkeypatch
     [entry] = source.identity()
     assert table.facts.identity == (entry,)
     assert table.facts.changed() == []
-    list(table), list(table.raw(ids(3))), table.values("kind")
+    list(table), list(table.raw(ids(3)))
     assert opened.count(path) == 2
     data = Path(path).read_bytes()
     assert entry == {"path": path, "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
@@ -121,9 +121,7 @@ def test_many_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BATCH_ROWS", 7)
     table = stored(tmp_path, lines(tmp_path / "x.jsonl", ROWS))
     assert [row.row_id for row in table.take(ids(6, 7, 13, 59))] == [6, 7, 13, 59]
-    assert table.values("kind") == [row["kind"] for row in ROWS]
-    assert table.values("instruction") == [row["instruction"] for row in ROWS]
-    assert table.values("none") == table.values("nothing") == [None] * 60
+    assert [row.columns["kind"] for row in table] == [row["kind"] for row in ROWS]
 
 
 def test_a_table_that_was_not_finished_is_none(tmp_path: Path) -> None:
@@ -198,7 +196,6 @@ def test_rows_beside_pictures_are_fetched_again(tmp_path: Path) -> None:
     assert "without its pictures (image)" in table.facts.description
     assert [(row.columns, row.raw) for row in table] == [({}, {})] * 3
     assert list(table.raw(ids(0, 2))) == [(0, rows[0]), (2, rows[2])]
-    assert table.values("instruction") == ["q0", "q1", "q2"]
 
 
 def test_rows_in_memory(tmp_path: Path) -> None:
