@@ -103,19 +103,13 @@ class Run:
         Raises:
             IncompleteRunError: parts are missing; call again to complete.
         """
-        from instruct_prune.run.score import score as stage
+        from instruct_prune.run.score import Scoring
 
         if isinstance(data, str | Path):
             data = DataConfig((str(data),))
-        named = isinstance(data, DataConfig)
-        return stage(
-            self.folder,
-            data if isinstance(data, DataConfig) else DataConfig(),
-            encode or EncodeConfig(),
-            score or ScoreConfig(),
-            memory=None if named else data,
-            loaded=model,
-        )
+        named, memory = (data, None) if isinstance(data, DataConfig) else (DataConfig(), data)
+        encode, score = encode or EncodeConfig(), score or ScoreConfig()
+        return Scoring(self.folder, named, encode, score, memory=memory, loaded=model).run()
 
     def embed(self, embed: EmbedConfig | None = None) -> None:
         """Write ``embeddings.npy``."""

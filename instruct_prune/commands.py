@@ -76,10 +76,10 @@ def score(config: ScoreCommand) -> Outcome | None:
     source = check_score(config.run.out, config.data, config.encode, config.score)
     from instruct_prune.report.summary import print_score_summary
     from instruct_prune.run.folder import open_run
-    from instruct_prune.run.score import score as stage
+    from instruct_prune.run.score import Scoring
 
     folder = open_run(config.run.out)
-    if stage(folder, config.data, config.encode, config.score, source=source) is None:
+    if Scoring(folder, config.data, config.encode, config.score, source=source).run() is None:
         return None
     return _of_run(folder, lambda: print_score_summary(folder))
 

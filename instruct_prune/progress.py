@@ -84,18 +84,12 @@ class Progress:
         elapsed = self._last - self._began + 1e-9
         rate = self.done / elapsed
         rows = f", {self.rows / elapsed:.1f} rows/s" if self.rows and self.unit != "rows" else ""
-        if not self.total:
-            print(
-                f"{self.what}: {self.done:,} {self.unit}, {rate:,.0f} {self.unit}/s{rows}", file=self.stream, flush=True
-            )
-            return
-        left = max(0, self.total - self.done) / rate if rate else 0.0
-        share = min(1.0, self.done / self.total)
-        print(
-            f"{self.what}: {share:.0%}, {rate:,.0f} {self.unit}/s{rows}, {clock(left)} left",
-            file=self.stream,
-            flush=True,
-        )
+        done, time_left = f"{self.done:,} {self.unit}", ""
+        if self.total:
+            left = max(0, self.total - self.done) / rate if rate else 0.0
+            done, time_left = f"{min(1.0, self.done / self.total):.0%}", f", {clock(left)} left"
+        line = f"{self.what}: {done}, {rate:,.0f} {self.unit}/s{rows}{time_left}"
+        print(line, file=self.stream, flush=True)
 
 
 def clock(seconds: float) -> str:

@@ -17,7 +17,7 @@ from instruct_prune.encode.item import Tokens
 from instruct_prune.encode.rendering import Writing
 from instruct_prune.encode.store import TokenStore
 from instruct_prune.errors import InputError
-from instruct_prune.rows.formats.completions import PREFERENCE, answered
+from instruct_prune.rows.formats.conversations import PREFERENCE, answered
 from instruct_prune.rows.formats.format import Fields
 from instruct_prune.rows.reader import RowError, as_mapping
 from instruct_prune.rows.row import Row

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from instruct_prune.export import pictured
-from instruct_prune.export.conversations import alpaca_row, messages_row
+from instruct_prune.export.conversations import alpaca_row, check_masks, mask_notes, messages_row
 from instruct_prune.export.job import Exported, ExportJob, write_json_rows
-from instruct_prune.export.masks import check_masks, mask_notes
 from instruct_prune.rows.row import Row
 
 

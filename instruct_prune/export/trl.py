@@ -50,11 +50,7 @@ def trl(job: ExportJob) -> Exported:
 
 def _convert(job: ExportJob) -> Convert:
     if job.survey.pairs:
-
-        def pair(sample: Row) -> dict[str, str]:
-            return dict(zip(("prompt", "chosen", "rejected"), pair_of(job, sample, opened=False), strict=True))
-
-        return pair
+        return lambda sample: pair_of(job, sample, opened=False)
     if job.survey.text == job.survey.rows:
         return lambda sample: text_row(sample, job.text.bos, job.text.eos)
 

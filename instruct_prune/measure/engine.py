@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any, Protocol
 
@@ -122,17 +122,30 @@ class Work:
 
 @dataclass(frozen=True)
 class Spent:
-    """What one process did.
+    """What passes took.
 
     Attributes:
-        switching_seconds: on making subnets.
-        scoring_seconds: on passes.
+        switching_seconds: of one process, on making subnets.
+        scoring_seconds: of one process, on its parts of the passes.
         left_whole: weights that no mask touched, with the reason.
+        seconds: of the clock, until all processes were done.
+        cost: tokens or pictures that all processes computed.
     """
 
-    switching_seconds: float
-    scoring_seconds: float
-    left_whole: dict[str, str]
+    switching_seconds: float = 0.0
+    scoring_seconds: float = 0.0
+    left_whole: Mapping[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    cost: int = 0
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(
+            self.switching_seconds + other.switching_seconds,
+            self.scoring_seconds + other.scoring_seconds,
+            {**self.left_whole, **other.left_whole},
+            round(self.seconds + other.seconds, 3),
+            self.cost + other.cost,
+        )
 
 
 def share(todo: Todo, rank: int, world: int) -> Todo:

@@ -25,7 +25,6 @@ from instruct_prune.encode.batching import Plan
 from instruct_prune.encode.item import Tokens
 from instruct_prune.errors import InputError
 from instruct_prune.models import names
-from instruct_prune.models.attention import ShortAttention
 from instruct_prune.models.decoder import (
     Exits,
     UpToHead,
@@ -36,7 +35,7 @@ from instruct_prune.models.decoder import (
     output_head,
 )
 from instruct_prune.models.head import Head
-from instruct_prune.models.linear import OneDnnLinear
+from instruct_prune.models.kernels import OneDnnLinear, ShortAttention
 from instruct_prune.models.model import Items, States
 from instruct_prune.models.sharing import Shortcuts, Trial, repeated
 from instruct_prune.models.text_batch import TextBatch, pooled_states

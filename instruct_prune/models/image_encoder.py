@@ -25,7 +25,6 @@ from instruct_prune.encode.item import LabelledImage
 from instruct_prune.encode.pictures import PictureStore, write_pictures
 from instruct_prune.errors import InputError
 from instruct_prune.models import names
-from instruct_prune.models.identity import weights_hash
 from instruct_prune.models.image_features import ImageModel, Output, Transform
 from instruct_prune.models.image_folding import is_watched
 from instruct_prune.models.image_names import DEFAULT, from_factory, load_image_model, size_for
@@ -126,7 +125,7 @@ class ImageEncoder(Model):
         if self.source is not None:
             return {**self.source.identity(), "image_size": self.size}
         assert self._loaded is not None
-        return {"name": self.name, "content": weights_hash(self._loaded.model)}
+        return {"name": self.name, "content": names.weights_hash(self._loaded.model)}
 
     def load(self, dtype: str, device: torch.device, offload: Path | None = None) -> None:
         if self._loaded is not None:

@@ -22,8 +22,7 @@ from typing import Any, BinaryIO
 
 from instruct_prune.errors import InputError
 from instruct_prune.rows.reader import Reader
-from instruct_prune.rows.streams import Bounded, Hashed
-from instruct_prune.rows.zstd import SKIPPABLE, open_zstd
+from instruct_prune.rows.streams import SKIPPABLE, Bounded, Hashed, open_zstd
 
 HEAD = 1 << 16
 _MAGIC = ((b"\x1f\x8b", "gz"), (b"\x28\xb5\x2f\xfd", "zst"), (b"\xfd7zXZ\x00", "xz"), (b"\x5d\x00\x00", "xz"))

@@ -16,11 +16,10 @@ from instruct_prune.measure.ladder import parse_subnets
 from instruct_prune.rows.table import RowTable
 from instruct_prune.run.asked import Asked, ask, clusters_wanted, score_params
 from instruct_prune.run.chosen import load_target
-from instruct_prune.run.columns import columns_for
 from instruct_prune.run.contaminated import Contaminated, find_contaminated
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.records import EmbedFacts, RowsFacts, ScoreFacts
-from instruct_prune.run.row_facts import RowFacts, read_facts
+from instruct_prune.run.row_facts import RowFacts, columns_for, read_facts
 from instruct_prune.score.aggregate import rescored
 from instruct_prune.score.table import ScoreTable
 from instruct_prune.select import build_pool, resolve_budget, select_rows

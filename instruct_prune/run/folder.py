@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from instruct_prune.arrays import positions_of
 from instruct_prune.errors import InputError
 from instruct_prune.geometry import blocks
 from instruct_prune.measure.subnet import SubnetSpec
 from instruct_prune.run.manifest import Manifest
-from instruct_prune.run.records import EmbedFacts
+from instruct_prune.run.records import EmbedFacts, ScoreFacts
 from instruct_prune.score.table import ScoreTable
 from instruct_prune.select.data import Clusters, Embeddings, Selection
 from instruct_prune.storage import arrow_column, read_parquet, write_parquet
@@ -23,6 +24,10 @@ from instruct_prune.storage import arrow_column, read_parquet, write_parquet
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from instruct_prune.models.model import Items
+
+ASIDE = "set_aside.parquet"
+"""The rows that ``--dedup-first`` took out before scoring."""
 TEXTS = 1 << 16
 """Texts of a table that are Python objects at a time."""
 
@@ -83,6 +88,10 @@ class RunFolder(Manifest):
         row_id = np.load(self / "embeddings_rows.npy", allow_pickle=False)
         return Embeddings(row_id, vectors, facts.embedder)
 
+    def read_aside(self) -> pa.Table | None:
+        """The rows that ``--dedup-first`` set aside before a finished run was scored; None where it set none aside."""
+        return None if self.facts(ScoreFacts).aside is None else read_parquet(self / ASIDE)
+
     def write_clusters(self, clusters: Clusters) -> None:
         import pyarrow as pa
 
@@ -135,6 +144,13 @@ class RunFolder(Manifest):
             strata_names=codes["stratum"][1], method=facts["method"], seed=facts["seed"], params=facts["params"],
             duplicate_of=duplicate_of,
         )  # fmt: skip
+
+
+def left_of(items: Items, aside: pa.Table | None) -> Items:
+    """The items of a run; those of rows that were set aside can be scored no more."""
+    if aside is None or not len(aside):
+        return items
+    return items.without(positions_of(aside.column("row_id").to_numpy(), items.row_id, ASIDE))
 
 
 def _text(column: pa.ChunkedArray) -> NDArray[np.str_]:

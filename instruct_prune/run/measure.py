@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -37,27 +37,6 @@ TRIED = 4
 """Rows of what was measured before that are measured again, to see that the same comes out."""
 UNLIKE = 0.05
 """A difference, beside one plus the number, that no rounding of 16-bit weights explains."""
-
-
-@dataclass(frozen=True)
-class Took:
-    """What a wave of passes took: `Spent` of the main process, seconds of the clock, tokens or pictures computed."""
-
-    spent: Spent
-    seconds: float
-    cost: int
-
-    def __add__(self, other: Took) -> Took:
-        spent = Spent(
-            self.spent.switching_seconds + other.spent.switching_seconds,
-            self.spent.scoring_seconds + other.spent.scoring_seconds,
-            self.spent.left_whole | other.spent.left_whole,
-        )
-        return Took(spent, round(self.seconds + other.seconds, 3), self.cost + other.cost)
-
-    @classmethod
-    def nothing(cls) -> Took:
-        return cls(Spent(0.0, 0.0, {}), 0.0, 0)
 
 
 def batch_cost(model: Model, config: ScoreConfig, device_type: str) -> int:
@@ -206,7 +185,7 @@ def check_known(model: Model, work: Work) -> float:
     return worst
 
 
-def run_work(folder: RunFolder, model: Model, work: Work, config: ScoreConfig, ranks: Ranks) -> Took:
+def run_work(folder: RunFolder, model: Model, work: Work, config: ScoreConfig, ranks: Ranks) -> Spent:
     """Write this rank's parts; the main one then waits for the others and makes sure that nothing is missing.
 
     Raises:
@@ -244,7 +223,7 @@ def run_work(folder: RunFolder, model: Model, work: Work, config: ScoreConfig, r
         wait_for_ranks(beats, range(1, ranks.world))
         if work.missing():
             raise IncompleteRunError(_incomplete(folder, work, "a process ended before its parts were written"))
-    return Took(spent, round(time.monotonic() - began, 3), work.cost(todo))
+    return replace(spent, seconds=round(time.monotonic() - began, 3), cost=work.cost(todo))
 
 
 def _reuse(model: Model, work: Work) -> None:

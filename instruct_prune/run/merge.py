@@ -16,14 +16,14 @@ from instruct_prune.measure.ranks import Ranks
 from instruct_prune.measure.subnet import SubnetSpec
 from instruct_prune.models.model import Items
 from instruct_prune.rows.table import RowTable
-from instruct_prune.run.aside import FILE
-from instruct_prune.run.columns import columns_for
 from instruct_prune.run.embed import save_states
 from instruct_prune.run.encode import list_rejected
-from instruct_prune.run.folder import RunFolder
+from instruct_prune.run.folder import ASIDE, RunFolder
 from instruct_prune.run.measure import shared_tokens
 from instruct_prune.run.records import RowsFacts, ScoreFacts, SetAside
 from instruct_prune.run.reuse import write_measured
+from instruct_prune.run.row_facts import columns_for
+from instruct_prune.run.wanted import Wanted
 from instruct_prune.run.waves import Measured, Piloted
 from instruct_prune.score.aggregate import rescored
 from instruct_prune.score.health import Health, left_out_of, subnet_health
@@ -35,24 +35,23 @@ def merge(
     folder: RunFolder,
     items: Items,
     measured: Measured,
-    ladder: tuple[SubnetSpec, ...],
-    name: str,
+    wanted: Wanted,
     dtype: str,
     ranks: Ranks,
-    aside: SetAside | None = None,
+    aside: SetAside | None,
 ) -> ScoreTable:
-    """Parts -> ``scores.parquet`` under the score ``name``, statuses, health, accounting.
+    """Parts -> ``scores.parquet`` under the score that is wanted, statuses, health, accounting.
 
     Args:
         folder: the run.
         items: its rows as the model was given them.
         measured: finished passes.
-        ladder: the subnets that were asked for, repeated as often as they count.
-        name: of the score.
+        wanted: the subnets that were asked for, and the score.
         dtype: of the weights.
         ranks: the processes, for the record.
         aside: how many rows were set aside before.
     """
+    ladder, name = wanted.ladder, wanted.score
     columns, errors = measured.columns(items)
     losses = {spec: column for one, column in columns.items() if isinstance(one.probe, Loss) for spec in [one.spec]}
     whole = {spec: losses[spec] for spec in sorted(losses, key=ladder.index)}
@@ -147,7 +146,7 @@ def _finish(
         raise AssertionError(
             f"rows were lost: {read} read, {scored} scored, {rejected} rejected, {set_aside} set aside"
         )
-    took = measured.took
+    spent = measured.spent
     folder.finish(
         ScoreFacts(
             model=measured.model.name,
@@ -159,15 +158,15 @@ def _finish(
             read=read,
             scored=scored,
             rejected=rejected,
-            tokens=took.cost,
+            tokens=spent.cost,
             passes=tuple(a_pass.name for work in measured.works for a_pass in work.passes),
             unit=measured.model.unit,
             processes=ranks.world,
             device=ranks.describe(),
-            switching_seconds=took.spent.switching_seconds,
-            scoring_seconds=took.spent.scoring_seconds,
-            seconds=took.seconds,
-            left_whole=took.spent.left_whole,
+            switching_seconds=spent.switching_seconds,
+            scoring_seconds=spent.scoring_seconds,
+            seconds=spent.seconds,
+            left_whole=spent.left_whole,
             notes=tuple(measured.model.remarks),
             earned=None if measured.piloted is None else measured.piloted.earned(scored),
             aside=aside,
@@ -176,7 +175,7 @@ def _finish(
         "measured.parquet",
         "pilot.parquet",
         "states/*.npy",
-        *([] if aside is None else [FILE]),
+        *([] if aside is None else [ASIDE]),
     )
 
 

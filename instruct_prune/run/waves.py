@@ -13,7 +13,7 @@ import numpy as np
 from instruct_prune.arrays import Float32, Int64
 from instruct_prune.config import ScoreConfig
 from instruct_prune.geometry import blocks
-from instruct_prune.measure.engine import Work
+from instruct_prune.measure.engine import Spent, Work
 from instruct_prune.measure.measurement import Measurement
 from instruct_prune.measure.parts import PartStore
 from instruct_prune.measure.probes import Loss
@@ -22,7 +22,7 @@ from instruct_prune.measure.stored import Stored, find, merge_columns
 from instruct_prune.measure.subnet import DENSE
 from instruct_prune.models.model import Blocks, Items, Model
 from instruct_prune.run.folder import RunFolder
-from instruct_prune.run.measure import Took, describe, plan_work, run_work
+from instruct_prune.run.measure import describe, plan_work, run_work
 from instruct_prune.run.records import EncodeFacts
 from instruct_prune.run.reuse import Before
 from instruct_prune.run.wanted import Wanted
@@ -60,14 +60,14 @@ class Measured:
         model: that was measured.
         works: the waves of passes, all parts written.
         derived: losses that follow from stored states of the dense model.
-        took: what it took.
+        spent: what it took.
         piloted: with ``--subnets auto``, what the pilot said.
     """
 
     model: Model
     works: tuple[Work, ...]
     derived: tuple[Measurement, ...]
-    took: Took
+    spent: Spent
     piloted: Piloted | None = None
 
     def columns(self, items: Items) -> tuple[dict[Measurement, Float32], dict[int, str]]:
@@ -160,20 +160,20 @@ class Waves:
 
     def run(self, folder: RunFolder, config: ScoreConfig, ranks: Ranks) -> Measured | None:
         """All waves; what was measured, on the main process."""
-        took = run_work(folder, self.model, self.first, config, ranks)
+        spent = run_work(folder, self.model, self.first, config, ranks)
         if self.model.compares:
             ranks.broadcast(None)  # every process waits until the main one has seen that the first wave is whole
             self.model.fit(self._reference(folder.path), self.items)
         piloted: Piloted | None = None
         if self.pilot is not None:
-            took = took + run_work(folder, self.model, self.pilot, config, ranks)
+            spent += run_work(folder, self.model, self.pilot, config, ranks)
             piloted = ranks.broadcast(self._decide() if ranks.is_main else None)
             assert piloted is not None
             kept = [m for m in self._later if m.spec in piloted.decision.kept]
             self.rest = self._plan(kept, np.setdiff1d(self.rows, piloted.rows)) if kept else None
         if self.rest is not None:
-            took = took + run_work(folder, self.model, self.rest, config, ranks)
-        return Measured(self.model, self.works, self.derived, took, piloted) if ranks.is_main else None
+            spent += run_work(folder, self.model, self.rest, config, ranks)
+        return Measured(self.model, self.works, self.derived, spent, piloted) if ranks.is_main else None
 
     def _reference(self, folder: Path) -> Blocks:
         """The dense states in the order of the rows, not of the parts: sums are then the same however rows were measured."""
@@ -191,7 +191,7 @@ class Waves:
         assert self.pilot is not None
         assert self.pilot_rows is not None
         assert self.wanted.tolerance is not None
-        measured = Measured(self.model, (self.first, self.pilot), self.derived, Took.nothing())
+        measured = Measured(self.model, (self.first, self.pilot), self.derived, Spent())
         columns, _ = measured.columns(self.items)
         at, ladder = self.pilot_rows, self.wanted.ladder
         losses = {one.spec: columns[one][at] for one in columns if isinstance(one.probe, Loss)}
