@@ -23,11 +23,13 @@ from instruct_prune.command_options import (
 )
 from instruct_prune.config import RunConfig
 from instruct_prune.errors import InputError
+from instruct_prune.run.folder import RunFolder, existing_run, open_run
+from instruct_prune.run.records import STAGES, ExportFacts, Record, ScoreFacts
+from instruct_prune.storage import json_able
 from instruct_prune.terminal import tell
 
 if TYPE_CHECKING:
     from instruct_prune.prove.config import ProveConfig
-    from instruct_prune.run.folder import RunFolder
     from instruct_prune.shipped import DemoCommand, RecipeCommand
 
 
@@ -49,12 +51,10 @@ def run(config: RunConfig) -> Outcome | None:
 
     source = check_run(config)
     from instruct_prune.report.summary import print_summary
-    from instruct_prune.run.folder import open_run
     from instruct_prune.run.pipeline import run as whole_way
 
     if whole_way(config, source) is None:
         return None
-    from instruct_prune.run.records import ExportFacts
 
     folder = open_run(config.run.out)
 
@@ -75,7 +75,6 @@ def score(config: ScoreCommand) -> Outcome | None:
         )
     source = check_score(config.run.out, config.data, config.encode, config.score)
     from instruct_prune.report.summary import print_score_summary
-    from instruct_prune.run.folder import open_run
     from instruct_prune.run.score import Scoring
 
     folder = open_run(config.run.out)
@@ -86,7 +85,6 @@ def score(config: ScoreCommand) -> Outcome | None:
 
 def embed(config: EmbedCommand) -> Outcome:
     from instruct_prune.run.check import check_embedder
-    from instruct_prune.run.folder import existing_run
 
     folder = existing_run(config.run.out)
     check_embedder(config.embed)
@@ -98,7 +96,6 @@ def embed(config: EmbedCommand) -> Outcome:
 
 
 def target(config: TargetCommand) -> Outcome:
-    from instruct_prune.run.folder import existing_run
     from instruct_prune.run.target import target as stage
 
     folder = existing_run(config.run.out)
@@ -110,7 +107,6 @@ def target(config: TargetCommand) -> Outcome:
 
 def select(config: SelectCommand) -> Outcome:
     from instruct_prune.report.summary import print_selection
-    from instruct_prune.run.folder import existing_run
     from instruct_prune.run.select import select as stage
 
     folder = existing_run(config.run.out)
@@ -124,7 +120,6 @@ def select(config: SelectCommand) -> Outcome:
 
 
 def prove(config: ProveConfig) -> Outcome | None:
-    from instruct_prune.run.folder import existing_run
     from instruct_prune.run.prove import prove as stage
 
     found = stage(existing_run(config.out), config)
@@ -138,12 +133,10 @@ def prove(config: ProveConfig) -> Outcome | None:
 
 def export(config: ExportCommand) -> Outcome:
     from instruct_prune.run.check import check_export
-    from instruct_prune.run.folder import existing_run
 
     folder = existing_run(config.run.out)
     check_export(config.export)
     from instruct_prune.run.export import export as stage
-    from instruct_prune.run.records import ExportFacts
 
     stage(folder, config.export)
 
@@ -194,7 +187,6 @@ def compare(config: CompareCommand) -> Outcome:
 def correlate(config: CorrelateCommand) -> Outcome:
     from instruct_prune.report.compare import correlate as ranks
     from instruct_prune.report.compare import correlation_tables, score_columns
-    from instruct_prune.run.records import ScoreFacts
 
     folders = _run_folders(config.runs)
     for folder in folders:
@@ -241,8 +233,6 @@ def _of_run(folder: RunFolder, show: Callable[[], object]) -> Outcome:
 
 def _state(folder: RunFolder) -> dict[str, Any]:
     """Where a run lies, and the facts of its stages that are finished and fresh."""
-    from instruct_prune.run.records import STAGES, Record
-    from instruct_prune.storage import json_able
 
     stages = {}
     for kind in STAGES:
@@ -283,7 +273,6 @@ def _tables(tables: Sequence[Any]) -> Outcome:
 
 
 def _run_folders(paths: Sequence[str]) -> list[RunFolder]:
-    from instruct_prune.run.folder import existing_run
 
     if not paths:
         raise InputError("name at least one run folder.")

@@ -137,20 +137,9 @@ def write_store(folder: Path, encoded: Iterable[tuple[Encoded, str, int]]) -> To
     """
     import pyarrow as pa
 
-    schema = pa.schema(
-        [
-            ("row_id", pa.int64()),
-            ("n_tokens", pa.int32()),
-            ("n_response", pa.int32()),
-            ("first_target", pa.int32()),
-            ("n_cut", pa.int32()),
-            ("status", pa.int8()),
-            ("content_hash", pa.string()),
-            ("line", pa.int64()),
-            ("source", pa.dictionary(pa.int32(), pa.string())),
-            ("reason", pa.string()),
-        ]
-    )
+    counts = [(name, pa.int32()) for name in ("n_tokens", "n_response", "first_target", "n_cut")]
+    origin = [("line", pa.int64()), ("source", pa.dictionary(pa.int32(), pa.string())), ("reason", pa.string())]
+    schema = pa.schema([("row_id", pa.int64()), *counts, ("status", pa.int8()), ("content_hash", pa.string()), *origin])
     waiting = iter(encoded)
     with _writing(folder, schema) as (writer, ids, mask):
         while lines := [_line(*one, ids, mask) for one in islice(waiting, ROWS_PER_GROUP)]:

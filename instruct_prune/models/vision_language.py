@@ -186,7 +186,7 @@ class VisionLanguage(CausalLM):
         super().start_pass(plan, depths, True)  # a picture may stand after the last response
 
     def collate(self, items: Sequence[Tokens], prefix: int) -> PicturedBatch:
-        batch = PicturedBatch(**vars(super().collate(items, prefix)))
+        batch = super().collate(items, prefix)
         shown = [item if isinstance(item, PicturedTokens) else None for item in items]
         seen, width = self._seen, batch.input_ids.shape[1]
         more: dict[str, Any] = {}
@@ -201,7 +201,7 @@ class VisionLanguage(CausalLM):
             more["token_type_ids"] = (torch.arange(width, device=self.device) >= first[:, None]).long()
         if "token_type_ids" in more:  # what sees all of its kind would see padding, too
             more["attention_mask"] = (torch.arange(width, device=self.device) < batch.lengths[:, None]).long()
-        return batch.with_more(more)
+        return PicturedBatch(**vars(batch), more=more)
 
     def blind(self, item: Tokens) -> Tokens:
         return item.blind if isinstance(item, PicturedTokens) else item

@@ -24,9 +24,10 @@ from instruct_prune.run.records import RowsFacts, ScoreFacts, SetAside
 from instruct_prune.run.reuse import write_measured
 from instruct_prune.run.row_facts import columns_for
 from instruct_prune.run.wanted import Wanted
-from instruct_prune.run.waves import Measured, Piloted
+from instruct_prune.run.waves import Measured
 from instruct_prune.score.aggregate import rescored
 from instruct_prune.score.health import Health, left_out_of, subnet_health
+from instruct_prune.score.pilot import Decision
 from instruct_prune.score.table import ScoreTable
 from instruct_prune.storage import arrow_column, write_parquet
 
@@ -57,7 +58,7 @@ def merge(
     whole = {spec: losses[spec] for spec in sorted(losses, key=ladder.index)}
     piloted = measured.piloted
     if piloted is not None:
-        ladder = tuple(spec for spec in ladder if spec in piloted.decision.kept)
+        ladder = tuple(spec for spec in ladder if spec in piloted.kept)
     losses = {spec: column for spec, column in whole.items() if spec in ladder}
     status = _statuses(items, losses, errors)
     scored = np.isin(status, [s.value for s in Status if s.scored])
@@ -82,7 +83,7 @@ def merge(
     write_measured(folder.path, items, shared_tokens(measured.model, items))
     more = columns_for(folder, RowTable.open(folder / "rows"), table, name)
     averaged = tuple(spec for spec in ladder if spec.is_averaged)
-    collapsed = tuple(left_out_of(health, ladder)) if piloted is None else piloted.decision.collapsed
+    collapsed = tuple(left_out_of(health, ladder)) if piloted is None else piloted.collapsed
     table = rescored(table, name, subnets=averaged, leave_out=collapsed, more=more)
     if piloted is not None:
         table = _predicted(folder, table, piloted, whole)
@@ -93,15 +94,15 @@ def merge(
 
 
 def _predicted(
-    folder: RunFolder, table: ScoreTable, piloted: Piloted, losses: Mapping[SubnetSpec, Float32]
+    folder: RunFolder, table: ScoreTable, piloted: Decision, losses: Mapping[SubnetSpec, Float32]
 ) -> ScoreTable:
     """The table with the whole ladder's score: measured on the pilot, which is written down, and predicted elsewhere."""
     import pyarrow as pa
 
-    at, decision = piloted.rows, piloted.decision
-    averaged = [column[at] for spec, column in losses.items() if spec.name not in decision.collapsed]
+    at = piloted.rows
+    averaged = [column[at] for spec, column in losses.items() if spec.name not in piloted.collapsed]
     measured = np.mean(averaged, axis=0, dtype=np.float64).astype(np.float32)
-    score = decision.predict(losses, table.n_response) if decision.saved else table.score
+    score = piloted.predict(losses, table.n_response) if piloted.saved else table.score
     columns = {"row_id": table.row_id[at], **{f"loss_{spec.name}": losses[spec][at] for spec in losses}}
     columns |= {"score": measured, "predicted": score[at]}
     write_parquet(folder / "pilot.parquet", pa.table({name: arrow_column(c) for name, c in columns.items()}))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,29 +27,8 @@ from instruct_prune.run.records import EncodeFacts
 from instruct_prune.run.reuse import Before
 from instruct_prune.run.wanted import Wanted
 from instruct_prune.score.health import left_out_of, subnet_health
-from instruct_prune.score.pilot import Decision, Earned, decide, pilot_rows
+from instruct_prune.score.pilot import Decision, decide, pilot_rows
 from instruct_prune.storage import digest
-
-
-@dataclass(frozen=True)
-class Piloted:
-    """What the pilot said.
-
-    Attributes:
-        rows: int64, its positions.
-        decision: which passes all rows go through.
-        tolerance: the rank correlation that was asked for.
-    """
-
-    rows: Int64
-    decision: Decision
-    tolerance: float
-
-    def earned(self, scored: int) -> Earned:
-        """For the record of a run with so many scored rows."""
-        made, n = self.decision, len(self.rows)
-        predicted = scored - n if made.saved else 0
-        return Earned(n, predicted, self.tolerance, made.steps, made.saved, made.collapsed)
 
 
 @dataclass(frozen=True)
@@ -68,7 +47,7 @@ class Measured:
     works: tuple[Work, ...]
     derived: tuple[Measurement, ...]
     spent: Spent
-    piloted: Piloted | None = None
+    piloted: Decision | None = None
 
     def columns(self, items: Items) -> tuple[dict[Measurement, Float32], dict[int, str]]:
         """Every measurement of one number a row, float32 [n], and {position: error of a failed row}."""
@@ -164,12 +143,12 @@ class Waves:
         if self.model.compares:
             ranks.broadcast(None)  # every process waits until the main one has seen that the first wave is whole
             self.model.fit(self._reference(folder.path), self.items)
-        piloted: Piloted | None = None
+        piloted: Decision | None = None
         if self.pilot is not None:
             spent += run_work(folder, self.model, self.pilot, config, ranks)
             piloted = ranks.broadcast(self._decide() if ranks.is_main else None)
             assert piloted is not None
-            kept = [m for m in self._later if m.spec in piloted.decision.kept]
+            kept = [m for m in self._later if m.spec in piloted.kept]
             self.rest = self._plan(kept, np.setdiff1d(self.rows, piloted.rows)) if kept else None
         if self.rest is not None:
             spent += run_work(folder, self.model, self.rest, config, ranks)
@@ -187,7 +166,7 @@ class Waves:
 
         return each
 
-    def _decide(self) -> Piloted:
+    def _decide(self) -> Decision:
         assert self.pilot is not None
         assert self.pilot_rows is not None
         assert self.wanted.tolerance is not None
@@ -201,4 +180,4 @@ class Waves:
         guess = guess[np.searchsorted(self.rows, at[good])] if len(guess) else guess
         collapsed = left_out_of(subnet_health(losses, good, guess), ladder)
         decision = decide(losses, ladder, self.items.n_response[at], collapsed, self.wanted.tolerance)
-        return Piloted(at, decision, self.wanted.tolerance)
+        return replace(decision, rows=at)
