@@ -27,7 +27,7 @@ from instruct_prune.storage import atomic, write_json
 TEXT_BYTES = 10_000_000
 """UTF-8 bytes of all inlined texts together (they compress to a third); a row may have LEAST_BYTES to MOST_BYTES of them."""
 LEAST_BYTES, MOST_BYTES = 500, 8000
-STYLES = ("report.css",)
+STYLE = "report.css"
 SCRIPTS = (
     "data.js",
     "filters.js",
@@ -42,11 +42,7 @@ SCRIPTS = (
 
 
 def write_report(
-    folder: RunFolder,
-    rows: Iterable[Row | Reject],
-    *,
-    samples: int = 5000,
-    others: Sequence[RunFolder] = (),
+    folder: RunFolder, rows: Iterable[Row | Reject], *, samples: int = 5000, others: Sequence[RunFolder] = ()
 ) -> Path:
     """Write ``report.html`` and ``report.json`` into the run's folder.
 
@@ -107,7 +103,7 @@ def _render(numbers: Numbers, data: str, proof: ProofView | None) -> str:
     from plotly.offline import get_plotlyjs
 
     folder = files("instruct_prune.report") / "templates"
-    read = {name: (folder / name).read_text(encoding="utf-8") for name in (*STYLES, *SCRIPTS)}
+    read = {name: (folder / name).read_text(encoding="utf-8") for name in (STYLE, *SCRIPTS)}
     script = "(() => {\n'use strict';\n" + "".join(read[name] for name in SCRIPTS) + "})();\n"
     plotly = get_plotlyjs()
     environment = Environment(
@@ -128,7 +124,7 @@ def _render(numbers: Numbers, data: str, proof: ProofView | None) -> str:
         # Only these two scripts may run, and the style sheet may be inline; nothing may be fetched.
         script_hashes=" ".join(f"'sha256-{_sha256(text)}'" for text in (script, plotly)),
         script=Markup(script),
-        style=Markup("".join(read[name] for name in STYLES)),
+        style=Markup(read[STYLE]),
     )
 
 

@@ -24,7 +24,6 @@ def pick_rows(
     count: int,
     queries: Iterable[Query] = (),
     shown: Iterable[int] = (),
-    seed: int = 0,
 ) -> Int64:
     """int64 [min(count, n)], ascending positions: what people ask for first, then kept and dropped rows at random, half and half.
 
@@ -53,7 +52,7 @@ def pick_rows(
         near[:part],
         ends[:part],
     ]
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     kept, dropped = (rng.permutation(np.flatnonzero(side)) for side in (tables.kept, ~tables.kept))
     both = min(len(kept), len(dropped))
     mixed = np.stack([kept[:both], dropped[:both]], axis=1).ravel()

@@ -81,11 +81,7 @@ class RowFacts:
 
 
 def read_rows(
-    rows: Iterable[Row | Reject],
-    row_id: Int64,
-    wanted: Int64,
-    max_bytes: int,
-    foremost: Iterable[int] = (),
+    rows: Iterable[Row | Reject], row_id: Int64, wanted: Int64, max_bytes: int, foremost: Iterable[int] = ()
 ) -> RowFacts:
     """Read the data once.
 

@@ -15,7 +15,12 @@ CHUNK = 1 << 12  # a piece of 4 KiB can become 128 MiB, all at once
 SKIPPABLE = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")  # the skippable frame with which pzstd begins its files
 
 
-class Hashed(io.RawIOBase):
+class _Readable(io.RawIOBase):
+    def readable(self) -> bool:
+        return True
+
+
+class Hashed(_Readable):
     """A file that hashes what is read from it. It cannot seek, so every byte is hashed once and in order."""
 
     def __init__(self, file: BinaryIO) -> None:
@@ -23,9 +28,6 @@ class Hashed(io.RawIOBase):
         self.file = file
         self.sha256 = hashlib.sha256()
         self.count = 0
-
-    def readable(self) -> bool:
-        return True
 
     def readinto(self, buffer: Any) -> int:
         data = self.file.read(len(buffer))
@@ -39,7 +41,7 @@ class Hashed(io.RawIOBase):
         super().close()
 
 
-class Bounded(io.RawIOBase):
+class Bounded(_Readable):
     """A decompressed stream, and an error where it grows beyond all measure.
 
     Args:
@@ -52,9 +54,6 @@ class Bounded(io.RawIOBase):
         super().__init__()
         self.stream, self.packed, self.name = stream, packed, name
         self.count = 0
-
-    def readable(self) -> bool:
-        return True
 
     def readinto(self, buffer: Any) -> int:
         data = self.stream.read(len(buffer))
@@ -84,7 +83,7 @@ def open_zstd(raw: io.BufferedReader) -> Any:
     return io.BufferedReader(_Frames(raw, zstandard))
 
 
-class _Frames(io.RawIOBase):
+class _Frames(_Readable):
     """All frames of a zstd file, and an error where the last one is not whole."""
 
     def __init__(self, raw: io.BufferedReader, zstandard: Any) -> None:
@@ -93,9 +92,6 @@ class _Frames(io.RawIOBase):
         self.frame: Any = None
         self.packed = b""
         self.out = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
 
     def readinto(self, buffer: Any) -> int:
         while not self.out:

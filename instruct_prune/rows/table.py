@@ -10,6 +10,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,13 +78,6 @@ class RowTable:
         """Yield the rows in input order. ``Row.raw`` is empty where `raw` has to read the input again."""
         for batch in self._batches():
             yield from rows_of(batch, self._pictures)
-
-    def rejects(self) -> Iterator[Reject]:
-        """The rows that cannot be used, in input order."""
-        with open(self.folder / "rejects.jsonl", encoding="utf-8") as file:
-            for text in file:
-                entry = json.loads(text)
-                yield Reject(source=entry.pop("file"), **entry)
 
     def take(self, row_ids: Int64) -> Iterator[Row]:
         """Some of the rows.
@@ -191,6 +185,14 @@ def write_rows(folder: Path, source: Source, advance: Callable[[int], None] = la
     facts = facts_of(source, stamps, **counts)
     write_json(folder / "rows.json", dataclasses.asdict(facts))
     return RowTable(folder, facts)
+
+
+def first_rejects(path: Path) -> str:
+    """ "The first: a.jsonl, line 3: the response is empty.": of ``rejects.jsonl`` or ``rejected.jsonl``; "" where none is listed."""
+    with open(path, encoding="utf-8") as file:
+        rows = [json.loads(line) for line in islice(file, 3)]
+    told = "; ".join(f"{row['file']}, line {row['line']}: {row['reason']}" for row in rows)
+    return f"The first: {told}." if told else ""
 
 
 def reject_line(row: Reject) -> dict[str, Any]:

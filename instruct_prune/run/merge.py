@@ -160,7 +160,7 @@ def _finish(
             scored=scored,
             rejected=rejected,
             tokens=spent.cost,
-            passes=tuple(a_pass.name for work in measured.works for a_pass in work.passes),
+            passes=tuple(one.name for work in measured.works for one in work.passes),
             unit=measured.model.unit,
             processes=ranks.world,
             device=ranks.describe(),

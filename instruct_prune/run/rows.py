@@ -18,7 +18,7 @@ from instruct_prune.progress import Progress, say
 from instruct_prune.registry import own_code
 from instruct_prune.rows import Source, open_data
 from instruct_prune.rows.facts import content_of
-from instruct_prune.rows.table import RowTable, write_rows
+from instruct_prune.rows.table import RowTable, first_rejects, write_rows
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.records import Record, RowsFacts
 from instruct_prune.storage import atomic, sha256_of
@@ -90,7 +90,9 @@ def read_rows(
         table = write_rows(folder / "rows", source, lambda n: progress.advance(n, n))
     facts = table.facts
     if not len(table):
-        raise InputError(f"{', '.join(facts.files)}: none of the {facts.read} rows can be used. {_first(folder)}")
+        raise InputError(
+            f"{', '.join(facts.files)}: none of the {facts.read} rows can be used. {first_rejects(folder / 'rows' / 'rejects.jsonl')}"
+        )
     folder.begin(RowsFacts, {"inputs": content_of(facts.identity), **_options(data)}, restart=restart)
     took = round(time.monotonic() - began, 3)
     folder.finish(RowsFacts(names=data.data, read=facts.read, rejected=facts.rejected, seconds=took), "rows/*")
@@ -131,12 +133,6 @@ def rows_of(folder: RunFolder) -> RowTable:
 def _options(data: DataConfig) -> dict[str, Any]:
     options = {k: v for k, v in dataclasses.asdict(data).items() if k not in ("data", "strict")}
     return options | own_code([data.format or ""], "--format")
-
-
-def _first(folder: RunFolder) -> str:
-    lines = (folder / "rows" / "rejects.jsonl").read_text(encoding="utf-8").splitlines()[:3]
-    told = "; ".join(f"{row['file']}, line {row['line']}: {row['reason']}" for row in map(json.loads, lines))
-    return f"The first: {told}." if told else ""
 
 
 def _lasting(folder: RunFolder, data: DataConfig, restart: bool) -> DataConfig:

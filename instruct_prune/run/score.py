@@ -209,11 +209,11 @@ class Scoring:
 
 
 def _dry_run(model: Model, items: Items, waves: Waves, ranks: Ranks) -> None:
-    works = waves.works
-    plan = waves.first.plans[0]
+    plans = [one.plan for work in waves.works for one in work.passes]
+    plan = waves.first.passes[0].plan
     rate = measure_speed(model, waves.first)
-    total = sum(p.n_tokens + p.n_padding for work in works for p in work.plans)
-    n_chunks = sum(len(p.chunks) for work in works for p in work.plans)
+    total = sum(each.n_tokens + each.n_padding for each in plans)
+    n_chunks = sum(len(each.chunks) for each in plans)
     response = int(items.n_response[items.scorable].sum())
     prompt = int(items.lengths[items.scorable].sum()) - response
     about = "about" if waves.pilot is None else "at most"
@@ -228,15 +228,15 @@ def _dry_run(model: Model, items: Items, waves: Waves, ranks: Ranks) -> None:
 
 def measure_speed(model: Model, work: Work) -> float:
     """Padded tokens (or pictures) a second of the first pass, from batches spread over the plan's lengths."""
-    plan, items, a_pass = work.plans[0], work.items[0], work.passes[0]
-    model.start_pass(plan, a_pass.depths, a_pass.pooled)
-    batches = [batch for chunk in plan.chunks for batch in chunk if batch.width]
+    planned = work.passes[0]
+    planned.start(model)
+    batches = [batch for chunk in planned.plan.chunks for batch in chunk if batch.width]
     if not batches:  # all rows were measured before
         return float("inf")
     chosen = [batches[i] for i in np.unique(np.linspace(0, len(batches) - 1, TIMED_BATCHES).round().astype(int))]
-    run_batch(model, a_pass, items, chosen[-1])  # warm-up
+    run_batch(model, planned, chosen[-1])  # warm-up
     cost, began = 0, time.perf_counter()
     for batch in chosen:
-        run_batch(model, a_pass, items, batch).cpu()
+        run_batch(model, planned, batch).cpu()
         cost += batch.width * len(batch.rows)
     return cost / (time.perf_counter() - began)

@@ -67,10 +67,10 @@ class Measured:
     def vectors(self) -> list[Stored]:
         """The measurements of several numbers a row."""
         return [
-            find(work, one.column)
+            Stored(work.parts, planned, one)
             for work in self.works
-            for a_pass in work.passes
-            for one in a_pass.measurements
+            for planned in work.passes
+            for one in planned.a_pass.measurements
             if one.probe.width(self.model) > 1
         ]
 
@@ -129,7 +129,7 @@ class Waves:
         return tuple(work for work in (self.first, self.pilot, self.rest) if work is not None)
 
     def describe(self) -> str:
-        passes = dict.fromkeys(a_pass.name for work in self.works for a_pass in work.passes)
+        passes = dict.fromkeys(one.name for work in self.works for one in work.passes)
         told = describe(self.first, self.model, list(passes))
         if self.wanted.tolerance is not None and self.pilot_rows is None:
             return f"{told}; too few rows for a pilot, so all go through the whole ladder"

@@ -93,18 +93,17 @@ def score(*, needs: Needs = ()) -> Callable[[Rule], Score]:
     return declare
 
 
-def find_score(name: str | Rule | Score, option: str = "--score") -> Score:
+def find_score(name: str | Rule | Score) -> Score:
     """The score of this name, or one of the user's own.
 
     Args:
         name: a name in SCORES, a ``package.module:function`` of the user's, or, in Python, the function itself. A
             function that declares nothing is called, and refused when it reads a column that was not measured.
-        option: where the name was written, for messages.
 
     Raises:
         InputError: there is no such score.
     """
-    return find_plugin(Score, SCORES, name, option, score())
+    return find_plugin(Score, SCORES, name, "--score", score())
 
 
 def _named(column: str) -> str:

@@ -214,13 +214,13 @@ def test_states_of_every_stage_come_out_of_the_dense_pass(tmp_path: Path, pictur
     model.register_forward_hook(lambda m, inputs, output: seen.append(len(output)))
     _, last = run(tmp_path, pictures, model, subnets=("knn_lc",), batch=4)
     assert sum(seen) == 1 + (N - 1)
-    assert [m.column for m in last.a_pass.measurements] == [
+    assert [m.column for m in last.of.a_pass.measurements] == [
         "mean_01_dense", "mean_02_dense", "mean_03_dense", "mean_dense",
     ]  # fmt: skip
     kept = np.arange(N - 1)
     for depth in (1, 2, 3, None):
-        one = next(m for m in last.a_pass.measurements if m.probe.depth == depth)
-        Stored(last.parts, last.plan, last.a_pass, one).save(tmp_path / "states.npy", kept)
+        one = next(m for m in last.of.a_pass.measurements if m.probe.depth == depth)
+        Stored(last.parts, last.of, one).save(tmp_path / "states.npy", kept)
         found = np.load(tmp_path / "states.npy")
         expected = []
         for i in kept:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rejected_rows import rejects_of
 
 from instruct_prune.errors import InputError
 from instruct_prune.rows import RowTable, open_data, write_rows
@@ -102,7 +103,7 @@ def test_rows_rejects_and_counts(tmp_path: Path) -> None:
     assert table.row_id.tolist() == [0, 2, 4]
     read = list(source)
     assert list(table) == [row for row in read if isinstance(row, Row)]
-    assert list(table.rejects()) == [row for row in read if isinstance(row, Reject)]
+    assert rejects_of(table) == [row for row in read if isinstance(row, Reject)]
     first = json.loads((tmp_path / "rows" / "rejects.jsonl").read_text().splitlines()[0])
     assert list(first) == ["file", "line", "row_id", "status", "field", "reason"]
     assert (first["file"], first["line"], first["status"]) == (path, 2, "rejected")
@@ -269,7 +270,7 @@ def test_rows_come_back_equal(tmp_path_factory: pytest.TempPathFactory, rows: li
     table = write_rows(folder, source)
     read = list(source)
     assert list(RowTable.open(folder)) == [row for row in read if isinstance(row, Row)]
-    assert list(table.rejects()) == [row for row in read if isinstance(row, Reject)]
+    assert rejects_of(table) == [row for row in read if isinstance(row, Reject)]
     assert len(read) == len(rows) + 1
 
 
