@@ -42,7 +42,7 @@ def axolotl(job: ExportJob) -> Exported:
     else:
         exported = write_json_rows(job, "axolotl", target, convert, (config,), notes)
         source = {"path": target.name, "ds_type": "json"} | kind
-    stanza = stanzas.for_axolotl(job.model, source, job.text.max_length, dpo=found.pairs > 0)
+    stanza = stanzas.for_axolotl(job, source, dpo=found.pairs > 0)
     stanzas.write_yaml(config, stanza, COMMAND)
     return exported
 

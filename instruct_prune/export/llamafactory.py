@@ -53,7 +53,7 @@ def llamafactory(job: ExportJob) -> Exported:
         note = f"llamafactory.yaml trains on the tokens that were scored, because {job.parted}"
         exported = dataclasses.replace(exported, paths=(*exported.paths, dataset), notes=(*exported.notes, note))
         stage = "sft"
-    stanzas.write_yaml(config, stanzas.for_llamafactory(job.model, data, job.text.max_length, stage), COMMAND)
+    stanzas.write_yaml(config, stanzas.for_llamafactory(job, data, stage), COMMAND)
     return exported
 
 

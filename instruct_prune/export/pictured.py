@@ -142,7 +142,7 @@ def trl(job: ExportJob) -> Exported:
     if not last:
         data["assistant_only_loss"] = True
     command = "trl sft --config trl.yaml"
-    stanza = stanzas.for_trl(job.model, data, job.text.max_length)
+    stanza = stanzas.for_trl(job, data)
     stanzas.write_yaml(config, {**stanza, "max_length": None}, command)  # TRL would cut inside a picture
     notes: tuple[str, ...] = (f"run in {folder}: {command}",)
     if not last:

@@ -44,7 +44,7 @@ def trl(job: ExportJob) -> Exported:
     else:
         exported = write_json_rows(job, "trl", target, _convert(job), (config,), notes)
         data |= {} if dpo or found.text == found.rows else {"completion_only_loss": True}
-    stanzas.write_yaml(config, stanzas.for_trl(job.model, data, job.text.max_length, dpo=dpo), command)
+    stanzas.write_yaml(config, stanzas.for_trl(job, data, dpo=dpo), command)
     return dataclasses.replace(exported, notes=(*exported.notes, *_pair_notes(job, target))) if dpo else exported
 
 

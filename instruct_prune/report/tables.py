@@ -215,18 +215,12 @@ def _groups(
     folder: RunFolder, records: Records, row_id: Int64, selection: Selection | None
 ) -> tuple[Int32, tuple[str, ...], str, Float32 | None]:
     """Clusters where there are any (named as the strata are, where they are the strata), else the strata, else one."""
-    path = folder / "clusters.parquet"
     if records.select is not None and records.select.clustered:
-        import pyarrow.parquet as pq
-
-        columns = pq.read_table(path, page_checksum_verification=True)
-        there = columns.column("row_id").to_numpy()
-        at = positions_of(row_id, there, str(path))
-        labels = columns.column("cluster").to_numpy()[at].astype(np.int32)
+        labels, distance = folder.read_clusters(row_id)
         names = tuple(f"cluster {i}" for i in range(int(labels.max(initial=0)) + 1))
         if selection is not None and np.array_equal(selection.stratum, labels):
             names = selection.strata_names
-        return labels, names, "cluster", columns.column("distance").to_numpy()[at]
+        return labels, names, "cluster", distance
     if selection is not None and len(selection.strata_names) > 1:
         return selection.stratum.astype(np.int32), selection.strata_names, "stratum", None
     return np.zeros(len(row_id), dtype=np.int32), ("all rows",), "", None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from instruct_prune.arrays import positions_of
+from instruct_prune.arrays import Float32, Int32, Int64, positions_of
 from instruct_prune.errors import InputError
 from instruct_prune.geometry import blocks
 from instruct_prune.measure.subnet import SubnetSpec
@@ -97,6 +97,13 @@ class RunFolder(Manifest):
 
         columns = {"row_id": clusters.row_id, "cluster": clusters.labels, "distance": clusters.distances}
         write_parquet(self / "clusters.parquet", pa.table({name: arrow_column(c) for name, c in columns.items()}))
+
+    def read_clusters(self, row_id: Int64) -> tuple[Int32, Float32]:
+        """The cluster of each of these rows (int32 [n]), and the distance to its centre (float32 [n])."""
+        table = read_parquet(self / "clusters.parquet")
+        at = positions_of(row_id, table.column("row_id").to_numpy(), str(self / "clusters.parquet"))
+        label, distance = (table.column(name).to_numpy()[at] for name in ("cluster", "distance"))
+        return label.astype(np.int32), distance
 
     def write_selection(
         self, selection: Selection, more: Mapping[str, Any] | None = None, aside: pa.Table | None = None
