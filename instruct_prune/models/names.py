@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from instruct_prune.errors import InputError
-from instruct_prune.models.embedded import EMBEDDED, weights_of
-from instruct_prune.models.gguf import converted_gguf
-from instruct_prune.models.hub import check_on_hub, hub_commit
 from instruct_prune.models.pretrained import NO_SDPA, loaded, whole
+from instruct_prune.models.sources import EMBEDDED, check_on_hub, converted_gguf, hub_commit, weights_of
 from instruct_prune.registry import load_attribute, suggestion
 
 DEFAULTS = {"causal_lm": "smollm2-135m-instruct", "image_encoder": "efficientnet-lite0"}

@@ -21,11 +21,10 @@ from instruct_prune.arrays import Int32
 from instruct_prune.config import EncodeConfig, ScoreConfig
 from instruct_prune.encode.batching import Plan
 from instruct_prune.encode.item import Encoded, PicturedTokens, Status, Tokens
-from instruct_prune.encode.pictured import Blind, WithPictures
 from instruct_prune.encode.pictured_store import BLIND, PicturedStore, write_pictured
 from instruct_prune.encode.rendering import Rendered
 from instruct_prune.encode.store import TokenStore, write_store
-from instruct_prune.encode.templates import choose_template
+from instruct_prune.encode.templates import Blind, WithPictures, choose_template
 from instruct_prune.encode.tokenize import Encoder
 from instruct_prune.errors import InputError
 from instruct_prune.models import names

@@ -11,15 +11,14 @@ from pathlib import Path
 
 from instruct_prune.errors import InputError
 from instruct_prune.report.aim import with_sources
+from instruct_prune.report.losses import HARDLY
 from instruct_prune.report.numbers import Numbers, boundary_of, compute, shifts_of
 from instruct_prune.report.others import Other, read_other
 from instruct_prune.report.pack import squeeze
-from instruct_prune.report.page import page_data
-from instruct_prune.report.pick import pick_rows
+from instruct_prune.report.page import page_data, pick_rows
 from instruct_prune.report.proof_section import ProofView, proof_section
 from instruct_prune.report.rows import read_rows, visible
 from instruct_prune.report.tables import Tables, read_tables
-from instruct_prune.report.visual import HARDLY
 from instruct_prune.rows.row import Reject, Row
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.storage import atomic, write_json

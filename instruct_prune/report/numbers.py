@@ -13,14 +13,13 @@ import numpy as np
 
 from instruct_prune.arrays import Bool
 from instruct_prune.report.aim import Contaminated, TargetNumbers, read_contaminated, target_numbers
-from instruct_prune.report.curves import Family, families_of
 from instruct_prune.report.facts import Counts, Facts, Seconds, by_tokens, counts_of, facts_of, seconds_of, warnings_of
+from instruct_prune.report.losses import Family, VisualNumbers, families_of, visual_numbers
 from instruct_prune.report.others import Other, OtherNumbers, other_numbers
 from instruct_prune.report.pools import Boundary, find_boundary
 from instruct_prune.report.rows import Column, visible
 from instruct_prune.report.shift import Histogram, Mmd, Shift, column_shift, histogram, mmd_to_full
 from instruct_prune.report.tables import FATES, Tables
-from instruct_prune.report.visual import VisualNumbers, visual_numbers
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.storage import json_able
 

@@ -11,7 +11,7 @@ from instruct_prune.arrays import Int64
 from instruct_prune.report.aim import Query, TargetNumbers, as_line, target_numbers, with_sources
 from instruct_prune.report.facts import counts_of, facts_of, warnings_of
 from instruct_prune.report.numbers import groups_of
-from instruct_prune.report.pick import TOOK
+from instruct_prune.report.page import TOOK
 from instruct_prune.report.rows import Text, read_rows
 from instruct_prune.report.summary import accounting_line
 from instruct_prune.report.tables import Tables, read_tables

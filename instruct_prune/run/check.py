@@ -22,7 +22,7 @@ from instruct_prune.export import exporters_of
 from instruct_prune.measure.ladder import AUTO, PRESETS, Preset, parse_subnets
 from instruct_prune.measure.subnet import SubnetSpec
 from instruct_prune.models import MODELS, names
-from instruct_prune.models.hub import check_on_hub, logged_in
+from instruct_prune.models.sources import check_on_hub, logged_in
 from instruct_prune.registry import is_reference, load_attribute, resolve
 from instruct_prune.rows import Source
 from instruct_prune.rows.find import is_hub_id

@@ -20,7 +20,7 @@ from instruct_prune.run.contaminated import Contaminated, find_contaminated
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.records import EmbedFacts, RowsFacts, ScoreFacts
 from instruct_prune.run.row_facts import RowFacts, columns_for, read_facts
-from instruct_prune.score.aggregate import rescored
+from instruct_prune.score.scores import rescored
 from instruct_prune.score.table import ScoreTable
 from instruct_prune.select import build_pool, resolve_budget, select_rows
 from instruct_prune.select.clusters import cluster, name_clusters

@@ -23,11 +23,10 @@ from instruct_prune.run.measure import shared_tokens
 from instruct_prune.run.records import RowsFacts, ScoreFacts, SetAside
 from instruct_prune.run.reuse import write_measured
 from instruct_prune.run.row_facts import columns_for
-from instruct_prune.run.wanted import Wanted
-from instruct_prune.run.waves import Measured
-from instruct_prune.score.aggregate import rescored
+from instruct_prune.run.waves import Measured, Wanted
 from instruct_prune.score.health import Health, left_out_of, subnet_health
 from instruct_prune.score.pilot import Decision
+from instruct_prune.score.scores import rescored
 from instruct_prune.score.table import ScoreTable
 from instruct_prune.storage import arrow_column, write_parquet
 

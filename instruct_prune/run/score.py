@@ -31,8 +31,7 @@ from instruct_prune.run.merge import merge
 from instruct_prune.run.records import EmbedFacts, EncodeFacts, RowsFacts, ScoreFacts
 from instruct_prune.run.reuse import BEFORE, Before, before_of, set_aside
 from instruct_prune.run.rows import InMemory, read_rows
-from instruct_prune.run.wanted import Wanted
-from instruct_prune.run.waves import Measured, Waves
+from instruct_prune.run.waves import Measured, Wanted, Waves
 from instruct_prune.score.table import ScoreTable
 
 if TYPE_CHECKING:

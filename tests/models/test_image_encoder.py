@@ -30,8 +30,7 @@ from instruct_prune.models.names import find_model
 from instruct_prune.rows.row import ImageRef, Message, Part, Row
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.records import EncodeFacts
-from instruct_prune.run.wanted import Wanted
-from instruct_prune.run.waves import Waves
+from instruct_prune.run.waves import Wanted, Waves
 
 LADDER = (SubnetSpec("dense"), *(SubnetSpec("magnitude", d, scope="global") for d in (0.8, 0.5)))
 SUBNETS = ("magnitude-global:1.0,0.8,0.5",)

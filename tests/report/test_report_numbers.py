@@ -16,10 +16,10 @@ from report_runs import LADDER, MIXED, forget, make_run, sample, varied_samples,
 from instruct_prune.errors import InputError
 from instruct_prune.measure.subnet import SubnetSpec
 from instruct_prune.report.compare import compare
-from instruct_prune.report.curves import families_of
+from instruct_prune.report.losses import families_of
 from instruct_prune.report.numbers import boundary_of, compute, shifts_of
 from instruct_prune.report.others import read_other
-from instruct_prune.report.pick import pick_rows
+from instruct_prune.report.page import pick_rows
 from instruct_prune.report.pools import EASY_HARD, KEPT_DROPPED, find_boundary
 from instruct_prune.report.rows import cut, image_address, read_rows, visible
 from instruct_prune.report.scripts import script_of
