@@ -233,7 +233,6 @@ def _of_run(folder: RunFolder, show: Callable[[], object]) -> Outcome:
 
 def _state(folder: RunFolder) -> dict[str, Any]:
     """Where a run lies, and the facts of its stages that are finished and fresh."""
-
     stages = {}
     for kind in STAGES:
         record: Record[Any] | None = folder.find(kind)
@@ -273,7 +272,6 @@ def _tables(tables: Sequence[Any]) -> Outcome:
 
 
 def _run_folders(paths: Sequence[str]) -> list[RunFolder]:
-
     if not paths:
         raise InputError("name at least one run folder.")
     return [existing_run(path) for path in paths]

@@ -233,12 +233,11 @@ def _listed(values: NDArray[Any]) -> Any:
     return flat if values.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
 
 
-def run_batch(model: Model, one: Planned, batch: Batch) -> torch.Tensor:
+def run_batch(model: Model, a_pass: Pass, items: ByPosition, batch: Batch) -> torch.Tensor:
     """Float32 [b, sum of widths]: what the probes of a pass read off one batch, side by side."""
-    a_pass = one.a_pass
     with ExitStack() as around:
         around.enter_context(torch.enable_grad() if a_pass.needs_grad else torch.inference_mode())
-        seen = [one.items[int(i)] for i in batch.rows]
+        seen = [items[int(i)] for i in batch.rows]
         # A short row by itself would go through other kernels than in a batch, which round otherwise: it runs twice.
         twice = len(seen) == 1 and 1 < batch.width <= SHORT and not batch.alone
         ready = model.collate(seen * 2 if twice else seen, batch.prefix)
@@ -253,7 +252,7 @@ def _with_halving(model: Model, one: Planned, batch: Batch) -> Iterator[tuple[In
     """Run a batch; where memory does not suffice, run its halves, down to one row, which then fails with a reason."""
     problem = None
     try:
-        yield batch.rows, run_batch(model, one, batch).cpu().numpy(), None
+        yield batch.rows, run_batch(model, one.a_pass, one.items, batch).cpu().numpy(), None
         return
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not _out_of_memory(error):

@@ -18,12 +18,11 @@ import torch
 from torch import nn
 
 from instruct_prune.arrays import Int32
-from instruct_prune.config import EncodeConfig, ScoreConfig
+from instruct_prune.config import EncodeConfig, Preset, ScoreConfig
 from instruct_prune.encode.batching import Plan
 from instruct_prune.encode.item import Encoded, PicturedTokens, Status, Tokens
-from instruct_prune.encode.pictured_store import BLIND, PicturedStore, write_pictured
 from instruct_prune.encode.rendering import Rendered
-from instruct_prune.encode.store import TokenStore, write_store
+from instruct_prune.encode.store import BLIND, PicturedStore, TokenStore, write_pictured, write_store
 from instruct_prune.encode.templates import Blind, WithPictures, choose_template
 from instruct_prune.encode.tokenize import Encoder
 from instruct_prune.errors import InputError
@@ -46,11 +45,10 @@ class VisionLanguage(CausalLM):
     default = ""
     embeds = True  # by its own states, which have seen the picture
     ladders = {  # noqa: RUF012
-        "visual": (
+        "visual": Preset(
             ("dense", "blind"),
             "visual",
             "how much the picture helps: the loss without it less the loss with it (VisNec)",
-            (),
         )
     }
 

@@ -114,20 +114,12 @@ def read_rows(
             texts[at] = shown(row, max_bytes)
             picture = next((image for message in row.messages for image in message.images), None)
             if picture is not None:
-                pictures[at] = image_address(_small(picture))
+                pictures[at] = image_address(picture)
     if seen != len(row_id):
         raise InputError(f"the data has {seen} of the {len(row_id)} scored rows: it has changed since it was scored.")
     for at in _with_room(pictures, [int(position[i]) for i in foremost]):
         texts[at] = replace(texts[at], image=pictures[at])
     return RowFacts(texts, columns.found())
-
-
-def _small(picture: ImageRef) -> bytes | None:
-    """A small JPEG, or None where the picture is gone or cannot be decoded."""
-    try:
-        return thumbnail_of(picture.read())
-    except OSError:
-        return None
 
 
 def _with_room(pictures: Mapping[int, str], foremost: Iterable[int]) -> Iterator[int]:
@@ -153,13 +145,13 @@ def shown(sample: Row, max_bytes: int) -> Text:
     return Text(visible(sample.source), sample.line, tuple(turns))
 
 
-def image_address(data: bytes | None) -> str:
-    """A ``data:`` address of a PNG, JPEG, GIF or WebP picture; empty for anything else."""
-    kinds = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg", b"GIF8": "gif", b"RIFF": "webp"}
-    kind = next((name for magic, name in kinds.items() if data and data.startswith(magic)), None)
-    if data is None or kind is None:
-        return ""
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
+def image_address(picture: ImageRef) -> str:
+    """A ``data:`` address of a small JPEG of the picture; empty where it is gone or cannot be decoded."""
+    try:
+        small = thumbnail_of(picture.read())
+    except OSError:
+        small = None
+    return "" if small is None else f"data:image/jpeg;base64,{base64.b64encode(small).decode('ascii')}"
 
 
 def cut(text: str, max_bytes: int) -> tuple[str, int]:

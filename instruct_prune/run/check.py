@@ -19,7 +19,7 @@ from instruct_prune.config import (
 )
 from instruct_prune.errors import InputError, told_together
 from instruct_prune.export import exporters_of
-from instruct_prune.measure.ladder import AUTO, PRESETS, Preset, parse_subnets
+from instruct_prune.measure.ladder import AUTO, PRESETS, parse_subnets
 from instruct_prune.measure.subnet import SubnetSpec
 from instruct_prune.models import MODELS, names
 from instruct_prune.models.sources import check_on_hub, logged_in
@@ -267,8 +267,7 @@ def _ladder(score: ScoreConfig, kind: str | None) -> tuple[SubnetSpec, ...] | No
     if kind is None or (score.model is not None and is_reference(score.model)):
         return None
     own = {} if kind == TEXT else resolve(MODELS, kind, "kind of model").ladders
-    presets = {**PRESETS, **{name: Preset(*entry) for name, entry in own.items()}}
-    return parse_subnets(score.subnets, score.subnet_seeds, presets)
+    return parse_subnets(score.subnets, score.subnet_seeds, {**PRESETS, **own})
 
 
 def _check_probes(score: ScoreConfig) -> None:

@@ -17,7 +17,7 @@ from instruct_prune.geometry import blocks
 from instruct_prune.measure.subnet import SubnetSpec
 from instruct_prune.run.manifest import Manifest
 from instruct_prune.run.records import EmbedFacts, ScoreFacts
-from instruct_prune.score.table import ScoreTable
+from instruct_prune.score.table import PLAIN, ScoreTable
 from instruct_prune.select.data import Clusters, Embeddings, Selection
 from instruct_prune.storage import arrow_column, read_parquet, write_parquet
 
@@ -70,9 +70,8 @@ class RunFolder(Manifest):
         columns |= {name: _text(arrow.column(name)) for name in texts}
         subnets = tuple(SubnetSpec(*spec) for spec in meta["subnets"])
         losses = np.stack([columns[f"loss_{s.name}"] for s in subnets], axis=1)
-        names = ("row_id", "content_hash", "status", "n_prompt", "n_response", "n_cut")
         return ScoreTable(
-            **{name: columns[name] for name in names},
+            **{name: columns[name] for name in PLAIN},
             losses=losses,
             subnets=subnets,
             score=columns["score"],
@@ -131,7 +130,6 @@ class RunFolder(Manifest):
         write_parquet(self / "selection.parquet", table)
 
     def read_selection(self) -> Selection:
-
         path = self / "selection.parquet"
         if not path.exists():
             raise InputError(f"{path} does not exist. Run `instruct-prune select --out {self.path} --keep ...` first.")

@@ -160,7 +160,7 @@ def check_known(model: Model, work: Work) -> float:
             continue
         planned.start(model)
         for batch in known.again:
-            found = run_batch(model, planned, batch).cpu().numpy()
+            found = run_batch(model, planned.a_pass, planned.items, batch).cpu().numpy()
             at = 0
             for one in planned.a_pass.measurements:
                 width = one.probe.width(model)

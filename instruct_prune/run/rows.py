@@ -64,21 +64,17 @@ def read_rows(
     if update and "-" in data.data:
         raise InputError("--update reads data that changed again, and standard input is read once. Name a file.")
     data = _lasting(folder, data, restart)
-    known = None if restart else folder.record(RowsFacts)
-    if update and known is not None and known.facts is not None:
+    known = None if restart else folder.find(RowsFacts)
+    if update and known is not None:
         whole = folder.changed_file(known) is None
         restart = not whole or _config(folder, known, data, memory, source) != dict(known.config)
         known = None if restart else known
-    if known is not None and known.facts is not None and folder.changed_file(known) is not None:
+    if known is not None and folder.changed_file(known) is not None:
         # The rows are read again only where the data are still those of then.
         source = source or open_source(data, memory)
         folder.begin(RowsFacts, {"inputs": content_of(source.identity()), **_options(data)})
-    elif (
-        known is not None
-        and known.facts is not None
-        # Not so where the record is of a version that had fewer options: then they are read again.
-        and folder.begin(RowsFacts, _config(folder, known, data, memory, source))
-    ):
+    # Not so where the record is of a version that had fewer options: then they are read again.
+    elif known is not None and folder.begin(RowsFacts, _config(folder, known, data, memory, source)):
         table = RowTable.open(folder / "rows")
         say(f"data: {table.facts.description} (read before)")
         return table
@@ -140,9 +136,7 @@ def _lasting(folder: RunFolder, data: DataConfig, restart: bool) -> DataConfig:
     if "-" not in data.data:
         return absolute(data)
     folder.create()
-    known = folder.record(RowsFacts)
-    begun = known is not None and known.facts is not None and not restart
-    kept = _copied_stdin(folder, begun)
+    kept = _copied_stdin(folder, begun=not restart and folder.find(RowsFacts) is not None)
     return dataclasses.replace(absolute(data), data=tuple(str(kept.resolve()) if d == "-" else d for d in data.data))
 
 

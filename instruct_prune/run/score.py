@@ -233,9 +233,9 @@ def measure_speed(model: Model, work: Work) -> float:
     if not batches:  # all rows were measured before
         return float("inf")
     chosen = [batches[i] for i in np.unique(np.linspace(0, len(batches) - 1, TIMED_BATCHES).round().astype(int))]
-    run_batch(model, planned, chosen[-1])  # warm-up
+    run_batch(model, planned.a_pass, planned.items, chosen[-1])  # warm-up
     cost, began = 0, time.perf_counter()
     for batch in chosen:
-        run_batch(model, planned, batch).cpu()
+        run_batch(model, planned.a_pass, planned.items, batch).cpu()
         cost += batch.width * len(batch.rows)
     return cost / (time.perf_counter() - began)

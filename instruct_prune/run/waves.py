@@ -17,7 +17,7 @@ from instruct_prune.errors import InputError
 from instruct_prune.geometry import blocks
 from instruct_prune.measure.adapter import AdapterFolder
 from instruct_prune.measure.engine import Spent, Work
-from instruct_prune.measure.ladder import AUTO, PRESETS, Preset, parse_subnets, score_name_of
+from instruct_prune.measure.ladder import AUTO, PRESETS, parse_subnets, score_name_of
 from instruct_prune.measure.measurement import Measurement, measurements_of
 from instruct_prune.measure.parts import PartStore
 from instruct_prune.measure.probes import Loss, Probe, State, parse_probe
@@ -51,7 +51,7 @@ class Wanted:
     """
 
     def __init__(self, model: Model, config: ScoreConfig, embed: EmbedConfig | None) -> None:
-        presets = {**PRESETS, **{name: Preset(*entry) for name, entry in model.ladders.items()}}
+        presets = {**PRESETS, **model.ladders}
         self.model = model
         self.config = config
         self.ladder: tuple[SubnetSpec, ...] = parse_subnets(config.subnets, config.subnet_seeds, presets)

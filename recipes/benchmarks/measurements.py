@@ -101,7 +101,7 @@ def one_pass(folder: Path, config: ScoreConfig, line: Line, device_name: str | N
         )
         (planned,) = work.passes
         planned.start(model)
-        run_batch(model, planned, planned.plan.chunks[-1][-1])  # warm-up
+        run_batch(model, planned.a_pass, items, planned.plan.chunks[-1][-1])  # warm-up
         todo = work.missing()
         began, processor = time.perf_counter(), time.process_time()
         measure_parts(model, work, todo)

@@ -54,15 +54,14 @@ def arguments() -> argparse.Namespace:
 
 def ours(options: argparse.Namespace, bench: Bench, probes: Sequence[str] = ()) -> tuple[np.ndarray, int]:
     """The engine of this project, plan included."""
-    from instruct_prune.measure.engine import Planned, run_batch
+    from instruct_prune.measure.engine import run_batch
 
     losses = np.zeros(len(bench.rows), dtype=np.float32)
-    plan = bench.plan(options)
-    planned = Planned(bench.dense_pass(probes), bench.rows, plan)
-    planned.start(bench.scorer)
+    plan, a_pass = bench.plan(options), bench.dense_pass(probes)
+    bench.scorer.start_pass(plan, a_pass.depths, a_pass.pooled)
     for chunk in plan.chunks:
         for batch in chunk:
-            losses[batch.rows] = run_batch(bench.scorer, planned, batch).cpu()[:, 0]
+            losses[batch.rows] = run_batch(bench.scorer, a_pass, bench.rows, batch).cpu()[:, 0]
     return losses, plan.n_tokens + plan.n_padding
 
 
