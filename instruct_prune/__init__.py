@@ -45,7 +45,7 @@ _PUBLIC: dict[str, str] = {
     "SubnetSpec": "instruct_prune.measure.subnet:SubnetSpec",
     "TargetConfig": "instruct_prune.config:TargetConfig",
     "Tokens": "instruct_prune.encode.item:Tokens",
-    "aggregate": "instruct_prune.score.aggregate:aggregate",
+    "aggregate": "instruct_prune.score.scores:aggregate",
     "build_pool": "instruct_prune.select:build_pool",
     "load_data": "instruct_prune.rows:open_data",
     "method": "instruct_prune.select.methods:method",

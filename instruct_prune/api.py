@@ -103,19 +103,13 @@ class Run:
         Raises:
             IncompleteRunError: parts are missing; call again to complete.
         """
-        from instruct_prune.run.score import score as stage
+        from instruct_prune.run.score import Scoring
 
         if isinstance(data, str | Path):
             data = DataConfig((str(data),))
-        named = isinstance(data, DataConfig)
-        return stage(
-            self.folder,
-            data if isinstance(data, DataConfig) else DataConfig(),
-            encode or EncodeConfig(),
-            score or ScoreConfig(),
-            memory=None if named else data,
-            loaded=model,
-        )
+        named, memory = (data, None) if isinstance(data, DataConfig) else (DataConfig(), data)
+        encode, score = encode or EncodeConfig(), score or ScoreConfig()
+        return Scoring(self.folder, named, encode, score, memory=memory, loaded=model).run()
 
     def embed(self, embed: EmbedConfig | None = None) -> None:
         """Write ``embeddings.npy``."""
@@ -145,8 +139,7 @@ class Run:
         from instruct_prune.prove.config import ProveConfig
         from instruct_prune.run.prove import prove as stage
 
-        self._exists()
-        return stage(self.folder, prove or ProveConfig())
+        return stage(self._existing, prove or ProveConfig())
 
     def export(self, export: ExportConfig | None = None) -> Path:
         """Write ``pruned.jsonl`` and return its path."""
@@ -158,8 +151,7 @@ class Run:
         """The rows of the data that could be read, in input order."""
         from instruct_prune.run.rows import rows_of
 
-        self._exists()
-        return iter(rows_of(self.folder))
+        return iter(rows_of(self._existing))
 
     @property
     def scores(self) -> ScoreTable:
@@ -172,14 +164,12 @@ class Run:
         """The selection of the run; refused when it is stale."""
         from instruct_prune.run.select import selection_of
 
-        self._exists()
-        return selection_of(self.folder)
+        return selection_of(self._existing)
 
     @property
     def model(self) -> str:
         """Name of the scoring model."""
-        self._exists()
-        return self.folder.facts(ScoreFacts).model
+        return self._existing.facts(ScoreFacts).model
 
     @property
     def facts(self) -> RunFacts:
@@ -188,8 +178,7 @@ class Run:
         Raises:
             InputError: nothing is scored here, or rows that are no text are.
         """
-        self._exists()
-        rows, encode = self.folder.require(RowsFacts), self.folder.require(EncodeFacts)
+        rows, encode = self._existing.require(RowsFacts), self.folder.require(EncodeFacts)
         config, facts = encode.config, encode.facts
         assert facts is not None
         if "template" not in config:
@@ -255,12 +244,10 @@ class Run:
         """
         from instruct_prune.run.rows import rows_of
 
-        self._exists()
+        rows = rows_of(self._existing)
         if kept is None:
-            wanted = self.scores.row_id[self.scores.scored]
-        else:
-            wanted = self.selection.row_id[self.selection.selected == kept]
-        return rows_of(self.folder).take(wanted)
+            return rows.take(self.scores.row_id[self.scores.scored])
+        return rows.take(self.selection.row_id[self.selection.selected == kept])
 
     def kept(self) -> datasets.Dataset:
         """The pruned rows, as export() wrote them, as a ``datasets`` table.
@@ -270,16 +257,17 @@ class Run:
         """
         import datasets
 
-        self._exists()
-        self.folder.require(ExportFacts)
+        self._existing.require(ExportFacts)
         with open(self.folder / "pruned.jsonl", "rb") as file:
             return datasets.Dataset.from_list([json.loads(line) for line in file])
 
-    def _exists(self) -> None:
+    @property
+    def _existing(self) -> RunFolder:
         if not self.folder.exists:
             raise InputError(
                 f"{self.folder.path}: there is no such run folder. Make one: instruct-prune run --data ... --out {self.folder.path}"
             )
+        return self.folder
 
     def _repr_html_(self) -> str:
         """For notebooks: what stages have run, and how many rows they left."""

@@ -55,8 +55,8 @@ def subnets(command: ListCommand) -> Outcome:
 
     lines = [_line(name, p.about, subnets=" ".join(p.subnets), score=p.score) for name, p in PRESETS.items()]
     for kind in MODELS:
-        for name, (words, score, about, _) in resolve(MODELS, kind, "kind of model").ladders.items():
-            lines.append(_line(name, about, subnets=" ".join(words), score=score, rows=kind))
+        for name, p in resolve(MODELS, kind, "kind of model").ladders.items():
+            lines.append(_line(name, p.about, subnets=" ".join(p.subnets), score=p.score, rows=kind))
     return _listed(lines + [_line(name, about) for name, about in FAMILIES.items()])
 
 

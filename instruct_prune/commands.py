@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -24,11 +23,13 @@ from instruct_prune.command_options import (
 )
 from instruct_prune.config import RunConfig
 from instruct_prune.errors import InputError
+from instruct_prune.run.folder import RunFolder, existing_run, open_run
+from instruct_prune.run.records import STAGES, ExportFacts, Record, ScoreFacts
+from instruct_prune.storage import json_able
 from instruct_prune.terminal import tell
 
 if TYPE_CHECKING:
     from instruct_prune.prove.config import ProveConfig
-    from instruct_prune.run.folder import RunFolder
     from instruct_prune.shipped import DemoCommand, RecipeCommand
 
 
@@ -50,12 +51,10 @@ def run(config: RunConfig) -> Outcome | None:
 
     source = check_run(config)
     from instruct_prune.report.summary import print_summary
-    from instruct_prune.run.folder import open_run
     from instruct_prune.run.pipeline import run as whole_way
 
     if whole_way(config, source) is None:
         return None
-    from instruct_prune.run.records import ExportFacts
 
     folder = open_run(config.run.out)
 
@@ -76,18 +75,16 @@ def score(config: ScoreCommand) -> Outcome | None:
         )
     source = check_score(config.run.out, config.data, config.encode, config.score)
     from instruct_prune.report.summary import print_score_summary
-    from instruct_prune.run.folder import open_run
-    from instruct_prune.run.score import score as stage
+    from instruct_prune.run.score import Scoring
 
     folder = open_run(config.run.out)
-    if stage(folder, config.data, config.encode, config.score, source=source) is None:
+    if Scoring(folder, config.data, config.encode, config.score, source=source).run() is None:
         return None
     return _of_run(folder, lambda: print_score_summary(folder))
 
 
 def embed(config: EmbedCommand) -> Outcome:
     from instruct_prune.run.check import check_embedder
-    from instruct_prune.run.folder import existing_run
 
     folder = existing_run(config.run.out)
     check_embedder(config.embed)
@@ -99,7 +96,6 @@ def embed(config: EmbedCommand) -> Outcome:
 
 
 def target(config: TargetCommand) -> Outcome:
-    from instruct_prune.run.folder import existing_run
     from instruct_prune.run.target import target as stage
 
     folder = existing_run(config.run.out)
@@ -111,7 +107,6 @@ def target(config: TargetCommand) -> Outcome:
 
 def select(config: SelectCommand) -> Outcome:
     from instruct_prune.report.summary import print_selection
-    from instruct_prune.run.folder import existing_run
     from instruct_prune.run.select import select as stage
 
     folder = existing_run(config.run.out)
@@ -125,7 +120,6 @@ def select(config: SelectCommand) -> Outcome:
 
 
 def prove(config: ProveConfig) -> Outcome | None:
-    from instruct_prune.run.folder import existing_run
     from instruct_prune.run.prove import prove as stage
 
     found = stage(existing_run(config.out), config)
@@ -139,12 +133,10 @@ def prove(config: ProveConfig) -> Outcome | None:
 
 def export(config: ExportCommand) -> Outcome:
     from instruct_prune.run.check import check_export
-    from instruct_prune.run.folder import existing_run
 
     folder = existing_run(config.run.out)
     check_export(config.export)
     from instruct_prune.run.export import export as stage
-    from instruct_prune.run.records import ExportFacts
 
     stage(folder, config.export)
 
@@ -195,7 +187,6 @@ def compare(config: CompareCommand) -> Outcome:
 def correlate(config: CorrelateCommand) -> Outcome:
     from instruct_prune.report.compare import correlate as ranks
     from instruct_prune.report.compare import correlation_tables, score_columns
-    from instruct_prune.run.records import ScoreFacts
 
     folders = _run_folders(config.runs)
     for folder in folders:
@@ -242,24 +233,13 @@ def _of_run(folder: RunFolder, show: Callable[[], object]) -> Outcome:
 
 def _state(folder: RunFolder) -> dict[str, Any]:
     """Where a run lies, and the facts of its stages that are finished and fresh."""
-    from instruct_prune.run.records import STAGES, Record
-
     stages = {}
     for kind in STAGES:
         record: Record[Any] | None = folder.find(kind)
         if record is not None and record.facts is not None:
-            stages[kind.stage] = _finite(dataclasses.asdict(record.facts))
+            stages[kind.stage] = json_able(dataclasses.asdict(record.facts))
     files = sorted(path.name for path in folder.path.iterdir() if path.is_file() and not path.name.startswith("."))
     return {"out": os.path.abspath(folder.path), "stages": stages, "files": files}
-
-
-def _finite(value: Any) -> Any:
-    """The value with null for numbers that JSON has not."""
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _no_data(name: str) -> Callable[[], Any]:
@@ -292,8 +272,6 @@ def _tables(tables: Sequence[Any]) -> Outcome:
 
 
 def _run_folders(paths: Sequence[str]) -> list[RunFolder]:
-    from instruct_prune.run.folder import existing_run
-
     if not paths:
         raise InputError("name at least one run folder.")
     return [existing_run(path) for path in paths]

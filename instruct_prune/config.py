@@ -233,3 +233,20 @@ class RunConfig:
     run: Out = field(default_factory=Out)
     dedup_first: bool = False
     """Find the rows that --dedup and --decontaminate take out before scoring, and do not score them."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named list of subnets and the score that is made of them.
+
+    Attributes:
+        subnets: in the notation of ``--subnets``.
+        score: name of the aggregate.
+        about: one line for people.
+        probes: further readings of the dense pass that the score is made of, in the notation of ``--probes``.
+    """
+
+    subnets: tuple[str, ...]
+    score: str
+    about: str
+    probes: tuple[str, ...] = ()

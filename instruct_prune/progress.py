@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
 
 from instruct_prune.terminal import safe
 
@@ -35,25 +35,21 @@ class Progress:
         total: number of units that the estimate of time is made of; None where it is not known.
         unit: their name.
         enabled: False on other processes than the main one.
-        stream: where to write.
     """
 
-    def __init__(
-        self, what: str, total: int | None, unit: str, enabled: bool = True, stream: TextIO | None = None
-    ) -> None:
+    def __init__(self, what: str, total: int | None, unit: str, enabled: bool = True) -> None:
         self.what, self.total, self.unit, self.enabled = what, total, unit, enabled and not _quiet
-        self.stream = stream or sys.stderr
         self.done = 0
         self.rows = 0
         self._bar: Any = None
         self._last = self._began = time.monotonic()
 
     def __enter__(self) -> Progress:
-        if self.enabled and self.stream.isatty():
+        if self.enabled and sys.stderr.isatty():
             from tqdm import tqdm
 
             self._bar = tqdm(
-                total=self.total, desc=self.what, unit=self.unit, unit_scale=True, file=self.stream, mininterval=0.5
+                total=self.total, desc=self.what, unit=self.unit, unit_scale=True, file=sys.stderr, mininterval=0.5
             )
         return self
 
@@ -84,18 +80,12 @@ class Progress:
         elapsed = self._last - self._began + 1e-9
         rate = self.done / elapsed
         rows = f", {self.rows / elapsed:.1f} rows/s" if self.rows and self.unit != "rows" else ""
-        if not self.total:
-            print(
-                f"{self.what}: {self.done:,} {self.unit}, {rate:,.0f} {self.unit}/s{rows}", file=self.stream, flush=True
-            )
-            return
-        left = max(0, self.total - self.done) / rate if rate else 0.0
-        share = min(1.0, self.done / self.total)
-        print(
-            f"{self.what}: {share:.0%}, {rate:,.0f} {self.unit}/s{rows}, {clock(left)} left",
-            file=self.stream,
-            flush=True,
-        )
+        done, time_left = f"{self.done:,} {self.unit}", ""
+        if self.total:
+            left = max(0, self.total - self.done) / rate if rate else 0.0
+            done, time_left = f"{min(1.0, self.done / self.total):.0%}", f", {clock(left)} left"
+        line = f"{self.what}: {done}, {rate:,.0f} {self.unit}/s{rows}{time_left}"
+        print(line, file=sys.stderr, flush=True)
 
 
 def clock(seconds: float) -> str:

@@ -9,10 +9,12 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -110,6 +112,15 @@ def replaced_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def json_able(value: Any) -> Any:
+    """The value as JSON has it: null for numbers that are not finite, lists for tuples, text for keys."""
+    if isinstance(value, Mapping):
+        return {str(key): json_able(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_able(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON document, indented."""
     with atomic(path, "w") as file:
@@ -179,6 +190,30 @@ def sha256_of(path: Path) -> str:
     """SHA-256 of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@lru_cache(maxsize=1024)
+def _sha256(path: Path, size: int, time: int) -> str:
+    """Of a file, read once for each size and time that it has."""
+    return sha256_of(path)
+
+
+def what_changed(path: Path, size: int, time: int, sha256: str | None) -> str | None:
+    """What is wrong with a file that had so many bytes, this time of change (ns) and this content; None where it is as it was.
+
+    Size and time are looked at; where the time is another, as of a copy, the content is.
+    """
+    try:
+        if not path.is_file():
+            return f"{path} is missing"
+        now = path.stat()
+        if now.st_size != size:
+            return f"{path} has {now.st_size} bytes in place of {size}"
+        if now.st_mtime_ns != time and _sha256(path, now.st_size, now.st_mtime_ns) != sha256:
+            return f"{path} has another content (SHA-256)"
+    except OSError as error:
+        return f"{path} cannot be read ({error.strerror})"
+    return None
 
 
 def row_ids_hash(row_ids: Sequence[int] | np.ndarray[Any, Any]) -> str:

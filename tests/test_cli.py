@@ -18,8 +18,8 @@ from instruct_prune.catalog import completion_script
 from instruct_prune.cli import main
 from instruct_prune.errors import InputError
 from instruct_prune.menu import COMMANDS
-from instruct_prune.models import embedded
-from instruct_prune.models.gguf import converted_gguf
+from instruct_prune.models import sources
+from instruct_prune.models.sources import converted_gguf
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.records import EmbedFacts, EncodeFacts, RowsFacts, SelectFacts
 
@@ -123,8 +123,8 @@ def test_both_default_wheels_are_told_together(
     score_words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = importlib.util.find_spec
-    packages = {entry.package for entry in embedded.EMBEDDED.values()}
-    embedded._say_once.cache_clear()  # another test may have made it say so
+    packages = {entry.package for entry in sources.EMBEDDED.values()}
+    sources._say_once.cache_clear()  # another test may have made it say so
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in packages else found(name))
     words = ["run", "--data", score_words[1], "--keep", "0.5", "--out", str(tmp_path / "r")]
     told = refused(capsys, *words)
@@ -379,11 +379,11 @@ def test_a_converted_model_is_cached_for_a_major_version_of_transformers(
         (folder / "config.json").write_text("{}")
 
     monkeypatch.setenv("INSTRUCT_PRUNE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("instruct_prune.models.gguf._convert_gguf", convert)
+    monkeypatch.setattr("instruct_prune.models.sources._convert_gguf", convert)
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
     folders = set()
     for version in ("4.57.1", "5.0.0", "5.9.0"):
-        monkeypatch.setattr("instruct_prune.models.gguf.version", lambda _, version=version: version)
+        monkeypatch.setattr("instruct_prune.models.sources.version", lambda _, version=version: version)
         folders.add(converted_gguf(tmp_path / "m.gguf"))
     assert len(folders) == len(made) == 2
 

@@ -11,7 +11,7 @@ from typing import Any
 from instruct_prune.encode.chat_messages import ChatMessages
 from instruct_prune.encode.frame import learn_frame
 from instruct_prune.encode.marks import Found, Marker, find, free_stem, opens_thought, plain_values, written_as
-from instruct_prune.encode.rendering import Counts, Rendered, RenderError, Span, counted
+from instruct_prune.encode.rendering import Counts, Rendered, RenderError, Span, Template, counted
 from instruct_prune.encode.takes import CLOSE, OPEN, Takes, answer
 from instruct_prune.errors import InputError
 from instruct_prune.rows.row import Row
@@ -33,7 +33,7 @@ _LOST = {
 }
 
 
-class ChatTemplate:
+class ChatTemplate(Template):
     """The tokenizer's chat template, or a Jinja file written like one (``messages``, ``tools``, ``bos_token``, ...).
 
     Stock templates do not say which part of their text is the response, so every conversation is rendered twice: as

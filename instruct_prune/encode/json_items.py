@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,23 +87,24 @@ class JsonItems:
         return np.empty(0, dtype=np.float32)
 
 
+class Maker(Protocol):
+    """Makes items; `Model` says what its methods do."""
+
+    def item(self, row: Row) -> Any: ...
+    def content(self, row: Row, item: Any) -> bytes: ...
+    def cost(self, item: Any) -> int: ...
+    def n_response(self, item: Any) -> int: ...
+
+
 def write_json_items(
-    folder: Path,
-    rows: Iterable[Row],
-    item: Callable[[Row], Any],
-    content: Callable[[Row, Any], bytes],
-    measures: tuple[Callable[[Any], int], Callable[[Any], int]],
-    advance: Callable[[int], None],
-    strict: bool,
+    folder: Path, rows: Iterable[Row], maker: Maker, advance: Callable[[int], None], strict: bool
 ) -> None:
     """Make every row's item and write it; ``rows.arrow`` comes into place when it is whole.
 
     Args:
         folder: where it goes.
         rows: in input order.
-        item: a row's item, JSON-able; raises RowError where the row has none.
-        content: of a row and its item, what is hashed to know it again in another run.
-        measures: of an item: what it costs in a batch, and how much of that is scored.
+        maker: of their items.
         advance: called with a number of rows done.
         strict: stop at the first row without an item.
 
@@ -119,23 +120,16 @@ def write_json_items(
     )
     waiting = iter(rows)
     with replaced(folder / "rows.arrow") as temporary, pa.ipc.new_file(str(temporary), schema) as writer:
-        while lines := list(_lines(islice(waiting, ROWS_PER_GROUP), item, content, measures, strict)):
+        while lines := list(_lines(islice(waiting, ROWS_PER_GROUP), maker, strict)):
             writer.write_table(pa.Table.from_pylist(lines, schema=schema))
             advance(len(lines))
 
 
-def _lines(
-    rows: Iterable[Row],
-    item: Callable[[Row], Any],
-    content: Callable[[Row, Any], bytes],
-    measures: tuple[Callable[[Any], int], Callable[[Any], int]],
-    strict: bool,
-) -> Iterator[dict[str, Any]]:
-    cost, n_response = measures
+def _lines(rows: Iterable[Row], maker: Maker, strict: bool) -> Iterator[dict[str, Any]]:
     for row in rows:
         line = {"row_id": row.row_id, "line": row.line, "source": row.source, "reason": "", "item": "null"}
         try:
-            made = item(row)
+            made = maker.item(row)
         except RowError as error:
             if strict:
                 raise InputError(
@@ -153,8 +147,8 @@ def _lines(
             ) from None
         yield line | {
             "status": Status.OK.value,
-            "cost": cost(made),
-            "n_response": n_response(made),
-            "content_hash": hashlib.blake2b(content(row, made), digest_size=16).hexdigest(),
+            "cost": maker.cost(made),
+            "n_response": maker.n_response(made),
+            "content_hash": hashlib.blake2b(maker.content(row, made), digest_size=16).hexdigest(),
             "item": written,
         }

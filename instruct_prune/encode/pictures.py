@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -23,7 +23,7 @@ from instruct_prune.encode.item import LabelledImage, Status, set_aside
 from instruct_prune.errors import InputError
 from instruct_prune.rows.pixels import decode
 from instruct_prune.rows.reader import RowError
-from instruct_prune.rows.row import ImageRef, Row
+from instruct_prune.rows.row import Row
 from instruct_prune.storage import replaced
 
 ROWS_PER_GROUP = 2048
@@ -160,69 +160,39 @@ def write_pictures(
     schema = pa.schema([(n, pa.int64()) for n in numbers] + [(n, pa.string()) for n in text])
     target = folder / "rows.parquet"
     target.unlink(missing_ok=True)
+    waiting = iter(rows)
     with (
         replaced(target) as temporary,
         replaced(folder / "pictures.bin") as beside,
         open(beside, "wb") as blob,
         pq.ParquetWriter(temporary, schema) as writer,
+        ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool,  # Pillow decodes outside the GIL
     ):
-        for group in _checked(rows):
-            lines: list[dict[str, Any]] = []
-            for one in group:
-                if strict and one.reason:
+        while group := list(pool.map(_check, islice(waiting, ROWS_PER_GROUP))):
+            for line, held in group:
+                if strict and line["reason"]:
                     raise InputError(
-                        f"{one.row.source}, line {one.row.line}: {one.reason}. Mend it, or run without --strict."
+                        f"{line['source']}, line {line['line']}: {line['reason']}. Mend it, or run without --strict."
                     )
-                held = one.picture.data if one.picture.data is not None and not one.reason else b""
-                lines.append(
-                    {
-                        "row_id": one.row.row_id,
-                        "short": one.short,
-                        "offset": blob.tell(),
-                        "size": len(held),
-                        "line": one.row.line,
-                        "status": (Status.FAILED if one.reason else Status.OK).value,
-                        "label": one.label,
-                        "path": one.picture.path,
-                        "content_hash": one.digest,
-                        "source": one.row.source,
-                        "reason": one.reason,
-                    }
-                )
+                line |= {"offset": blob.tell(), "size": len(held)}
                 blob.write(held)
-            writer.write_table(pa.Table.from_pylist(lines, schema=schema))
-            advance(len(lines))
+            writer.write_table(pa.Table.from_pylist([line for line, _ in group], schema=schema))
+            advance(len(group))
 
 
-@dataclass(frozen=True)
-class _Checked:
-    """A row's picture after a look at it: content hash, shorter side, and why it cannot be used ("" where it can)."""
-
-    row: Row
-    picture: ImageRef
-    label: str
-    digest: str
-    short: int
-    reason: str
-
-
-def _checked(rows: Iterable[Row]) -> Iterator[list[_Checked]]:
-    waiting = iter(rows)
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # Pillow decodes outside the GIL
-        while group := list(islice(waiting, ROWS_PER_GROUP)):
-            yield list(pool.map(_check, group))
-
-
-def _check(row: Row) -> _Checked:
+def _check(row: Row) -> tuple[dict[str, Any], bytes]:
+    """What the index says of a row's picture after a look at it, and the bytes of one that lay in a table."""
     picture, label = row.messages[0].images[0], row.messages[-1].text
-    digest = ""
+    line = {"row_id": row.row_id, "line": row.line, "source": row.source, "label": label, "path": picture.path}
+    line |= {"content_hash": "", "short": 0, "status": Status.FAILED.value, "reason": ""}
     try:
         data = picture.read()
-        digest = hashlib.blake2b(data + b"\0" + label.encode(), digest_size=16).hexdigest()
-        return _Checked(row, picture, label, digest, min(decode(data).size), "")
+        line["content_hash"] = hashlib.blake2b(data + b"\0" + label.encode(), digest_size=16).hexdigest()
+        line |= {"short": min(decode(data).size), "status": Status.OK.value}
+        return line, picture.data or b""
     except OSError as error:
         reason = f"the file cannot be read: {error.strerror}"
     except RowError as error:
         reason = error.reason
-    named = reason if picture.path == row.source else f"{picture.path}: {reason}"
-    return _Checked(row, picture, label, digest, 0, named)
+    line["reason"] = reason if picture.path == row.source else f"{picture.path}: {reason}"
+    return line, b""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 from instruct_prune.rows.row import Message, Row
 
@@ -47,38 +48,40 @@ Counts = tuple[Counter[tuple[str, str]], ...]
 """Of each: (note, what is counted) -> how many."""
 
 
-class Template(Protocol):
+class Template(ABC):
     """Writes samples as text.
 
     Attributes:
         name: "alpaca", "chat", "plain" or the path of a Jinja file.
         text: what defines it, for the record.
         writes_specials: the text carries BOS and end-of-turn tokens itself.
-        notes: what people should be told about it.
-        counts: what the notes are made of (see `counted`); what other processes counted is added to it.
     """
 
+    name: str
+    text: str
+    writes_specials: bool = False
+
     @property
-    def name(self) -> str: ...
+    def notes(self) -> tuple[str, ...]:
+        """What people should be told about it."""
+        return ()
+
     @property
-    def text(self) -> str: ...
-    @property
-    def writes_specials(self) -> bool: ...
-    @property
-    def notes(self) -> tuple[str, ...]: ...
-    @property
-    def counts(self) -> Counts: ...
+    def counts(self) -> Counts:
+        """What the notes are made of (see `counted`); what other processes counted is added to it."""
+        return ()
+
     def reads(self, key: str) -> bool:
         """Whether it looks at this key of a turn, beside role, content, calls and thought."""
-        ...
+        return False
 
+    @abstractmethod
     def render(self, sample: Row, turns: Sequence[int]) -> Rendered:
         """Write a sample; ``turns`` are the positions of the messages that count.
 
         Raises:
             RenderError: the template cannot take this conversation.
         """
-        ...
 
 
 @dataclass(frozen=True)

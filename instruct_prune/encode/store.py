@@ -1,7 +1,8 @@
 """Token ids and masks of a whole dataset on disk, memory-mapped: tokenized once, read by every stage and process.
 
 A store is a folder with ``ids.bin`` (int32), ``mask.bin`` (uint8, 1 = scored token) and ``rows.parquet`` (one line a
-row). Memory while writing does not grow with the number of rows; a reader holds 37 bytes a row.
+row). Memory while writing does not grow with the number of rows; a reader holds 37 bytes a row. Of rows that show pictures,
+it also has the same row without them, and where they are.
 """
 
 from __future__ import annotations
@@ -15,14 +16,18 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from instruct_prune.arrays import Bool, Int32, Int64
 from instruct_prune.encode.batching import shared_prefixes
-from instruct_prune.encode.item import Encoded, Status, Tokens
-from instruct_prune.storage import atomic, replaced
+from instruct_prune.encode.item import Encoded, PicturedTokens, Status, Tokens
+from instruct_prune.rows.row import ImageRef
+from instruct_prune.storage import atomic, make_folder, replaced, write_parquet
 
 ROWS_PER_GROUP = 8192
 STATUSES = tuple(status.value for status in Status)
+BLIND = "blind"
+"""Folder of the tokens without pictures; a row without any has none there."""
 
 
 @dataclass(frozen=True)
@@ -137,20 +142,9 @@ def write_store(folder: Path, encoded: Iterable[tuple[Encoded, str, int]]) -> To
     """
     import pyarrow as pa
 
-    schema = pa.schema(
-        [
-            ("row_id", pa.int64()),
-            ("n_tokens", pa.int32()),
-            ("n_response", pa.int32()),
-            ("first_target", pa.int32()),
-            ("n_cut", pa.int32()),
-            ("status", pa.int8()),
-            ("content_hash", pa.string()),
-            ("line", pa.int64()),
-            ("source", pa.dictionary(pa.int32(), pa.string())),
-            ("reason", pa.string()),
-        ]
-    )
+    counts = [(name, pa.int32()) for name in ("n_tokens", "n_response", "first_target", "n_cut")]
+    origin = [("line", pa.int64()), ("source", pa.dictionary(pa.int32(), pa.string())), ("reason", pa.string())]
+    schema = pa.schema([("row_id", pa.int64()), *counts, ("status", pa.int8()), ("content_hash", pa.string()), *origin])
     waiting = iter(encoded)
     with _writing(folder, schema) as (writer, ids, mask):
         while lines := [_line(*one, ids, mask) for one in islice(waiting, ROWS_PER_GROUP)]:
@@ -200,3 +194,80 @@ def _line(row: Encoded, source: str, line: int, ids: IO[bytes], mask: IO[bytes])
     status = STATUSES.index(row.status.value)
     counts = (row.row_id, length, n_response, first, row.n_cut, status)
     return (*counts, row.content_hash, line, source, row.reason)
+
+
+@dataclass(frozen=True)
+class PicturedStore(TokenStore):
+    """A `TokenStore` whose rows show pictures. Beside its files lie ``pictures.parquet`` (one line a picture), ``pictures.bin``
+    (those that came inside a table), ``asked.parquet`` (what the processor is asked for, a text a row) and the folder ``blind``.
+
+    Attributes:
+        first: int64 [n + 1]; row i shows the pictures ``first[i]:first[i + 1]``.
+        pictures: pyarrow table: path, at, size.
+        asked: pyarrow strings [n]; "" for rows without pictures.
+        blind: the rows without their pictures.
+    """
+
+    first: Int64 = field(kw_only=True)
+    pictures: Any = field(repr=False, kw_only=True)
+    asked: Any = field(repr=False, kw_only=True)
+    content: NDArray[np.uint8] = field(repr=False, kw_only=True)
+    blind: TokenStore = field(kw_only=True)
+
+    @classmethod
+    def open(cls, folder: Path) -> PicturedStore:
+        import pyarrow.parquet as pq
+
+        table, asked = pq.read_table(folder / "pictures.parquet"), pq.read_table(folder / "asked.parquet")
+        first = np.zeros(len(asked) + 1, dtype=np.int64)
+        np.cumsum(asked.column("pictures").to_numpy(), out=first[1:])
+        blob = folder / "pictures.bin"
+        return cls(
+            **vars(TokenStore.open(folder)),
+            first=first,
+            pictures=table.combine_chunks(),
+            asked=asked.column("asked").combine_chunks(),
+            content=np.memmap(blob, dtype=np.uint8, mode="r") if blob.stat().st_size else np.zeros(0, np.uint8),
+            blind=TokenStore.open(folder / BLIND),
+        )
+
+    def __getitem__(self, i: int) -> Tokens:
+        own = super().__getitem__(i)
+        if self.first[i] == self.first[i + 1]:
+            return own
+        shown = tuple(self._picture(j) for j in range(self.first[i], self.first[i + 1]))
+        key = f"{self.folder}:{i}"
+        return PicturedTokens(own.ids, own.response_mask, shown, self.asked[i].as_py(), self.blind[i], key)
+
+    def _picture(self, j: int) -> ImageRef:
+        path, at, size = (self.pictures.column(name)[j].as_py() for name in ("path", "at", "size"))
+        return ImageRef(path, self.content[at : at + size].tobytes() if size else None)
+
+
+def write_pictured(folder: Path, encoded: Iterable[tuple[Encoded, str, int]]) -> None:
+    """Write all but the folder ``blind``, of what `write_store` takes; ``rows.parquet`` comes into place last."""
+    import pyarrow as pa
+
+    shown: dict[str, list[Any]] = {"path": [], "at": [], "size": []}
+    asked: dict[str, list[Any]] = {"pictures": [], "asked": []}
+    make_folder(folder)
+    (folder / "rows.parquet").unlink(missing_ok=True)
+    with atomic(folder / "pictures.bin") as blob:
+
+        def each() -> Iterator[tuple[Encoded, str, int]]:
+            for row, source, line in encoded:
+                pictures = () if row.item is None else row.item.pictures
+                for picture in pictures:
+                    shown["path"].append(picture.path)
+                    shown["at"].append(blob.tell())
+                    shown["size"].append(len(picture.data or b""))
+                    blob.write(picture.data or b"")
+                asked["pictures"].append(len(pictures))
+                asked["asked"].append("" if row.item is None else row.item.asked)
+                yield row, source, line
+
+        write_store(folder, each())
+    kinds = {"path": pa.string(), "at": pa.int64(), "size": pa.int64(), "pictures": pa.int64(), "asked": pa.string()}
+    for name, columns in (("pictures", shown), ("asked", asked)):
+        arrays = {column: pa.array(values, kinds[column]) for column, values in columns.items()}
+        write_parquet(folder / f"{name}.parquet", pa.table(arrays))

@@ -12,9 +12,8 @@ import numpy as np
 from instruct_prune.arrays import Bool, Int32
 from instruct_prune.encode.item import Encoded, Status
 from instruct_prune.encode.offsets import bare, leading_specials, token_ranges, tokens_until, truncate, unsaid
-from instruct_prune.encode.pictured import Wrapped
 from instruct_prune.encode.rendering import Counts, Rendered, RenderError, Span, Template, Writing, counted, trained
-from instruct_prune.encode.templates import choose_template
+from instruct_prune.encode.templates import Wrapped, choose_template
 from instruct_prune.errors import InputError
 from instruct_prune.rows.row import Row
 

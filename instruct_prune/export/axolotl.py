@@ -42,7 +42,7 @@ def axolotl(job: ExportJob) -> Exported:
     else:
         exported = write_json_rows(job, "axolotl", target, convert, (config,), notes)
         source = {"path": target.name, "ds_type": "json"} | kind
-    stanza = stanzas.for_axolotl(job.model, source, job.text.max_length, dpo=found.pairs > 0)
+    stanza = stanzas.for_axolotl(job, source, dpo=found.pairs > 0)
     stanzas.write_yaml(config, stanza, COMMAND)
     return exported
 
@@ -51,15 +51,12 @@ def _kind(job: ExportJob) -> tuple[dict[str, Any] | None, Convert]:
     """What axolotl is told about the rows (None: they go as tokens), and how one is written."""
     found = job.survey
 
-    def pair(sample: Row) -> dict[str, str]:
-        # axolotl hands them to TRL, whose tokenizer puts BOS before the prompt.
-        return dict(zip(("prompt", "chosen", "rejected"), pair_of(job, sample, opened=False), strict=True))
-
     def messages(sample: Row) -> dict[str, Any]:
         return messages_row(sample, job.trained(sample), weights=found.untrained > 0, tools=found.tools > 0)
 
     if found.pairs:
-        return {"split": "train", "type": "passthrough"}, pair
+        # axolotl hands them to TRL, whose tokenizer puts BOS before the prompt.
+        return {"split": "train", "type": "passthrough"}, lambda sample: pair_of(job, sample, opened=False)
     if job.parted:
         return None, messages
     if found.text == found.rows:

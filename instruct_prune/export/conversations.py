@@ -1,4 +1,4 @@
-"""A sample as other tools write it: Alpaca, OpenAI messages, ShareGPT. Pure functions of one sample."""
+"""A sample as other tools write it: Alpaca, OpenAI messages, ShareGPT. And which turns are learnt, where a format cannot say so of each."""
 
 from __future__ import annotations
 
@@ -6,13 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from instruct_prune.export.job import CannotExpressError
+from instruct_prune.encode.rendering import with_context
+from instruct_prune.export.job import CannotExpressError, ExportJob
 from instruct_prune.rows.row import Message, Row
-
-
-def said(message: Message) -> str:
-    """A turn's text with Alpaca's ``input`` after it, as chat templates see it when scoring."""
-    return f"{message.text}\n{message.context}" if message.context.strip() else message.text
 
 
 def spoken(message: Message) -> str:
@@ -46,7 +42,7 @@ def alpaca_row(sample: Row, *, system: bool = True, history: bool = True) -> dic
     elif opening:
         raise CannotExpressError("the row has a system message")
     if history:
-        row["history"] = [[said(asked), spoken(given)] for asked, given in pairs[:-1]]
+        row["history"] = [[with_context(asked), spoken(given)] for asked, given in pairs[:-1]]
     elif pairs[:-1]:
         raise CannotExpressError("the row has several turns")
     return row
@@ -70,7 +66,7 @@ def messages_row(
     turns: list[dict[str, Any]] = []
     waiting: list[Mapping[str, Any]] = []  # calls without a result
     for i, message in enumerate(_turns(sample, pictures)):
-        turn: dict[str, Any] = {"role": message.role, "content": said(message)}
+        turn: dict[str, Any] = {"role": message.role, "content": with_context(message)}
         if message.reasoning.strip():
             turn["reasoning_content"] = message.reasoning
         if message.tool_calls:
@@ -102,7 +98,7 @@ def sharegpt_row(sample: Row, *, tools: bool = True) -> dict[str, Any]:
     _check_alternation(turns)
     conversation = []
     for message in turns:
-        tag, value = SHAREGPT_TAGS[message.role], said(message)
+        tag, value = SHAREGPT_TAGS[message.role], with_context(message)
         if message.reasoning.strip():
             value = spoken(message)
         if message.tool_calls:
@@ -155,3 +151,17 @@ def _check_alternation(turns: Sequence[Message]) -> None:
             raise CannotExpressError(f"its turns do not alternate: turn {i + 1} is {message.role!r}")
     if not turns or len(turns) % 2:
         raise CannotExpressError("its last turn is not the assistant's")
+
+
+def check_masks(job: ExportJob, sample: Row) -> None:
+    """Refuse a row whose untrained turns would be trained, unless all rows train their last turn only."""
+    answers = {i for i, m in enumerate(sample.messages) if m.role == "assistant"}
+    if job.survey.earlier_trained and answers - job.trained(sample):
+        raise CannotExpressError("one of its assistant turns is not trained, and this format cannot say so")
+
+
+def mask_notes(job: ExportJob) -> tuple[str, ...]:
+    """What to tell the trainer where only the last turns were scored."""
+    if job.survey.untrained and not job.survey.earlier_trained:
+        return ("only the last turn of each row was scored: train with mask_history: true",)
+    return ()

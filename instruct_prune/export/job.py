@@ -6,7 +6,7 @@ import functools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from instruct_prune.encode.item import Tokens
 from instruct_prune.encode.rendering import Writing
 from instruct_prune.encode.store import TokenStore
 from instruct_prune.errors import InputError
-from instruct_prune.rows.formats.completions import PREFERENCE, answered
+from instruct_prune.rows.formats.conversations import PREFERENCE, answered
 from instruct_prune.rows.formats.format import Fields
 from instruct_prune.rows.reader import RowError, as_mapping
 from instruct_prune.rows.row import Row
@@ -28,7 +28,7 @@ class CannotExpressError(ValueError):
     """The target format has no place for something in this row; the text says for what."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Survey:
     """What the kept rows have, found in one pass: a file needs the same keys in its first row and in its last.
 
@@ -58,23 +58,22 @@ class Survey:
 
     @classmethod
     def of(cls, job: ExportJob) -> Survey:
-        counts = {each.name: 0 for each in fields(cls) if each.name != "last_only"}
-        last_only = True
+        found = cls()
         for sample in job.samples:
             answers = [i for i, m in enumerate(sample.messages) if m.role == "assistant"]
             trained = job.trained(sample)
-            counts["rows"] += 1
-            counts["text"] += any(m.role == "text" for m in sample.messages)
-            counts["pictures"] += any(m.images for m in sample.messages)
-            counts["pairs"] += job.is_pair(sample)
-            counts["systems"] += any(m.role == "system" for m in sample.messages)
-            counts["tools"] += bool(sample.tools)
-            counts["calls"] += any(m.tool_calls or m.role == "tool" for m in sample.messages)
-            counts["many_turns"] += len(answers) > 1
-            counts["earlier_trained"] += bool(set(answers[:-1]) & trained)
-            counts["untrained"] += bool(set(answers) - trained)
-            last_only = last_only and trained == {len(sample.messages) - 1}
-        return cls(**counts, last_only=last_only)
+            found.rows += 1
+            found.text += any(m.role == "text" for m in sample.messages)
+            found.pictures += any(m.images for m in sample.messages)
+            found.pairs += job.is_pair(sample)
+            found.systems += any(m.role == "system" for m in sample.messages)
+            found.tools += bool(sample.tools)
+            found.calls += any(m.tool_calls or m.role == "tool" for m in sample.messages)
+            found.many_turns += len(answers) > 1
+            found.earlier_trained += bool(set(answers[:-1]) & trained)
+            found.untrained += bool(set(answers) - trained)
+            found.last_only = found.last_only and trained == {len(sample.messages) - 1}
+        return found
 
 
 @dataclass(frozen=True)
@@ -272,15 +271,11 @@ def write_json_rows(
             file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
             written += 1
         if not written:
-            where = (
-                f" The first: {reasons[0]['file']}, line {reasons[0]['line']}: {reasons[0]['reason']}."
-                if reasons
-                else ""
-            )
+            where = " The first: {file}, line {line}: {reason}.".format_map(reasons[0]) if reasons else ""
             raise InputError(f"--to {to}: none of the {len(reasons)} kept rows can be written so.{where}")
-    if not reasons:
+    if reasons:
+        with atomic(listed, "w") as file:
+            file.writelines(json.dumps(entry) + "\n" for entry in reasons)
+    else:
         listed.unlink(missing_ok=True)
-        return Exported(to, (target, *more), written, notes=notes)
-    with atomic(listed, "w") as file:
-        file.writelines(json.dumps(entry) + "\n" for entry in reasons)
-    return Exported(to, (target, *more), written, len(reasons), listed, notes)
+    return Exported(to, (target, *more), written, len(reasons), listed if reasons else None, notes)

@@ -10,9 +10,8 @@ from typing import Any
 
 from instruct_prune.errors import InputError
 from instruct_prune.export import pictured, stanzas
-from instruct_prune.export.conversations import alpaca_row, sharegpt_row, text_row
+from instruct_prune.export.conversations import alpaca_row, check_masks, mask_notes, sharegpt_row, text_row
 from instruct_prune.export.job import CannotExpressError, Convert, Exported, ExportJob, write_json_rows
-from instruct_prune.export.masks import check_masks, mask_notes
 from instruct_prune.export.pictured import TAGS
 from instruct_prune.export.scored import pair_of, pieces_of
 from instruct_prune.export.tokens import write_dataset
@@ -54,20 +53,18 @@ def llamafactory(job: ExportJob) -> Exported:
         note = f"llamafactory.yaml trains on the tokens that were scored, because {job.parted}"
         exported = dataclasses.replace(exported, paths=(*exported.paths, dataset), notes=(*exported.notes, note))
         stage = "sft"
-    stanzas.write_yaml(config, stanzas.for_llamafactory(job.model, data, job.text.max_length, stage), COMMAND)
+    stanzas.write_yaml(config, stanzas.for_llamafactory(job, data, stage), COMMAND)
     return exported
 
 
 def _scored(job: ExportJob) -> tuple[str, dict[str, Any], Convert]:
     """The stage, what dataset_info.json says of the rows, and how one is written: as it was scored."""
     found = job.survey
+    entry: dict[str, Any]
     if found.pairs:
-
-        def pair(sample: Row) -> dict[str, str]:
-            return dict(zip(("prompt", "chosen", "rejected"), pair_of(job, sample, opened=True), strict=True))
-
-        columns = {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"}
-        return "dpo", {"ranking": True, "formatting": "alpaca", "columns": columns}, pair
+        entry = {"ranking": True, "formatting": "alpaca"}
+        entry["columns"] = {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"}
+        return "dpo", entry, lambda sample: pair_of(job, sample, opened=True)
     if found.text == found.rows:
         return "pt", {"columns": {"prompt": "text"}}, lambda sample: text_row(sample, job.text.bos, job.text.eos)
 

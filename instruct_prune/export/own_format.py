@@ -1,17 +1,18 @@
-"""The kept rows in the input's own format, value for value: each kind of file is written by the reader that reads it."""
+"""The kept rows as they came: line by line, and in the input's own format, which the reader of its kind writes."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from instruct_prune.rows.find import find_readers
-from instruct_prune.rows.reader import Reader, as_mapping
+from instruct_prune.rows.reader import as_mapping, line_of
 from instruct_prune.rows.row import Row
+from instruct_prune.storage import atomic
 
 WITH_A_FILE = ("json", "csv", "tsv", "parquet", "arrow", "dataset", "hub")
 
@@ -23,13 +24,15 @@ class KeptOf:
     source: str
     lines: list[int] = field(default_factory=list)
 
-    def reader(self, split: str | None, subset: str | None) -> Reader:
-        """The input, opened again.
 
-        Raises:
-            InputError: it cannot be read again.
-        """
-        return next(find_readers([self.source], split, subset))
+def write_pruned(rows: Iterable[tuple[int, bytes | Mapping[str, Any]]], target: Path) -> int:
+    """Write the kept rows as JSONL, streamed, under a temporary name until complete; return how many."""
+    written = 0
+    with atomic(target) as file:
+        for _, raw in rows:
+            file.write(line_of(raw) + b"\n")
+            written += 1
+    return written
 
 
 def write_own_format(
@@ -61,7 +64,8 @@ def write_own_format(
     paths = []
     for number, kept in enumerate(inputs, 1):
         name = "pruned" if len(inputs) == 1 else f"pruned-{number:02d}-{_stem(kept.source)}"
-        written = kept.reader(split, subset).write(kept.lines, _raws(islice(rows, len(kept.lines))), folder / name)
+        raws = (as_mapping(row.raw) for row in islice(rows, len(kept.lines)))
+        written = next(find_readers([kept.source], split, subset)).write(kept.lines, raws, folder / name)
         paths += [written] if written else []
     return paths
 
@@ -74,10 +78,6 @@ def kept_by_input(samples: Iterable[Row]) -> list[KeptOf]:
             inputs.append(KeptOf(sample.source))
         inputs[-1].lines.append(sample.line)
     return inputs
-
-
-def _raws(samples: Iterable[Row]) -> Iterator[Mapping[str, Any]]:
-    return (as_mapping(sample.raw) for sample in samples)
 
 
 def _stem(source: str) -> str:

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from instruct_prune.errors import InputError
 from instruct_prune.export import stanzas
-from instruct_prune.export.conversations import messages_row, sharegpt_row
+from instruct_prune.export.conversations import check_masks, mask_notes, messages_row, sharegpt_row
 from instruct_prune.export.images import suffix_of
 from instruct_prune.export.job import CannotExpressError, Exported, ExportJob, write_json_rows
-from instruct_prune.export.masks import check_masks, mask_notes
 from instruct_prune.rows.arrow_tables import KeptTable, write_parquet_table
 from instruct_prune.rows.pictures import MARK
 from instruct_prune.rows.row import ImageRef, Message, Row
@@ -143,7 +142,7 @@ def trl(job: ExportJob) -> Exported:
     if not last:
         data["assistant_only_loss"] = True
     command = "trl sft --config trl.yaml"
-    stanza = stanzas.for_trl(job.model, data, job.text.max_length)
+    stanza = stanzas.for_trl(job, data)
     stanzas.write_yaml(config, {**stanza, "max_length": None}, command)  # TRL would cut inside a picture
     notes: tuple[str, ...] = (f"run in {folder}: {command}",)
     if not last:
@@ -153,21 +152,7 @@ def trl(job: ExportJob) -> Exported:
     return Exported("trl", (target, config), rows, notes=notes)
 
 
-def messages(job: ExportJob) -> Exported:
-    """``messages.jsonl``: OpenAI's form, each picture as a part of its turn with the path of its file."""
-    job.refuse_pairs("messages")
-    found, files = job.survey, files_in(job.folder / "messages_pictures")
-
-    def convert(sample: Row) -> dict[str, Any]:
-        row = messages_row(
-            sample, job.trained(sample), weights=found.untrained > 0, tools=found.tools > 0, pictures=True
-        )
-        return {**row, "messages": list(_turns(sample, row["messages"], iter(files(sample))))}
-
-    return write_json_rows(job, "messages", job.folder / "messages.jsonl", convert)
-
-
-def _turns(sample: Row, turns: list[dict[str, Any]], files: Iterator[str] | None) -> Iterator[dict[str, Any]]:
+def turns_of(sample: Row, turns: list[dict[str, Any]], files: Iterator[str] | None) -> Iterator[dict[str, Any]]:
     """The turns with content as parts; parts that show a picture name its file where there are ``files``."""
     for message, turn in zip(sample.messages, turns, strict=True):
         if not message.images and files is not None:
@@ -207,7 +192,7 @@ def _messages(sample: Row, last: bool) -> dict[str, Any]:
         raise InputError(f"--to trl: row {sample.row_id} calls tools beside its pictures, which this file cannot hold.")
     turns = [
         {"role": t["role"], "content": t["content"]}
-        for t in _turns(sample, messages_row(sample, set(), pictures=True)["messages"], None)
+        for t in turns_of(sample, messages_row(sample, set(), pictures=True)["messages"], None)
     ]
     said: Mapping[str, Any] = {"prompt": turns[:-1], "completion": turns[-1:]} if last else {"messages": turns}
     images = [{"bytes": p.data, "path": p.path if p.data is None else None} for p in pictures_of(sample)]

@@ -63,8 +63,8 @@ def prompt_and_answer(job: ExportJob, sample: Row, *, opened: bool) -> tuple[str
     return pieces[0][0], pieces[1][0]
 
 
-def pair_of(job: ExportJob, sample: Row, *, opened: bool) -> tuple[str, str, str]:
-    """Prompt, chosen and rejected answer of a preference row, as the template writes them.
+def pair_of(job: ExportJob, sample: Row, *, opened: bool) -> dict[str, str]:
+    """``prompt``, ``chosen`` and ``rejected`` answer of a preference row, as the template writes them.
 
     Raises:
         CannotExpressError: the row is no pair, or its two answers do not answer the same prompt.
@@ -73,4 +73,4 @@ def pair_of(job: ExportJob, sample: Row, *, opened: bool) -> tuple[str, str, str
     other, rejected = prompt_and_answer(job, job.rejected(sample), opened=opened)
     if prompt != other:
         raise CannotExpressError("the chosen and the rejected answer follow different prompts")
-    return prompt, chosen, rejected
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}

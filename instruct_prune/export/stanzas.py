@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from instruct_prune.export.job import ExportJob
 from instruct_prune.storage import atomic
 
 EPOCHS, SFT_RATE, DPO_RATE, BETA = 3, 2e-4, 5e-6, 0.1
@@ -39,19 +40,18 @@ def _schedule(dpo: bool) -> dict[str, Any]:
     }
 
 
-def for_trl(model: str, data: Mapping[str, Any], max_length: int, *, dpo: bool = False) -> dict[str, Any]:
+def for_trl(job: ExportJob, data: Mapping[str, Any], *, dpo: bool = False) -> dict[str, Any]:
     """For ``trl sft`` or ``trl dpo``.
 
     Args:
-        model: what to train.
+        job: says what to train, and how many tokens a row has at most.
         data: how the rows are loaded, and options that they need.
-        max_length: tokens.
         dpo: the rows are preference pairs.
     """
     return {
-        "model_name_or_path": model,
+        "model_name_or_path": job.model,
         **data,
-        "max_length": max_length,
+        "max_length": job.text.max_length,
         **({"beta": BETA} if dpo else {"packing": False}),
         "use_peft": True,
         "lora_r": RANK,
@@ -62,11 +62,11 @@ def for_trl(model: str, data: Mapping[str, Any], max_length: int, *, dpo: bool =
     }
 
 
-def for_llamafactory(model: str, data: Mapping[str, Any], max_length: int, stage: str) -> dict[str, Any]:
+def for_llamafactory(job: ExportJob, data: Mapping[str, Any], stage: str) -> dict[str, Any]:
     """For ``llamafactory-cli train``; ``stage`` is "sft", "dpo" or "pt", the rest as in `for_trl`."""
     dpo = stage == "dpo"
     return {
-        "model_name_or_path": model,
+        "model_name_or_path": job.model,
         "stage": stage,
         "do_train": True,
         "finetuning_type": "lora",
@@ -75,19 +75,19 @@ def for_llamafactory(model: str, data: Mapping[str, Any], max_length: int, stage
         "lora_target": "all",
         **({"pref_beta": BETA, "pref_loss": "sigmoid"} if dpo else {}),
         **data,
-        "cutoff_len": max_length,
+        "cutoff_len": job.text.max_length,
         **_schedule(dpo),
     }
 
 
-def for_axolotl(model: str, source: Mapping[str, Any], max_length: int, *, dpo: bool = False) -> dict[str, Any]:
+def for_axolotl(job: ExportJob, source: Mapping[str, Any], *, dpo: bool = False) -> dict[str, Any]:
     """For ``axolotl train``; ``source`` is the entry of ``datasets``, the rest as in `for_trl`."""
     return {
-        "base_model": model,
+        "base_model": job.model,
         **({"rl": "dpo", "rl_beta": BETA} if dpo else {}),
         "datasets": [dict(source)],
         **({} if dpo else {"train_on_inputs": False, "sample_packing": False}),
-        "sequence_len": max_length,
+        "sequence_len": job.text.max_length,
         "adapter": "lora",
         "lora_r": RANK,
         "lora_alpha": ALPHA,
@@ -105,13 +105,13 @@ def for_axolotl(model: str, source: Mapping[str, Any], max_length: int, *, dpo: 
     }
 
 
-def for_swift(model: str, data: Mapping[str, Any], max_length: int) -> dict[str, Any]:
+def for_swift(job: ExportJob, data: Mapping[str, Any]) -> dict[str, Any]:
     """For ``swift sft``; as in `for_trl`."""
     return {
-        "model": model,
+        "model": job.model,
         "use_hf": True,
         **data,
-        "max_length": max_length,
+        "max_length": job.text.max_length,
         "truncation_strategy": "left",  # by default ms-swift leaves out rows that are too long
         "tuner_type": "lora",
         "lora_rank": RANK,

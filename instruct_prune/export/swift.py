@@ -38,5 +38,5 @@ def swift(job: ExportJob) -> Exported:
     notes = (f"run in {folder}: {COMMAND}", *((f"not exactly what was scored: {job.parted}",) if job.parted else ()))
     exported = write_json_rows(job, "swift", target, convert, (config,), notes)
     data = {"dataset": [target.name], "use_chat_template": False}
-    stanzas.write_yaml(config, stanzas.for_swift(job.model, data, job.text.max_length), COMMAND)
+    stanzas.write_yaml(config, stanzas.for_swift(job, data), COMMAND)
     return exported

@@ -10,7 +10,8 @@ from instruct_prune.errors import InputError
 from instruct_prune.export.images import dataset
 from instruct_prune.export.job import Exported, ExportJob
 from instruct_prune.export.own_format import kept_by_input
-from instruct_prune.rows.arrow_tables import ArrowTable, KeptTable, ParquetTable, write_parquet_table
+from instruct_prune.rows.arrow_tables import KeptTable, TableFile, write_parquet_table
+from instruct_prune.rows.find import find_readers
 from instruct_prune.rows.reader import as_mapping, is_turn
 from instruct_prune.rows.row import Row
 from instruct_prune.rows.saved import HubDataset, save_dataset
@@ -23,7 +24,6 @@ MIXED = (
     "a column of the kept rows holds values of different types, which an Arrow table takes only as JSON, from version 4.7 of the "
     "library `datasets` on. Install it (pip install 'datasets>=4.7'), or use pruned.jsonl, which has the rows as they came."
 )
-TABLES = (ParquetTable, ArrowTable, HubDataset)
 
 
 def table_of(job: ExportJob) -> KeptTable:
@@ -33,8 +33,10 @@ def table_of(job: ExportJob) -> KeptTable:
         InputError: a number is too large for Arrow.
     """
     if job.kind in ("parquet", "arrow", "dataset", "hub"):
-        inputs = [(kept.reader(job.split, job.subset), kept.lines) for kept in kept_by_input(job.samples)]
-        tables = [reader.kept(lines) for reader, lines in inputs if isinstance(reader, TABLES)]
+        inputs = [
+            (kept, next(find_readers([kept.source], job.split, job.subset))) for kept in kept_by_input(job.samples)
+        ]
+        tables = [reader.kept(kept.lines) for kept, reader in inputs if isinstance(reader, TableFile | HubDataset)]
         if all(table.schema.equals(tables[0].schema) for table in tables):
             return KeptTable(tables[0].schema, lambda: (chunk for table in tables for chunk in table.chunks()))
     return _inferred(job.samples)

@@ -37,22 +37,12 @@ def tokens(job: ExportJob) -> Exported:
     job.refuse_pairs("tokens")
     table, rows = write_tokens(job, "tokens", folder)
     dataset, _ = write_dataset(job, "tokens", folder)
+    # LLaMA-Factory wants a dataset and a template named, and reads neither when there is a tokenized_path.
+    data = {"dataset": job.slug, "tokenized_path": "dataset", "template": "empty"}
     configs = {
-        "trl.yaml": (stanzas.for_trl(job.model, FOR_TRL, job.text.max_length), "trl sft --config trl.yaml"),
-        # LLaMA-Factory wants a dataset and a template named, and reads neither when there is a tokenized_path.
-        "llamafactory.yaml": (
-            stanzas.for_llamafactory(
-                job.model,
-                {"dataset": job.slug, "tokenized_path": "dataset", "template": "empty"},
-                job.text.max_length,
-                "sft",
-            ),
-            "llamafactory-cli train llamafactory.yaml",
-        ),
-        "axolotl.yaml": (
-            stanzas.for_axolotl(job.model, {"path": "dataset"}, job.text.max_length),
-            "axolotl train axolotl.yaml",
-        ),
+        "trl.yaml": (stanzas.for_trl(job, FOR_TRL), "trl sft --config trl.yaml"),
+        "llamafactory.yaml": (stanzas.for_llamafactory(job, data, "sft"), "llamafactory-cli train llamafactory.yaml"),
+        "axolotl.yaml": (stanzas.for_axolotl(job, {"path": "dataset"}), "axolotl train axolotl.yaml"),
     }
     for name, (stanza, command) in configs.items():
         stanzas.write_yaml(folder / name, stanza, command)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from instruct_prune.export import pictured
-from instruct_prune.export.conversations import alpaca_row, messages_row
+from instruct_prune.export.conversations import alpaca_row, check_masks, mask_notes, messages_row
 from instruct_prune.export.job import Exported, ExportJob, write_json_rows
-from instruct_prune.export.masks import check_masks, mask_notes
+from instruct_prune.export.pictured import files_in, turns_of
 from instruct_prune.rows.row import Row
 
 
@@ -24,17 +23,20 @@ def alpaca(job: ExportJob) -> Exported:
 
 
 def messages(job: ExportJob) -> Exported:
-    """``messages.jsonl``: OpenAI's form, which TRL and axolotl take; ``weight`` 0 marks turns that are not trained."""
-    if job.survey.pictures:
-        return pictured.messages(job)
+    """``messages.jsonl``: OpenAI's form, which TRL and axolotl take; ``weight`` 0 marks turns that are not trained.
+
+    A picture is a part of its turn, with the path of its file.
+    """
     job.refuse_pairs("messages")
-    found = job.survey
+    found, files = job.survey, files_in(job.folder / "messages_pictures")
+    weights, tools = found.untrained > 0, found.tools > 0
 
     def convert(sample: Row) -> dict[str, Any]:
-        return messages_row(sample, job.trained(sample), weights=found.untrained > 0, tools=found.tools > 0)
+        row = messages_row(sample, job.trained(sample), weights=weights, tools=tools, pictures=True)
+        return {**row, "messages": list(turns_of(sample, row["messages"], iter(files(sample))))}
 
     notes = []
-    if job.text.template != "chat":
+    if not found.pictures and job.text.template != "chat":
         said = f"the rows were scored under the template {job.text.template!r}"
         notes.append(f"{said}; messages are rendered by the trainer's chat template")
     if found.untrained:

@@ -44,17 +44,13 @@ def trl(job: ExportJob) -> Exported:
     else:
         exported = write_json_rows(job, "trl", target, _convert(job), (config,), notes)
         data |= {} if dpo or found.text == found.rows else {"completion_only_loss": True}
-    stanzas.write_yaml(config, stanzas.for_trl(job.model, data, job.text.max_length, dpo=dpo), command)
+    stanzas.write_yaml(config, stanzas.for_trl(job, data, dpo=dpo), command)
     return dataclasses.replace(exported, notes=(*exported.notes, *_pair_notes(job, target))) if dpo else exported
 
 
 def _convert(job: ExportJob) -> Convert:
     if job.survey.pairs:
-
-        def pair(sample: Row) -> dict[str, str]:
-            return dict(zip(("prompt", "chosen", "rejected"), pair_of(job, sample, opened=False), strict=True))
-
-        return pair
+        return lambda sample: pair_of(job, sample, opened=False)
     if job.survey.text == job.survey.rows:
         return lambda sample: text_row(sample, job.text.bos, job.text.eos)
 

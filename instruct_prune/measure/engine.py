@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any, Protocol
 
@@ -81,58 +81,90 @@ class Known:
 
 
 @dataclass(frozen=True)
+class Planned:
+    """One pass, ready to run.
+
+    Attributes:
+        a_pass: what is read, under which weights.
+        items: the rows, as its view shows them.
+        plan: their batches.
+        known: what need not be measured; the last chunks of the plan.
+    """
+
+    a_pass: Pass
+    items: ByPosition
+    plan: Plan
+    known: Known | None = None
+
+    @property
+    def name(self) -> str:
+        return self.a_pass.name
+
+    def start(self, model: Model) -> None:
+        """Tell the model; its weights are those of the pass already."""
+        model.start_pass(self.plan, self.a_pass.depths, self.a_pass.pooled)
+
+
+@dataclass(frozen=True)
 class Work:
     """Everything a rank needs: what to measure and where to put it.
 
     Attributes:
         passes: in the order in which they run.
-        items: the rows of each pass, as its view shows them.
-        plans: the batches of each pass.
         parts: where results go.
-        known: for each pass, what need not be measured; the last chunks of its plan.
     """
 
-    passes: tuple[Pass, ...]
-    items: tuple[ByPosition, ...]
-    plans: tuple[Plan, ...]
+    passes: tuple[Planned, ...]
     parts: PartStore
-    known: tuple[Known | None, ...] = ()
 
     def missing(self) -> Todo:
         """Parts that are absent, torn or foreign."""
         return [
             (p, chunk)
-            for p, a_pass in enumerate(self.passes)
-            for chunk in self.parts.missing(a_pass.name, len(self.plans[p].chunks))
+            for p, one in enumerate(self.passes)
+            for chunk in self.parts.missing(one.name, len(one.plan.chunks))
         ]
 
     @property
     def n_parts(self) -> int:
-        return sum(len(plan.chunks) for plan in self.plans)
+        return sum(len(one.plan.chunks) for one in self.passes)
 
     def cost(self, todo: Todo) -> int:
         """Padded tokens (or pictures) of these parts."""
-        return sum(batch.width * len(batch.rows) for p, chunk in todo for batch in self.plans[p].chunks[chunk])
+        return sum(batch.width * len(batch.rows) for p, chunk in todo for batch in self.passes[p].plan.chunks[chunk])
 
     def describe(self, todo: Todo) -> str:
-        rows = {int(row) for p, chunk in todo for row in self.plans[p].rows_of(chunk)}
+        rows = {int(row) for p, chunk in todo for row in self.passes[p].plan.rows_of(chunk)}
         names = sorted({self.passes[p].name for p, _ in todo})
         return f"{len(todo)} of {self.n_parts} parts, {len(rows)} rows, of {', '.join(names)}"
 
 
 @dataclass(frozen=True)
 class Spent:
-    """What one process did.
+    """What passes took.
 
     Attributes:
-        switching_seconds: on making subnets.
-        scoring_seconds: on passes.
+        switching_seconds: of one process, on making subnets.
+        scoring_seconds: of one process, on its parts of the passes.
         left_whole: weights that no mask touched, with the reason.
+        seconds: of the clock, until all processes were done.
+        cost: tokens or pictures that all processes computed.
     """
 
-    switching_seconds: float
-    scoring_seconds: float
-    left_whole: dict[str, str]
+    switching_seconds: float = 0.0
+    scoring_seconds: float = 0.0
+    left_whole: Mapping[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    cost: int = 0
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(
+            self.switching_seconds + other.switching_seconds,
+            self.scoring_seconds + other.scoring_seconds,
+            {**self.left_whole, **other.left_whole},
+            round(self.seconds + other.seconds, 3),
+            self.cost + other.cost,
+        )
 
 
 def share(todo: Todo, rank: int, world: int) -> Todo:
@@ -141,12 +173,7 @@ def share(todo: Todo, rank: int, world: int) -> Todo:
 
 
 def measure_parts(
-    model: Model,
-    work: Work,
-    todo: Todo,
-    *,
-    include_head: bool = False,
-    advance: Advance = lambda rows, cost: None,
+    model: Model, work: Work, todo: Todo, *, include_head: bool = False, advance: Advance = lambda rows, cost: None
 ) -> Spent:
     """Compute and write the parts in ``todo``; weights are bit-identical afterwards, whatever happens.
 
@@ -157,33 +184,30 @@ def measure_parts(
     """
     switching = scoring = 0.0
     with SubnetSwitch(model.module, include_head, model.backbone) as switch, _sigterm() as stopped:
-        for p, a_pass in enumerate(work.passes):
+        for p, one in enumerate(work.passes):
             chunks = [chunk for q, chunk in todo if q == p]
             if not chunks:
                 continue
             began = time.perf_counter()
-            switch.to(a_pass.weights)
-            model.start_pass(work.plans[p], a_pass.depths, a_pass.pooled)
+            switch.to(one.a_pass.weights)
+            one.start(model)
             switched = time.perf_counter()
             switching += switched - began
             for chunk in chunks:
                 if stopped:
                     raise IncompleteRunError(f"stopped by signal {stopped[0]} after a finished part", stopped[0])
-                columns = measure_chunk(model, a_pass, work.items[p], work.plans[p].chunks[chunk], advance)
-                work.parts.write(a_pass.name, chunk, columns)
+                work.parts.write(one.name, chunk, measure_chunk(model, one, one.plan.chunks[chunk], advance))
             scoring += time.perf_counter() - switched
         return Spent(switching, scoring, switch.left_whole())
 
 
-def measure_chunk(
-    model: Model, a_pass: Pass, items: ByPosition, batches: Sequence[Batch], advance: Advance
-) -> dict[str, Any]:
+def measure_chunk(model: Model, one: Planned, batches: Sequence[Batch], advance: Advance) -> dict[str, Any]:
     """One chunk's columns: position int64, what each probe reads (float32, or a list of them), error (None where it ran)."""
     positions: list[Int64] = []
     values: list[Float32] = []
     errors: list[str | None] = []
     for batch in batches:
-        for rows, found, error in _with_halving(model, a_pass, items, batch):
+        for rows, found, error in _with_halving(model, one, batch):
             positions.append(rows)
             values.append(found)
             errors += [error] * len(rows)
@@ -191,7 +215,7 @@ def measure_chunk(
     table = np.concatenate(values)
     columns: dict[str, Any] = {"position": np.concatenate(positions)}
     at = 0
-    for measurement in a_pass.measurements:
+    for measurement in one.a_pass.measurements:
         width = measurement.probe.width(model)
         piece = np.ascontiguousarray(
             table[:, at : at + width], dtype=np.float16 if measurement.probe.half else np.float32
@@ -224,13 +248,11 @@ def run_batch(model: Model, a_pass: Pass, items: ByPosition, batch: Batch) -> to
         return torch.cat(found, dim=1).detach()[: len(seen)]
 
 
-def _with_halving(
-    model: Model, a_pass: Pass, items: ByPosition, batch: Batch
-) -> Iterator[tuple[Int64, Float32, str | None]]:
+def _with_halving(model: Model, one: Planned, batch: Batch) -> Iterator[tuple[Int64, Float32, str | None]]:
     """Run a batch; where memory does not suffice, run its halves, down to one row, which then fails with a reason."""
     problem = None
     try:
-        yield batch.rows, run_batch(model, a_pass, items, batch).cpu().numpy(), None
+        yield batch.rows, run_batch(model, one.a_pass, one.items, batch).cpu().numpy(), None
         return
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not _out_of_memory(error):
@@ -240,15 +262,13 @@ def _with_halving(
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     if len(batch.rows) == 1:
-        yield (
-            batch.rows,
-            np.full((1, sum(m.probe.width(model) for m in a_pass.measurements)), np.nan, dtype=np.float32),
-            f"out of memory with this row alone: {problem}",
-        )
+        width = sum(measurement.probe.width(model) for measurement in one.a_pass.measurements)
+        nothing = np.full((1, width), np.nan, dtype=np.float32)
+        yield batch.rows, nothing, f"out of memory with this row alone: {problem}"
         return
     middle = (len(batch.rows) + 1) // 2
     for rows in (batch.rows[:middle], batch.rows[middle:]):
-        yield from _with_halving(model, a_pass, items, replace(batch, rows=rows))
+        yield from _with_halving(model, one, replace(batch, rows=rows))
 
 
 def _out_of_memory(error: BaseException) -> bool:

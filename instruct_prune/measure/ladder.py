@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
+from instruct_prune.config import Preset
 from instruct_prune.errors import InputError
 from instruct_prune.measure.adapter import AdapterFolder, adapter_name
 from instruct_prune.measure.subnet import ALONE, BLIND, DENSE, FULL, SubnetSpec
@@ -25,23 +26,6 @@ EXAMPLES = {"depth": "6,12", "adapter": "FOLDER"}
 VIEWS = (FULL, ALONE, BLIND)
 OWN = re.compile(r"([A-Za-z_][\w.]*:[A-Za-z_]\w*)(?::(.*))?")
 """A user's own family, ``module:function`` or ``module:function:0.1,0.2``."""
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A named list of subnets and the score that is made of them.
-
-    Attributes:
-        subnets: in the notation of ``--subnets``.
-        score: name of the aggregate.
-        about: one line for people.
-        probes: further readings of the dense pass that the score is made of, in the notation of ``--probes``.
-    """
-
-    subnets: tuple[str, ...]
-    score: str
-    about: str
-    probes: tuple[str, ...] = ()
 
 
 Presets = Mapping[str, Preset]

@@ -61,10 +61,6 @@ class Pass:
     def pooled(self) -> bool:
         return any(m.probe.pooled for m in self.measurements)
 
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return tuple(m.column for m in self.measurements)
-
 
 def measurements_of(ladder: Iterable[SubnetSpec], probes: Iterable[Probe]) -> tuple[Measurement, ...]:
     """The loss under each subnet of a ladder, each once, and further readings of the dense model.
@@ -96,14 +92,10 @@ def plan_passes(measurements: Sequence[Measurement]) -> tuple[Pass, ...]:
     for one in measurements:
         found.setdefault((one.spec.weights, one.spec.view), []).append(one)
     views = sorted({view for _, view in found}, key=lambda view: (view not in (FULL, ALONE, BLIND), view != FULL, view))
-    kinds = sorted({w.kind for w, _ in found}, key=lambda kind: (*_place(kind), kind))
+    families = [*FAMILIES, *sorted({w.kind for w, _ in found} - FAMILIES.keys())]
 
     def order(key: tuple[SubnetSpec, str]) -> tuple[int, int, str, int, float]:
         weights, view = key
-        return views.index(view), kinds.index(weights.kind), weights.scope, weights.seed, -weights.value
+        return views.index(view), families.index(weights.kind), weights.scope, weights.seed, -weights.value
 
     return tuple(Pass(key[0], key[1], tuple(found[key])) for key in sorted(found, key=order))
-
-
-def _place(kind: str) -> tuple[int]:
-    return (list(FAMILIES).index(kind) if kind in FAMILIES else len(FAMILIES),)

@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from instruct_prune.arrays import Float32, Int64
-from instruct_prune.encode.batching import Plan
 from instruct_prune.errors import IncompleteRunError
-from instruct_prune.measure.engine import KNOWN_ROWS, Work
-from instruct_prune.measure.measurement import Measurement, Pass
+from instruct_prune.measure.engine import KNOWN_ROWS, Planned, Work
+from instruct_prune.measure.measurement import Measurement
 from instruct_prune.measure.parts import PartStore
 from instruct_prune.storage import array_file
 
@@ -22,16 +21,15 @@ class Stored:
     """One measurement of a finished pass."""
 
     parts: PartStore
-    plan: Plan
-    a_pass: Pass
+    of: Planned
     measurement: Measurement
 
     def blocks(self) -> Iterator[tuple[Int64, Float32]]:
         """positions int64 [m] and values float32 [m, d], part by part in a fixed order."""
-        for chunk in range(len(self.plan.chunks)):
-            table = self.parts.read(self.a_pass.name, chunk)
+        for chunk in range(len(self.of.plan.chunks)):
+            table = self.parts.read(self.of.name, chunk)
             if table is None:
-                raise IncompleteRunError(f"part {chunk} of {self.a_pass.name} is missing")
+                raise IncompleteRunError(f"part {chunk} of {self.of.name} is missing")
             positions = table.column("position").to_numpy()
             column = table.column(self.measurement.column).combine_chunks()
             flat = column.flatten() if hasattr(column, "flatten") and column.type.num_fields else column
@@ -57,22 +55,22 @@ class Stored:
 
 def write_known(work: Work) -> None:
     """Write the parts of what was measured before, where they are not there yet; on the main process."""
-    for known, a_pass, plan in zip(work.known, work.passes, work.plans, strict=True):
-        if known is None:
+    for one in work.passes:
+        if one.known is None:
             continue
-        first = len(plan.chunks) - len(known.chunks)
-        for chunk in range(first, len(plan.chunks)):
-            if work.parts.read(a_pass.name, chunk) is None:
+        first = len(one.plan.chunks) - len(one.known.chunks)
+        for chunk in range(first, len(one.plan.chunks)):
+            if work.parts.read(one.name, chunk) is None:
                 at = (chunk - first) * KNOWN_ROWS
-                work.parts.write(a_pass.name, chunk, known.part(slice(at, at + KNOWN_ROWS)))
+                work.parts.write(one.name, chunk, one.known.part(slice(at, at + KNOWN_ROWS)))
 
 
 def find(work: Work, column: str) -> Stored:
     """The stored measurement of this column name."""
     return next(
-        Stored(work.parts, work.plans[p], a_pass, one)
-        for p, a_pass in enumerate(work.passes)
-        for one in a_pass.measurements
+        Stored(work.parts, planned, one)
+        for planned in work.passes
+        for one in planned.a_pass.measurements
         if one.column == column
     )
 
@@ -93,16 +91,16 @@ def merge_columns(work: Work, n_rows: int) -> tuple[dict[Measurement, Float32], 
     """
     found: dict[Measurement, Float32] = {}
     errors: dict[int, str] = {}
-    for p, a_pass in enumerate(work.passes):
+    for planned in work.passes:
         expected, counted = np.zeros(n_rows, dtype=np.int8), np.zeros(n_rows, dtype=np.int8)
-        for chunk in range(len(work.plans[p].chunks)):
-            expected[work.plans[p].rows_of(chunk)] += 1
-            table = work.parts.read(a_pass.name, chunk)
+        for chunk in range(len(planned.plan.chunks)):
+            expected[planned.plan.rows_of(chunk)] += 1
+            table = work.parts.read(planned.name, chunk)
             if table is None:
                 continue
             positions = table.column("position").to_numpy()
             np.add.at(counted, positions, 1)
-            for one in a_pass.measurements:
+            for one in planned.a_pass.measurements:
                 values = table.column(one.column).combine_chunks()
                 if not values.type.num_fields:
                     column = found.setdefault(one, np.full(n_rows, np.nan, dtype=np.float32))
@@ -111,5 +109,7 @@ def merge_columns(work: Work, n_rows: int) -> tuple[dict[Measurement, Float32], 
                 if error is not None:
                     errors[int(position)] = error
         if not np.array_equal(expected, counted):
-            raise IncompleteRunError(f"{int((expected != counted).sum())} rows of {a_pass.name} are missing or doubled")
+            raise IncompleteRunError(
+                f"{int((expected != counted).sum())} rows of {planned.name} are missing or doubled"
+            )
     return found, errors

@@ -25,7 +25,6 @@ from instruct_prune.encode.batching import Plan
 from instruct_prune.encode.item import Tokens
 from instruct_prune.errors import InputError
 from instruct_prune.models import names
-from instruct_prune.models.attention import ShortAttention
 from instruct_prune.models.decoder import (
     Exits,
     UpToHead,
@@ -36,7 +35,7 @@ from instruct_prune.models.decoder import (
     output_head,
 )
 from instruct_prune.models.head import Head
-from instruct_prune.models.linear import OneDnnLinear
+from instruct_prune.models.kernels import OneDnnLinear, ShortAttention
 from instruct_prune.models.model import Items, States
 from instruct_prune.models.sharing import Shortcuts, Trial, repeated
 from instruct_prune.models.text_batch import TextBatch, pooled_states
@@ -55,8 +54,9 @@ class Prefix:
 
 
 class CausalLM(TextModel):
-    """A causal language model of transformers."""
+    """A causal language model of transformers, which its class ``factory`` loads."""
 
+    factory = "AutoModelForCausalLM"
     default = names.DEFAULTS["causal_lm"]
     unit = "tokens"
     pooling = "weighted"
@@ -103,10 +103,9 @@ class CausalLM(TextModel):
             self.hold(self._loaded[0].to(device).eval().requires_grad_(False))
             return
         assert self.source is not None
-        if offload is not None:
-            self.hold(names.load_causal_lm(self.source, dtype, "auto", offload))
-        else:
-            self.hold(names.load_causal_lm(self.source, dtype).to(device))
+        spread = None if offload is None else "auto"
+        module = names.load_causal_lm(self.source, dtype, spread, offload, self.factory)
+        self.hold(module if spread else module.to(device))
 
     def hold(self, module: Any) -> None:
         """Take a loaded transformers model.

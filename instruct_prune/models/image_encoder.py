@@ -19,13 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from instruct_prune.arrays import Float32, Int64
-from instruct_prune.config import EncodeConfig, ScoreConfig
+from instruct_prune.config import EncodeConfig, Preset, ScoreConfig
 from instruct_prune.encode.batching import Plan
 from instruct_prune.encode.item import LabelledImage
 from instruct_prune.encode.pictures import PictureStore, write_pictures
 from instruct_prune.errors import InputError
 from instruct_prune.models import names
-from instruct_prune.models.identity import weights_hash
 from instruct_prune.models.image_features import ImageModel, Output, Transform
 from instruct_prune.models.image_folding import is_watched
 from instruct_prune.models.image_names import DEFAULT, from_factory, load_image_model, size_for
@@ -65,23 +64,14 @@ class ImageEncoder(Model):
     # One threshold over all weights, as released. Of EfficientNet-Lite0 on CIFAR-10 at 224 pixels, 0.9 still ranks
     # pictures as the dense model does (rho 0.99) and 0.6 hardly so any more (0.23).
     ladders = {  # noqa: RUF012
-        "dlc": (
-            ("magnitude-global:1.0,0.8,0.7",),
-            "dlc",
-            "the paper's ladder for images: one threshold over all weights",
-            (),
+        "dlc": Preset(
+            ("magnitude-global:1.0,0.8,0.7",), "dlc", "the paper's ladder for images: one threshold over all weights"
         ),
-        "auto": (
-            ("magnitude-global:1.0,0.8,0.7",),
-            "dlc",
-            "dlc, without the passes that a pilot finds to say nothing new",
-            (),
+        "auto": Preset(
+            ("magnitude-global:1.0,0.8,0.7",), "dlc", "dlc, without the passes that a pilot finds to say nothing new"
         ),
-        "knn_lc": (
-            ("dense",),
-            "knn_lc",
-            "confidence of the nearest neighbours, stage by stage (first version)",
-            ("every",),
+        "knn_lc": Preset(
+            ("dense",), "knn_lc", "confidence of the nearest neighbours, stage by stage (first version)", ("every",)
         ),
     }
 
@@ -126,7 +116,7 @@ class ImageEncoder(Model):
         if self.source is not None:
             return {**self.source.identity(), "image_size": self.size}
         assert self._loaded is not None
-        return {"name": self.name, "content": weights_hash(self._loaded.model)}
+        return {"name": self.name, "content": names.weights_hash(self._loaded.model)}
 
     def load(self, dtype: str, device: torch.device, offload: Path | None = None) -> None:
         if self._loaded is not None:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from instruct_prune.errors import InputError
 from instruct_prune.models import names as models
-from instruct_prune.models.embedded import EMBEDDED
 from instruct_prune.models.image_features import ImageModel, Transform
+from instruct_prune.models.sources import EMBEDDED
 
 DEFAULT = models.DEFAULTS["image_encoder"]
 SIZES = (96, 128, 160, 192, 224)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from instruct_prune.arrays import Bool, Float32, Int32, Int64
-from instruct_prune.config import EncodeConfig, ScoreConfig
+from instruct_prune.config import EncodeConfig, Preset, ScoreConfig
 from instruct_prune.encode.batching import Plan
 from instruct_prune.encode.json_items import JsonItems, write_json_items
 from instruct_prune.encode.rendering import Counts, Writing
@@ -87,8 +87,7 @@ class Model(ABC):
         default: the name that is taken when the user names none; "" where one must be named.
         unit: what items cost: "tokens" or "images".
         batch: cost of a batch when not given, by device type; "other" is any accelerator.
-        ladders: presets of ``--subnets`` for this kind, beside or in place of the general ones: {name: (subnets, score,
-            about, probes)}.
+        ladders: presets of ``--subnets`` for this kind, beside or in place of the general ones.
         compares: whether its loss compares states with those of the dense model, which must then be measured first.
         embeds: whether the rows are clustered by the model's own pooled states unless the user names an embedder.
         pooling: how a row becomes one vector for ``--embedder model``, unless the user says otherwise.
@@ -102,7 +101,7 @@ class Model(ABC):
     default: ClassVar[str] = ""
     unit: ClassVar[str] = "tokens"
     batch: ClassVar[Mapping[str, int]] = {"cpu": 4096, "other": 32768}
-    ladders: ClassVar[Mapping[str, tuple[tuple[str, ...], str, str, tuple[str, ...]]]] = {}
+    ladders: ClassVar[Mapping[str, Preset]] = {}
     compares: ClassVar[bool] = False
     embeds: ClassVar[bool] = False
     pooling: ClassVar[str] = "mean"
@@ -156,7 +155,7 @@ class Model(ABC):
         Raises:
             InputError: ``strict``, and a row cannot be used.
         """
-        write_json_items(folder, rows, self.item, self.content, (self.cost, self.n_response), advance, strict)
+        write_json_items(folder, rows, self, advance, strict)
 
     def content(self, row: Row, item: Any) -> bytes:
         """What is hashed to know a row again in another run (`compare`, ``--reuse``). Default: the item as JSON."""

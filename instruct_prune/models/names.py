@@ -14,15 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from instruct_prune.errors import InputError
-from instruct_prune.models.embedded import EMBEDDED, weights_of
-from instruct_prune.models.gguf import converted_gguf
-from instruct_prune.models.hub import check_on_hub, hub_commit
-from instruct_prune.models.identity import folder_fingerprint
 from instruct_prune.models.pretrained import NO_SDPA, loaded, whole
+from instruct_prune.models.sources import EMBEDDED, check_on_hub, converted_gguf, hub_commit, weights_of
 from instruct_prune.registry import load_attribute, suggestion
 
 DEFAULTS = {"causal_lm": "smollm2-135m-instruct", "image_encoder": "efficientnet-lite0"}
 """{kind of model: the name that is taken when the user names none}."""
+
+SAMPLE_BYTES = 1 << 20  # of a file of weights, at its start, middle and end
 
 NO_SIGHT = (
     "the rows show pictures, and no model for them is installed: name a vision-language model with --model (a Hub id or a folder). "
@@ -161,8 +160,9 @@ def load_tokenizer(source: ModelSource) -> Any:
 
 
 def load_causal_lm(
-    source: ModelSource, dtype: str, device_map: str | dict[str, Any] | None = None, offload_folder: Path | None = None
-) -> Any:
+    source: ModelSource, dtype: str, device_map: str | dict[str, Any] | None = None, offload_folder: Path | None = None,
+    factory: str = "AutoModelForCausalLM",
+) -> Any:  # fmt: skip
     """The language model, in evaluation mode, without gradients.
 
     Args:
@@ -170,24 +170,8 @@ def load_causal_lm(
         dtype: torch name of the weights' type.
         device_map: "auto" or {module: device, "cpu" or "disk"} to spread one model over devices.
         offload_folder: where weights that fit nowhere else go.
+        factory: the class of transformers that makes it.
     """
-    return _language_model("AutoModelForCausalLM", source, dtype, device_map, offload_folder)
-
-
-def load_vision_language_model(
-    source: ModelSource, dtype: str, device_map: str | None = None, offload_folder: Path | None = None
-) -> Any:
-    """A model of texts with pictures; as `load_causal_lm`."""
-    return _language_model("AutoModelForImageTextToText", source, dtype, device_map, offload_folder)
-
-
-def _language_model(
-    factory: str,
-    source: ModelSource,
-    dtype: str,
-    device_map: str | dict[str, Any] | None,
-    offload_folder: Path | None,
-) -> Any:
     import torch
     import transformers
 
@@ -286,3 +270,29 @@ def _positions_lost(config: Any) -> int:
     counted = ("roberta", "camembert", "data2vec-text", "xmod")
     model_type = str(getattr(config, "model_type", ""))
     return int(config.pad_token_id or 0) + 1 if any(name in model_type for name in counted) else 0
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """Hash of a model folder: small files whole, weight files by size and samples of their bytes (start, middle, end)."""
+    total = hashlib.blake2b(digest_size=16)
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")):
+        if path.suffix not in (".json", ".safetensors", ".bin", ".txt", ".model", ".jinja"):
+            continue
+        size = path.stat().st_size
+        total.update(f"{path.relative_to(folder).as_posix()}:{size}".encode())
+        with open(path, "rb") as file:
+            for start in sorted({0, max(0, size // 2 - SAMPLE_BYTES // 2), max(0, size - SAMPLE_BYTES)}):
+                file.seek(start)
+                total.update(file.read(SAMPLE_BYTES))
+    return total.hexdigest()
+
+
+def weights_hash(model: Any) -> str:
+    """Hash of all parameters and buffers of a module, by name."""
+    import torch
+
+    total = hashlib.blake2b(digest_size=16)
+    for name, tensor in model.state_dict().items():
+        total.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype}".encode())
+        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from instruct_prune.errors import InputError
-from instruct_prune.models.embedded import EMBEDDED
+from instruct_prune.models.sources import EMBEDDED
 
 if TYPE_CHECKING:
     from instruct_prune.models.names import ModelSource

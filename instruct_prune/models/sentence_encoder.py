@@ -24,17 +24,16 @@ class TextEncoder:
     Args:
         location: local folder or Hub id.
         name: as the user wrote it, for messages.
-        device: torch device, or None for the library's choice.
         batch_size: rows encoded at a time.
     """
 
-    def __init__(self, location: str, name: str, device: str | None = None, batch_size: int = 64) -> None:
+    def __init__(self, location: str, name: str, batch_size: int = 64) -> None:
         from sentence_transformers import SentenceTransformer
         from transformers.utils import logging
 
         logging.disable_progress_bar()
         try:
-            self.model: Any = SentenceTransformer(location, device=device, trust_remote_code=False)
+            self.model: Any = SentenceTransformer(location, trust_remote_code=False)
         except Exception as error:  # files that others wrote can fail in any way
             if type(error).__name__ == "UnpicklingError":
                 raise InputError(PICKLED.format(what=f"--embedder {name}")) from error

@@ -89,7 +89,7 @@ class Trial:
         kind = type(module).__name__
         _check_attention(module.config, kind)
         try:
-            losses = [_plain_losses(module, row.ids) for row in self.rows]
+            losses = [plain_losses(module, row.ids) for row in self.rows]
         except FAULTS as error:
             raise InputError(
                 f"{kind} cannot be run on a row of {len(self.rows[0].ids)} tokens: {told_of(error)}"
@@ -125,20 +125,40 @@ class Trial:
         return Shortcuts(not batches, prefixes and not cached, model.shortcuts.positions, batches or cached)
 
     def _differs(self, model: Model, groups: Sequence[tuple[int, list[int]]]) -> str:
-        """How (prefix, rows) batches differ from the reference; "" where they agree."""
-        model.start_pass(Plan((), self.beginnings, len(self.rows), 0, 0), (), pooled=False)
-        try:
-            for prefix, members in groups:
-                batch = model.collate([self.rows[i] for i in members], prefix)
-                found = model.losses(batch, model.forward(batch), None).float().cpu()
-                for i, far in zip(members, (found - self._wanted[members]).abs().tolist(), strict=True):
-                    if not far <= self.tolerance.over(int(self.rows[i].response_mask.sum())):
-                        return f"losses change by {far:.2g} nats a token"
-        except torch.OutOfMemoryError:
-            raise
-        except FAULTS as error:
-            return told_of(error)
-        return ""
+        return differs(model, self.rows, self._wanted, self.tolerance, groups, self.beginnings)
+
+
+def differs(
+    model: Model,
+    rows: Sequence[Tokens],
+    wanted: Tensor,
+    tolerance: Tolerance,
+    groups: Sequence[tuple[int, list[int]]],
+    beginnings: tuple[Int32, ...] = (),
+) -> str:
+    """How the losses of rows differ from those wanted, where they run in batches; "" where they agree.
+
+    Args:
+        model: as it runs rows.
+        rows: n of them.
+        wanted: float32 [n], the loss of each by itself.
+        tolerance: of the model.
+        groups: (index of a beginning or -1, rows that run together).
+        beginnings: that rows may share.
+    """
+    model.start_pass(Plan((), beginnings, len(rows), 0, 0), (), pooled=False)
+    try:
+        for prefix, members in groups:
+            batch = model.collate([rows[i] for i in members], prefix)
+            found = model.losses(batch, model.forward(batch), None).float().cpu()
+            for i, far in zip(members, (found - wanted[members]).abs().tolist(), strict=True):
+                if not far <= tolerance.over(int(rows[i].response_mask.sum())):
+                    return f"losses change by {far:.2g} nats a token"
+    except torch.OutOfMemoryError:
+        raise
+    except FAULTS as error:
+        return told_of(error)
+    return ""
 
 
 def repeated(cache: Any, n_rows: int) -> Any:
@@ -207,13 +227,20 @@ def _rows(module: Any) -> tuple[tuple[Int32, ...], list[Tokens]]:
     return tuple(beginnings), rows
 
 
-def _plain_losses(module: Any, ids: Int32) -> Tensor:
-    """float32 [t - 1], on the CPU: -log p of every token but the first, by the model's own forward pass over this row alone."""
+def plain_losses(module: Any, ids: Int32, **more: Any) -> Tensor:
+    """float32 [t - 1], on the CPU: -log p of every token but the first, by the model's own forward pass over this row alone.
+
+    Args:
+        module: of transformers.
+        ids: int32 [t].
+        more: what else its ``forward`` is given, as far as it takes that.
+    """
     there = module.get_input_embeddings().weight.device
     hook = getattr(module, "_hf_hook", None)
     row = torch.as_tensor(ids.astype(np.int64), device=getattr(hook, "execution_device", None) or there)[None]
     accepted = inspect.signature(module.forward).parameters
-    logits = module(input_ids=row, **({"use_cache": False} if "use_cache" in accepted else {})).logits[0, :-1].float()
+    given = {name: value for name, value in {"use_cache": False, **more}.items() if name in accepted}
+    logits = module(input_ids=row, **given).logits[0, :-1].float()
     return F.cross_entropy(logits, row[0, 1:].to(logits.device), reduction="none").cpu()
 
 

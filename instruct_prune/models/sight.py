@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,9 +31,6 @@ class PicturedBatch(TextBatch):
     """
 
     more: Mapping[str, Any] = field(default_factory=dict)
-
-    def with_more(self, more: Mapping[str, Any]) -> PicturedBatch:
-        return replace(self, more=more)
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from instruct_prune.encode.batching import Plan
 from instruct_prune.encode.item import PicturedTokens, Tokens
 from instruct_prune.encode.rendering import Rendered, RenderError, Span
 from instruct_prune.errors import InputError
-from instruct_prune.models.sharing import FAULTS, Shortcuts, Tolerance, told_of
+from instruct_prune.models.sharing import FAULTS, Shortcuts, Tolerance, differs, plain_losses, told_of
 from instruct_prune.rows.row import ImageRef
 
 if TYPE_CHECKING:
@@ -105,30 +103,13 @@ class SightTrial:
         return PicturedTokens(np.asarray(ids, dtype=np.int32), mask, held, asked, nothing, f"trial:{number}")
 
     def _plain_loss(self, item: Tokens) -> Tensor:
-        module = self.model.module
-        ids = torch.from_numpy(item.ids.astype(np.int64))[None].to(self.model.device)
         more: dict[str, Any] = self.model.inputs_of(item) if isinstance(item, PicturedTokens) else {}
-        known = {name: value for name, value in more.items() if name in self.model._parameters}
-        logits = module(input_ids=ids, use_cache=False, **known).logits[0, :-1].float()
-        losses = F.cross_entropy(logits, ids[0, 1:].to(logits.device), reduction="none")
-        return losses[torch.from_numpy(item.response_mask[1:]).to(losses.device)].mean().cpu()
+        return plain_losses(self.model.module, item.ids, **more)[item.response_mask[1:]].mean()
 
     def _differs(self, groups: Sequence[list[int]]) -> str:
         """How rows run together differ from the reference; "" where they agree."""
         tolerance = Tolerance.of(self.model.module, self.wanted)
-        self.model.start_pass(Plan((), (), len(self.items), 0, 0), (), True)
-        try:
-            for group in groups:
-                batch = self.model.collate([self.items[i] for i in group], -1)
-                found = self.model.losses(batch, self.model.forward(batch), None).float().cpu()
-                for i, far in zip(group, (found - self.wanted[group]).abs().tolist(), strict=True):
-                    if not far <= tolerance.over(int(self.items[i].response_mask.sum())):
-                        return f"losses change by {far:.2g} nats a token"
-        except torch.OutOfMemoryError:
-            raise
-        except FAULTS as error:
-            return told_of(error)
-        return ""
+        return differs(self.model, self.items, self.wanted, tolerance, [(-1, group) for group in groups])
 
 
 def _png(image: Any) -> bytes:

@@ -17,7 +17,6 @@ from instruct_prune.encode.store import TokenStore, join_stores, write_store
 from instruct_prune.encode.tokenize import Encoder
 from instruct_prune.errors import InputError
 from instruct_prune.models import names
-from instruct_prune.models.identity import weights_hash
 from instruct_prune.models.model import Advance, Items, Model
 from instruct_prune.registry import is_reference
 from instruct_prune.rows.row import Row
@@ -181,7 +180,7 @@ class TextModel(Model):
         if self.source is not None:
             return self.source.identity()
         assert self._loaded is not None
-        return {"name": self.name, "content": weights_hash(self._loaded[0])}
+        return {"name": self.name, "content": names.weights_hash(self._loaded[0])}
 
 
 def from_factory(name: str) -> tuple[Any, Any]:

@@ -18,14 +18,12 @@ import torch
 from torch import nn
 
 from instruct_prune.arrays import Int32
-from instruct_prune.config import EncodeConfig, ScoreConfig
+from instruct_prune.config import EncodeConfig, Preset, ScoreConfig
 from instruct_prune.encode.batching import Plan
 from instruct_prune.encode.item import Encoded, PicturedTokens, Status, Tokens
-from instruct_prune.encode.pictured import Blind, WithPictures
-from instruct_prune.encode.pictured_store import BLIND, PicturedRow, PicturedStore, write_pictured
 from instruct_prune.encode.rendering import Rendered
-from instruct_prune.encode.store import TokenStore, write_store
-from instruct_prune.encode.templates import choose_template
+from instruct_prune.encode.store import BLIND, PicturedStore, TokenStore, write_pictured, write_store
+from instruct_prune.encode.templates import Blind, WithPictures, choose_template
 from instruct_prune.encode.tokenize import Encoder
 from instruct_prune.errors import InputError
 from instruct_prune.models import names
@@ -43,14 +41,14 @@ from instruct_prune.rows.row import Row
 class VisionLanguage(CausalLM):
     """A model of transformers for images and text (``AutoModelForImageTextToText``) with its processor."""
 
+    factory = "AutoModelForImageTextToText"
     default = ""
     embeds = True  # by its own states, which have seen the picture
     ladders = {  # noqa: RUF012
-        "visual": (
+        "visual": Preset(
             ("dense", "blind"),
             "visual",
             "how much the picture helps: the loss without it less the loss with it (VisNec)",
-            (),
         )
     }
 
@@ -128,15 +126,14 @@ class VisionLanguage(CausalLM):
             found.append(encoded)
         return found
 
-    def _pictured(self, rows: Iterable[Row], advance: Advance, strict: bool) -> Iterator[PicturedRow]:
+    def _pictured(self, rows: Iterable[Row], advance: Advance, strict: bool) -> Iterator[tuple[Encoded, str, int]]:
         for batch in batches_of(rows):
             for row, encoded in zip(batch, self.encode(batch), strict=True):
                 if strict and encoded.status == Status.FAILED:
                     raise InputError(
                         f"{row.source}, line {row.line}: {encoded.reason}. Mend the row, or run without --strict."
                     )
-                pictures, asked = (encoded.item.pictures, encoded.item.asked) if encoded.item else ((), "")
-                yield PicturedRow(encoded, row.source, row.line, pictures, asked)
+                yield encoded, row.source, row.line
             advance(len(batch))
 
     def _blind(self, rows: Iterable[Row], store: TokenStore) -> Iterator[tuple[Encoded, str, int]]:
@@ -159,15 +156,6 @@ class VisionLanguage(CausalLM):
         return None, ()  # a beginning may show a picture, or be seen by what comes after
 
     # ---- items become numbers ----
-
-    def load(self, dtype: str, device: torch.device, offload: Path | None = None) -> None:
-        if self._loaded is not None:
-            self.hold(self._loaded[0].to(device).eval().requires_grad_(False))
-            return
-        assert self.source is not None
-        spread = "auto" if offload is not None else None
-        module = names.load_vision_language_model(self.source, dtype, spread, offload)
-        self.hold(module if spread else module.to(device))
 
     def hold(self, module: Any) -> None:
         """Take a loaded transformers model.
@@ -195,7 +183,7 @@ class VisionLanguage(CausalLM):
         super().start_pass(plan, depths, True)  # a picture may stand after the last response
 
     def collate(self, items: Sequence[Tokens], prefix: int) -> PicturedBatch:
-        batch = PicturedBatch(**vars(super().collate(items, prefix)))
+        batch = super().collate(items, prefix)
         shown = [item if isinstance(item, PicturedTokens) else None for item in items]
         seen, width = self._seen, batch.input_ids.shape[1]
         more: dict[str, Any] = {}
@@ -210,7 +198,7 @@ class VisionLanguage(CausalLM):
             more["token_type_ids"] = (torch.arange(width, device=self.device) >= first[:, None]).long()
         if "token_type_ids" in more:  # what sees all of its kind would see padding, too
             more["attention_mask"] = (torch.arange(width, device=self.device) < batch.lengths[:, None]).long()
-        return batch.with_more(more)
+        return PicturedBatch(**vars(batch), more=more)
 
     def blind(self, item: Tokens) -> Tokens:
         return item.blind if isinstance(item, PicturedTokens) else item

@@ -167,23 +167,21 @@ def correlate(columns: Mapping[str, Float32], top: float = 0.3) -> Correlation:
     table = table[:, common]
     if n < 2:
         raise InputError(f"the score columns have {n} rows in common; at least 2 are needed to correlate them.")
-    ranks = rankdata(table, axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        spearman = np.corrcoef(rankdata(table, axis=1))
     hardest = np.argsort(-table, axis=1, kind="stable")[:, : max(1, round(top * n))]
     m = len(table)
     kendall, overlap = np.eye(m), np.eye(m)
     for a, b in itertools.combinations(range(m), 2):
         kendall[a, b] = kendall[b, a] = kendalltau(table[a], table[b]).statistic
         overlap[a, b] = overlap[b, a] = len(np.intersect1d(hardest[a], hardest[b])) / hardest.shape[1]
-    return Correlation(tuple(columns), n, len(next(iter(columns.values()))) - n, top, _pearson(ranks), kendall, overlap)
+    return Correlation(tuple(columns), n, len(next(iter(columns.values()))) - n, top, spearman, kendall, overlap)
 
 
 def comparison_tables(comparison: Comparison) -> list[Table]:
     """For the terminal: one table of profiles, one of overlaps."""
-    profiles = _table(
-        "Selections", "selection", ["rows", "tokens", "score 5 / 50 / 95%", "length 5 / 50 / 95%", "clusters"]
-    )
-    for heading in ("shift", "MMD² x 1000", "nearest"):
-        profiles.add_column(heading, justify="right")
+    numbers = ["rows", "tokens", "score 5 / 50 / 95%", "length 5 / 50 / 95%", "clusters"]
+    profiles = _table("Selections", "selection", [*numbers, "shift", "MMD² x 1000", "nearest"])
     for p in comparison.profiles:
         profiles.add_row(
             safe(p.name),
@@ -262,15 +260,6 @@ def _chosen(name: str, row_ids: Int64, pool: Pool) -> Bool:
     if not len(row_ids):
         raise InputError(f"{name} keeps no rows, so there is nothing to compare.")
     return np.isin(pool.row_id, row_ids)
-
-
-def _pearson(ranks: Float64) -> Float64:
-    """float64 [m, m]: Pearson's correlation of the ranks, which is Spearman's of the values."""
-    centered = ranks - ranks.mean(axis=1, keepdims=True)
-    length = np.sqrt((centered**2).sum(axis=1))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        correlation: Float64 = (centered @ centered.T) / (length[:, None] * length[None, :])
-    return correlation
 
 
 def _matrix(title: str, names: Sequence[str], values: Float64) -> Table:

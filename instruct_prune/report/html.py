@@ -11,15 +11,14 @@ from pathlib import Path
 
 from instruct_prune.errors import InputError
 from instruct_prune.report.aim import with_sources
+from instruct_prune.report.losses import HARDLY
 from instruct_prune.report.numbers import Numbers, boundary_of, compute, shifts_of
 from instruct_prune.report.others import Other, read_other
 from instruct_prune.report.pack import squeeze
-from instruct_prune.report.page import page_data
-from instruct_prune.report.pick import pick_rows
+from instruct_prune.report.page import page_data, pick_rows
 from instruct_prune.report.proof_section import ProofView, proof_section
 from instruct_prune.report.rows import read_rows, visible
 from instruct_prune.report.tables import Tables, read_tables
-from instruct_prune.report.visual import HARDLY
 from instruct_prune.rows.row import Reject, Row
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.storage import atomic, write_json
@@ -27,7 +26,7 @@ from instruct_prune.storage import atomic, write_json
 TEXT_BYTES = 10_000_000
 """UTF-8 bytes of all inlined texts together (they compress to a third); a row may have LEAST_BYTES to MOST_BYTES of them."""
 LEAST_BYTES, MOST_BYTES = 500, 8000
-STYLES = ("report.css",)
+STYLE = "report.css"
 SCRIPTS = (
     "data.js",
     "filters.js",
@@ -42,11 +41,7 @@ SCRIPTS = (
 
 
 def write_report(
-    folder: RunFolder,
-    rows: Iterable[Row | Reject],
-    *,
-    samples: int = 5000,
-    others: Sequence[RunFolder] = (),
+    folder: RunFolder, rows: Iterable[Row | Reject], *, samples: int = 5000, others: Sequence[RunFolder] = ()
 ) -> Path:
     """Write ``report.html`` and ``report.json`` into the run's folder.
 
@@ -107,7 +102,7 @@ def _render(numbers: Numbers, data: str, proof: ProofView | None) -> str:
     from plotly.offline import get_plotlyjs
 
     folder = files("instruct_prune.report") / "templates"
-    read = {name: (folder / name).read_text(encoding="utf-8") for name in (*STYLES, *SCRIPTS)}
+    read = {name: (folder / name).read_text(encoding="utf-8") for name in (STYLE, *SCRIPTS)}
     script = "(() => {\n'use strict';\n" + "".join(read[name] for name in SCRIPTS) + "})();\n"
     plotly = get_plotlyjs()
     environment = Environment(
@@ -128,7 +123,7 @@ def _render(numbers: Numbers, data: str, proof: ProofView | None) -> str:
         # Only these two scripts may run, and the style sheet may be inline; nothing may be fetched.
         script_hashes=" ".join(f"'sha256-{_sha256(text)}'" for text in (script, plotly)),
         script=Markup(script),
-        style=Markup("".join(read[name] for name in STYLES)),
+        style=Markup(read[STYLE]),
     )
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from array import array
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
@@ -12,7 +15,7 @@ import numpy as np
 from instruct_prune.arrays import Int32
 from instruct_prune.encode.item import Encoded
 from instruct_prune.encode.tokenize import Encoder
-from instruct_prune.report.tally import Tally
+from instruct_prune.report.scripts import script_of
 from instruct_prune.rows.row import Reject, Row
 from instruct_prune.rows.source import Source
 from instruct_prune.terminal import one_line, safe
@@ -25,6 +28,9 @@ if TYPE_CHECKING:
 BATCH = 512
 N_LISTED = 8  # reasons and columns that are printed
 SHOWN_CHARACTERS = 1200  # of a rendered sample
+N_EXAMPLES = 3
+MAX_REASONS = 1000  # different reasons that are counted apart
+SCRIPT_CHARACTERS = 2000  # of a row, that its script is judged by
 
 
 @dataclass(frozen=True)
@@ -45,63 +51,88 @@ class Example:
     n_response: int
 
 
-@dataclass(frozen=True)
 class Inspection:
-    """What a dataset is under a template.
+    """What a dataset is under a template, counted while it streams by.
+
+    Args:
+        description: what was found where.
+        template: name of the template.
+        generator: of the draws.
 
     Attributes:
-        description: what was found where.
-        files: what was read.
-        template: name of the template.
-        notes: what was done to fit rows to it.
-        n_read: rows read = rejected + encoded.
-        rejected: reason (numbers in it replaced by N) -> rows that could not be read.
-        first_rejects: the first of them, in input order.
-        statuses: what encoding found -> rows.
-        unscored: "status: reason" -> rows that were read and carry no score.
-        columns: further fields -> rows that have them.
-        n_prompt: int32 [n], prompt tokens of the rows that will be scored.
-        n_response: int32 [n], their response tokens.
-        n_cut: response tokens that truncation takes away, in all.
-        n_duplicates: rows whose tokens and mask are those of an earlier row.
-        scripts: writing system of most letters ("Latin", "Cjk", ...) -> rows.
+        notes: what was done to fit rows to the template.
         examples: a few rows that will be scored, drawn at random with a fixed seed.
+        n_read, n_cut: rows read; response tokens that were cut.
+        rejected, unscored: reason (numbers in it replaced by N) -> rows.
+        statuses, columns, scripts: what encoding found, further fields, writing systems -> rows.
+        first_rejects: in input order.
+        n_prompt, n_response, n_tokens: int32 [n], tokens of the rows that will be scored: prompt, response, both.
+        drawn: some of the rows that will be scored.
     """
 
-    description: str
-    files: tuple[str, ...]
-    template: str
-    notes: tuple[str, ...]
-    n_read: int
-    rejected: Mapping[str, int]
-    first_rejects: tuple[Reject, ...]
-    statuses: Mapping[str, int]
-    unscored: Mapping[str, int]
-    columns: Mapping[str, int]
-    n_prompt: Int32
-    n_response: Int32
-    n_cut: int
-    n_duplicates: int
-    scripts: Mapping[str, int]
-    examples: tuple[Example, ...]
+    def __init__(self, description: str, template: str, generator: np.random.Generator) -> None:
+        self.description, self.template = description, template
+        self.notes: tuple[str, ...] = ()
+        self.examples: tuple[Example, ...] = ()
+        self.n_read = self.n_cut = 0
+        self.rejected, self.unscored, self.statuses = Counter[str](), Counter[str](), Counter[str]()
+        self.columns, self.scripts = Counter[str](), Counter[str]()
+        self.first_rejects: list[Reject] = []
+        self._prompt, self._response, self._hashes = array("i"), array("i"), array("Q")
+        self.drawn: list[tuple[Row, Encoded]] = []
+        self._generator = generator
 
-    def __post_init__(self) -> None:
-        encoded = sum(self.statuses.values())
-        if self.n_read != self.n_rejected + encoded:
-            raise AssertionError(f"rows were lost: {self.n_read} read, {self.n_rejected} rejected, {encoded} encoded")
+    def reject(self, rejects: Sequence[Reject]) -> None:
+        """Count rows that could not be read."""
+        self.n_read += len(rejects)
+        for reject in rejects:
+            _count(self.rejected, reject.reason)
+        self.first_rejects += rejects[: N_EXAMPLES - len(self.first_rejects)]
+
+    def add(self, sample: Row, row: Encoded) -> None:
+        """Count a row that was encoded."""
+        self.n_read += 1
+        self.statuses[row.status.value] += 1
+        self.columns.update(sample.columns.keys())
+        self.scripts[script_of("".join(message.text for message in sample.messages)[:SCRIPT_CHARACTERS])] += 1
+        self.n_cut += row.n_cut
+        if not row.status.scored:
+            _count(self.unscored, f"{row.status.value}: {row.reason}")
+            return
+        scored = int(row.response_mask.sum())
+        self._prompt.append(len(row.input_ids) - scored)
+        self._response.append(scored)
+        self._hashes.append(int(row.content_hash[:16], 16))
+        # Reservoir sampling: every scored row is as likely to stay (Vitter, "Random Sampling with a Reservoir", 1985).
+        if len(self.drawn) < N_EXAMPLES:
+            self.drawn.append((sample, row))
+        elif (place := int(self._generator.integers(len(self._hashes)))) < N_EXAMPLES:
+            self.drawn[place] = (sample, row)
+
+    @property
+    def n_scored(self) -> int:
+        return len(self._response)
+
+    @property
+    def n_prompt(self) -> Int32:
+        return np.asarray(self._prompt, dtype=np.int32)
+
+    @property
+    def n_response(self) -> Int32:
+        return np.asarray(self._response, dtype=np.int32)
+
+    @property
+    def n_tokens(self) -> Int32:
+        return self.n_prompt + self.n_response
+
+    @property
+    def n_duplicates(self) -> int:
+        """Rows whose tokens and mask are those of an earlier row."""
+        return len(self._hashes) - len(np.unique(np.asarray(self._hashes, dtype=np.uint64)))
 
     @property
     def n_rejected(self) -> int:
         return sum(self.rejected.values())
-
-    @property
-    def n_scored(self) -> int:
-        return len(self.n_response)
-
-    @property
-    def n_tokens(self) -> Int32:
-        """int32 [n], prompt and response."""
-        return self.n_prompt + self.n_response
 
     def print(self, console: Console) -> None:
         """Write all of it to a terminal; text of the data is shown with its control characters escaped."""
@@ -148,11 +179,7 @@ class Inspection:
         table = Table("tokens", *names, box=None, padding=(0, 2, 0, 0))
         for column in table.columns[1:]:
             column.justify = "right"
-        for name, counts in (
-            ("prompt", self.n_prompt),
-            ("response", self.n_response),
-            ("both", self.n_tokens),
-        ):
+        for name, counts in (("prompt", self.n_prompt), ("response", self.n_response), ("both", self.n_tokens)):
             low, middle, high = np.quantile(counts, (0.05, 0.5, 0.95))
             numbers = (counts.sum(dtype=np.int64), counts.mean(), counts.min(), low, middle, high, counts.max())
             table.add_row(name, *(f"{number:,.0f}" for number in numbers))
@@ -186,32 +213,19 @@ def inspect_data(source: Source, encoder: Encoder, seed: int = 0) -> Inspection:
     Raises:
         InputError: the data cannot be read on, or are read strictly and a row is rejected.
     """
-    counts = Tally(np.random.default_rng(seed))
+    found = Inspection(source.description, encoder.template_name, np.random.default_rng(seed))
     rows = iter(source)
     while chunk := list(islice(rows, BATCH)):
         samples = [row for row in chunk if isinstance(row, Row)]
-        counts.reject([row for row in chunk if isinstance(row, Reject)])
+        found.reject([row for row in chunk if isinstance(row, Reject)])
         for sample, row in zip(samples, encoder.encode(samples), strict=True):
-            counts.add(sample, row)
-    drawn = sorted(counts.drawn, key=lambda pair: pair[0].row_id)
-    return Inspection(
-        description=source.description,
-        files=source.files,
-        template=encoder.template_name,
-        notes=encoder.notes,
-        n_read=counts.n_read,
-        rejected=dict(counts.rejected),
-        first_rejects=tuple(counts.first_rejects),
-        statuses=dict(counts.statuses),
-        unscored=dict(counts.unscored),
-        columns=dict(counts.columns),
-        n_prompt=np.asarray(counts.n_prompt, dtype=np.int32),
-        n_response=np.asarray(counts.n_response, dtype=np.int32),
-        n_cut=counts.n_cut,
-        n_duplicates=counts.n_duplicates,
-        scripts=dict(counts.scripts),
-        examples=tuple(_example(encoder, sample, row) for sample, row in drawn),
-    )
+            found.add(sample, row)
+    drawn = sorted(found.drawn, key=lambda pair: pair[0].row_id)
+    found.examples = tuple(_example(encoder, sample, row) for sample, row in drawn)
+    found.notes = encoder.notes
+    if found.n_read != found.n_rejected + sum(found.statuses.values()):
+        raise AssertionError(f"rows were lost: {found.n_read} read, {found.n_rejected} rejected, {found.statuses}")
+    return found
 
 
 def _example(encoder: Encoder, sample: Row, row: Encoded) -> Example:
@@ -240,3 +254,8 @@ def _highlighted(segments: Sequence[tuple[str, bool]], colours: bool) -> Text:
         shown = safe(shown) if colours or not scored else f"⟦{safe(shown)}⟧"
         text.append(shown, style="bold green" if scored else "dim")
     return text
+
+
+def _count(counter: Counter[str], reason: str) -> None:
+    kind = re.sub(r"\d+", "N", reason)
+    counter[kind if kind in counter or len(counter) < MAX_REASONS else "other reasons"] += 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,15 +13,15 @@ import numpy as np
 
 from instruct_prune.arrays import Bool
 from instruct_prune.report.aim import Contaminated, TargetNumbers, read_contaminated, target_numbers
-from instruct_prune.report.curves import Family, families_of
 from instruct_prune.report.facts import Counts, Facts, Seconds, by_tokens, counts_of, facts_of, seconds_of, warnings_of
+from instruct_prune.report.losses import Family, VisualNumbers, families_of, visual_numbers
 from instruct_prune.report.others import Other, OtherNumbers, other_numbers
 from instruct_prune.report.pools import Boundary, find_boundary
 from instruct_prune.report.rows import Column, visible
 from instruct_prune.report.shift import Histogram, Mmd, Shift, column_shift, histogram, mmd_to_full
 from instruct_prune.report.tables import FATES, Tables
-from instruct_prune.report.visual import VisualNumbers, visual_numbers
 from instruct_prune.run.folder import RunFolder
+from instruct_prune.storage import json_able
 
 TYPICAL = 3
 REJECT_FIELDS = ("row_id", "file", "line", "status", "field", "reason")
@@ -96,7 +95,7 @@ class Numbers:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; numbers that are not finite become null."""
-        plain: dict[str, Any] = _finite(dataclasses.asdict(self))
+        plain: dict[str, Any] = json_able(dataclasses.asdict(self))
         return plain
 
 
@@ -136,7 +135,7 @@ def compute(folder: RunFolder, tables: Tables, others: Sequence[Other] = ()) -> 
         shifts=[],
         mmd=mmds[0],
         split_curve=[[float(split), float(value)] for split, value in curve],
-        health=_health(tables),
+        health=dataclasses.asdict(tables.run.score.health),
         duplicates=_duplicates(tables),
         rejected=_rejected(folder),
         target=target_numbers(folder, tables.aim, tables.row_id),
@@ -184,10 +183,6 @@ def groups_of(tables: Tables) -> list[Group]:
     return [Group(tables.label_names[i], int(size[i]), int(kept[i]), float(mean[i]), typical[i]) for i in range(k)]
 
 
-def _health(tables: Tables) -> dict[str, Any]:
-    return dataclasses.asdict(tables.run.score.health)
-
-
 def _duplicates(tables: Tables) -> list[DuplicateGroup]:
     """The largest groups first."""
     leader = tables.representative
@@ -220,11 +215,3 @@ def _rejected(folder: RunFolder) -> Rejected:
 
 def _legible(value: Any) -> Any:
     return visible(value[:300]) if isinstance(value, str) else value
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(key): _finite(inner) for key, inner in value.items()}
-    return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value

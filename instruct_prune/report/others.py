@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -12,6 +10,7 @@ from instruct_prune.arrays import Bool
 from instruct_prune.errors import InputError
 from instruct_prune.report.shift import Mmd
 from instruct_prune.report.tables import Tables, read_records
+from instruct_prune.rows.facts import content_of
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.records import SelectFacts
 
@@ -68,7 +67,7 @@ def read_other(folder: RunFolder, first: RunFolder, tables: Tables, name: str) -
         InputError: it was made from other data, or has no selection.
     """
     theirs = read_records(folder)
-    if _content(theirs.source.identity) != _content(tables.run.source.identity):
+    if content_of(theirs.source.identity) != content_of(tables.run.source.identity):
         raise InputError(
             f"{folder.path} and {first.path} were made from different data (another SHA-256), so their rows cannot be put side "
             "by side. Compare runs over the same files."
@@ -101,8 +100,3 @@ def other_numbers(tables: Tables, other: Other, mmd: Mmd | None) -> OtherNumbers
         group_kept=np.bincount(tables.labels[theirs], minlength=len(tables.label_names)).tolist(),
         mmd=mmd,
     )
-
-
-def _content(identity: Sequence[Mapping[str, Any]]) -> list[Any]:
-    """What files held, wherever they lay."""
-    return [entry.get("sha256") or dict(entry) for entry in identity]

@@ -1,9 +1,9 @@
-"""What the page's script works on: the numbers, a column for everything that is drawn row by row, and the texts."""
+"""What the page's script works on: the numbers, a column for everything that is drawn row by row, and the texts of some rows."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from instruct_prune.arrays import Int64
 from instruct_prune.geometry import nearest_neighbors
-from instruct_prune.report.curves import thirds
-from instruct_prune.report.numbers import Numbers
+from instruct_prune.report.aim import Query
+from instruct_prune.report.losses import thirds
+from instruct_prune.report.numbers import DuplicateGroup, Group, Numbers
 from instruct_prune.report.others import Other
 from instruct_prune.report.pack import pack, small_codes, spread
 from instruct_prune.report.pools import Boundary
@@ -20,6 +21,8 @@ from instruct_prune.report.rows import RowFacts
 from instruct_prune.report.tables import FATES, Tables
 from instruct_prune.select.projection import Projection, project
 
+TOOK = 3
+"""Rows of each query that are shown with their text."""
 NEIGHBORS = 4
 NEAR = 0.03
 """Rows within this share of their stratum from the boundary are "near the boundary"."""
@@ -152,3 +155,52 @@ def _texts(tables: Tables, facts: RowFacts, picks: Int64) -> Part:
         header["neighbors"] = near.shape[1]
         arrays |= {"neighbor": small_codes(near.ravel()), "cosine": cosine.ravel().astype(np.float32)}
     return header, arrays
+
+
+def pick_rows(
+    tables: Tables,
+    boundary: Boundary | None,
+    groups: Iterable[Group],
+    duplicates: Iterable[DuplicateGroup],
+    count: int,
+    queries: Iterable[Query] = (),
+    shown: Iterable[int] = (),
+) -> Int64:
+    """int64 [min(count, n)], ascending positions: what people ask for first, then kept and dropped rows at random, half and half.
+
+    First come the rows that each query of a target took first and rows typical of the largest clusters (a quarter of the room
+    each at most), ``shown`` rows, the largest groups of duplicates, the rows nearest to the pools' boundary, and the easiest and hardest rows
+    (an eighth each).
+    """
+    n = len(tables)
+    if count >= n:
+        return np.arange(n)
+    by_size = sorted(groups, key=lambda group: -group.size)
+    typical = _positions(tables, (row for group in by_size for row in group.typical))
+    taken = _positions(tables, (row for query in queries for row in query.took[:TOOK]))
+    copies = _positions(tables, (row for group in duplicates for row in (group.row, *group.others)))
+    near = np.empty(0, dtype=np.int64)
+    if boundary is not None:
+        near = np.argsort(boundary.distance, kind="stable")[: int(np.isfinite(boundary.distance).sum())]
+    by_score = np.argsort(tables.score, kind="stable")
+    ends = np.stack([by_score, by_score[::-1]], axis=1).ravel()
+    part = count // 8
+    chosen = [
+        taken[: 2 * part],
+        typical[: 2 * part],
+        _positions(tables, shown)[:part],
+        copies[:part],
+        near[:part],
+        ends[:part],
+    ]
+    rng = np.random.default_rng(0)
+    kept, dropped = (rng.permutation(np.flatnonzero(side)) for side in (tables.kept, ~tables.kept))
+    both = min(len(kept), len(dropped))
+    mixed = np.stack([kept[:both], dropped[:both]], axis=1).ravel()
+    order = np.concatenate([*chosen, mixed, kept[both:], dropped[both:]])
+    _, first = np.unique(order, return_index=True)
+    return np.sort(order[np.sort(first)[:count]])
+
+
+def _positions(tables: Tables, row_ids: Iterable[int]) -> Int64:
+    return np.searchsorted(tables.row_id, np.fromiter(row_ids, dtype=np.int64))

@@ -39,16 +39,8 @@ def proof_tables(proof: Mapping[str, Any]) -> list[Table]:
         table.add_row("untrained", "1", _number(test["untrained"]))
         table.add_row("random", str(random["arms"]), _number(random["mean"]), f"± {random['sd']:.4f}", "", "", "1.0x")
         for times, loss in list(zip(test["curve"]["times"], test["curve"]["losses"], strict=True))[1:]:
-            table.add_row(
-                f"random, {times:g}x tokens",
-                "",
-                _number(loss),
-                _signed(loss - random["mean"]),
-                "",
-                "",
-                f"{times:g}x",
-                "",
-            )
+            more = (_number(loss), _signed(loss - random["mean"]), "", "", f"{times:g}x")
+            table.add_row(f"random, {times:g}x tokens", "", *more)
         if test["whole"] is not None:
             table.add_row("whole pool", "", _number(test["whole"]), _signed(test["whole"] - random["mean"]))
         for rule, found in sorted(test["rules"].items(), key=lambda pair: pair[1]["mean"]):

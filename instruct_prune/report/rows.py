@@ -13,7 +13,7 @@ import numpy as np
 
 from instruct_prune.arrays import Float32, Int32, Int64
 from instruct_prune.errors import InputError
-from instruct_prune.report.scripts import NAMES, scripts_of
+from instruct_prune.report.scripts import script_of
 from instruct_prune.rows.pixels import thumbnail_of
 from instruct_prune.rows.row import ImageRef, Reject, Row
 
@@ -24,9 +24,8 @@ MOST_VALUES = 60
 LONGEST_VALUE = 120
 IMAGE_BYTES = 5_000_000
 """Characters of all thumbnails together; other rows go without."""
-BATCH = 4096
-
-"""A small picture of a row (PNG, JPEG, GIF or WebP), or None where it has none."""
+SCRIPT_CHARACTERS = 400
+"""Of a response, that its script is judged by."""
 
 # Controls, bidirectional marks, invisible characters and lone surrogates. Not the joiners U+200C and U+200D:
 # Persian, Hindi and emoji are written with them.
@@ -82,11 +81,7 @@ class RowFacts:
 
 
 def read_rows(
-    rows: Iterable[Row | Reject],
-    row_id: Int64,
-    wanted: Int64,
-    max_bytes: int,
-    foremost: Iterable[int] = (),
+    rows: Iterable[Row | Reject], row_id: Int64, wanted: Int64, max_bytes: int, foremost: Iterable[int] = ()
 ) -> RowFacts:
     """Read the data once.
 
@@ -119,20 +114,12 @@ def read_rows(
             texts[at] = shown(row, max_bytes)
             picture = next((image for message in row.messages for image in message.images), None)
             if picture is not None:
-                pictures[at] = image_address(_small(picture))
+                pictures[at] = image_address(picture)
     if seen != len(row_id):
         raise InputError(f"the data has {seen} of the {len(row_id)} scored rows: it has changed since it was scored.")
     for at in _with_room(pictures, [int(position[i]) for i in foremost]):
         texts[at] = replace(texts[at], image=pictures[at])
     return RowFacts(texts, columns.found())
-
-
-def _small(picture: ImageRef) -> bytes | None:
-    """A small JPEG, or None where the picture is gone or cannot be decoded."""
-    try:
-        return thumbnail_of(picture.read())
-    except OSError:
-        return None
 
 
 def _with_room(pictures: Mapping[int, str], foremost: Iterable[int]) -> Iterator[int]:
@@ -158,13 +145,13 @@ def shown(sample: Row, max_bytes: int) -> Text:
     return Text(visible(sample.source), sample.line, tuple(turns))
 
 
-def image_address(data: bytes | None) -> str:
-    """A ``data:`` address of a PNG, JPEG, GIF or WebP picture; empty for anything else."""
-    kinds = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg", b"GIF8": "gif", b"RIFF": "webp"}
-    kind = next((name for magic, name in kinds.items() if data and data.startswith(magic)), None)
-    if data is None or kind is None:
-        return ""
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
+def image_address(picture: ImageRef) -> str:
+    """A ``data:`` address of a small JPEG of the picture; empty where it is gone or cannot be decoded."""
+    try:
+        small = thumbnail_of(picture.read())
+    except OSError:
+        small = None
+    return "" if small is None else f"data:image/jpeg;base64,{base64.b64encode(small).decode('ascii')}"
 
 
 def cut(text: str, max_bytes: int) -> tuple[str, int]:
@@ -194,8 +181,7 @@ class _Columns:
         self.n = n
         self.collectors: dict[str, _Collector] = {}
         self.files = _Collector(n)
-        self.script = np.zeros(n, dtype=np.int32)
-        self.waiting: list[tuple[int, str]] = []
+        self.script = _Collector(n)
 
     def add(self, at: int, row: Row) -> None:
         for name, value in row.columns.items():
@@ -205,20 +191,11 @@ class _Columns:
                 self.collectors[name].add(at, value)
         self.files.add(at, row.source)
         answer = next((m.text for m in reversed(row.messages) if m.trained or m.role == "text"), "")
-        self.waiting.append((at, answer[:400]))
-        if len(self.waiting) == BATCH:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self.waiting:
-            at, texts = zip(*self.waiting, strict=True)
-            self.script[list(at)] = scripts_of(texts)
-            self.waiting.clear()
+        self.script.add(at, script_of(answer[:SCRIPT_CHARACTERS]))
 
     def found(self) -> tuple[Column, ...]:
-        self._flush()
         columns = [collector.column(visible(str(name))[:80]) for name, collector in self.collectors.items()]
-        columns.append(_ordered("script (of the response)", self.script, list(NAMES)))
+        columns.append(self.script.column("script (of the response)"))
         if len(self.files.values) > 1:
             columns.append(self.files.column("file"))
         return tuple(c for c in columns if c is not None and (c.numbers is not None or len(c.values) > 1))

@@ -11,8 +11,9 @@ from instruct_prune.arrays import Int64
 from instruct_prune.report.aim import Query, TargetNumbers, as_line, target_numbers, with_sources
 from instruct_prune.report.facts import counts_of, facts_of, warnings_of
 from instruct_prune.report.numbers import groups_of
-from instruct_prune.report.pick import TOOK
+from instruct_prune.report.page import TOOK
 from instruct_prune.report.rows import Text, read_rows
+from instruct_prune.report.summary import accounting_line
 from instruct_prune.report.tables import Tables, read_tables
 from instruct_prune.rows.row import Reject, Row
 from instruct_prune.run.folder import RunFolder
@@ -50,7 +51,8 @@ def show(folder: RunFolder, rows: Iterable[Row | Reject], console: Console | Non
         sides = {"kept": np.flatnonzero(tables.kept), "dropped": np.flatnonzero(~tables.kept)}
     picks = {name: _spread(tables, at) for name, at in sides.items()}
     target = target_numbers(folder, tables.aim, tables.row_id)
-    queries = [] if target is None else _some([query for query in target.queries if query.took])
+    took = [] if target is None else [query for query in target.queries if query.took]
+    queries = [took[at] for at in _evenly(len(took))]
     taken = np.searchsorted(tables.row_id, [row for query in queries for row in query.took[:TOOK]]).astype(np.int64)
     found = read_rows(rows, tables.row_id, np.concatenate([*picks.values(), taken]), 2000)
     texts = found.texts
@@ -68,17 +70,15 @@ def show(folder: RunFolder, rows: Iterable[Row | Reject], console: Console | Non
 
 def _summary(console: Console, folder: RunFolder, tables: Tables) -> None:
     facts, counts = facts_of(folder, tables), counts_of(tables)
-    aside = f" + {counts.set_aside:,} set aside" if tables.run.score.aside is not None else ""
     lines = [
         f"run:      {folder.path}",
         f"data:     {facts.data}",
         f"model:    {facts.model}; score {facts.score} over {', '.join(facts.subnets)}",
         *([f"auto:     {facts.earned}"] if facts.earned else []),
-        f"rows:     {counts.read:,} read = {counts.scored:,} scored + {counts.rejected:,} rejected" + aside,
+        accounting_line(folder),
     ]
     if tables.selection is not None:
         lines += [
-            f"          {counts.scored:,} scored{aside} = {counts.kept:,} kept + {counts.dropped:,} dropped",
             f"tokens:   {counts.response_tokens_kept:,} of {counts.response_tokens:,} response tokens kept",
             f"selected: {facts.method}, {facts.budget}, "
             + ", ".join(f"{key} {value}" for key, value in facts.params.items() if key != "method")
@@ -126,10 +126,9 @@ def _queries(queries: list[Query], tables: Tables, texts: Mapping[int, Text]) ->
     return table
 
 
-def _some(queries: list[Query]) -> list[Query]:
-    """Some of the queries, evenly from the first to the last."""
-    places = np.unique(np.linspace(0, len(queries) - 1, min(EXAMPLES, len(queries))).round().astype(np.int64))
-    return [queries[at] for at in places.tolist()] if queries else []
+def _evenly(n: int) -> Int64:
+    """int64 [min(EXAMPLES, n)]: some of n places, evenly from the first to the last."""
+    return np.unique(np.linspace(0, max(n - 1, 0), min(EXAMPLES, n)).round().astype(np.int64))
 
 
 def _table(title: str, numbers: list[str], words: list[str]) -> Table:
@@ -153,8 +152,7 @@ def _add(table: Table, *cells: str) -> None:
 def _spread(tables: Tables, at: Int64) -> Int64:
     """int64 [<= EXAMPLES]: some of these rows, evenly from the easiest to the hardest."""
     order = at[np.argsort(tables.score[at], kind="stable")]
-    places = np.unique(np.linspace(0, len(order) - 1, min(EXAMPLES, len(order))).round().astype(np.int64))
-    return order[places] if len(order) else order
+    return order[_evenly(len(order))]
 
 
 def _reason(tables: Tables, at: int) -> str:

@@ -60,7 +60,6 @@ class Tables:
         truncated: bool [n].
         losses: float32 [n, s], nats per response token.
         subnets: the s columns' subnets.
-        statuses: {status: rows} over all rows that were encoded, scored or not.
         selection: the n rows' fates, or None where nothing was selected yet.
         vectors: float32 [m, d], memory-mapped, or None.
         vector_at: int64 [n], each row's place in ``vectors``.
@@ -82,7 +81,6 @@ class Tables:
     truncated: Bool
     losses: Float32
     subnets: tuple[SubnetSpec, ...]
-    statuses: dict[str, int]
     selection: Selection | None
     vectors: Float32 | None
     vector_at: Int64
@@ -132,7 +130,6 @@ def read_tables(folder: RunFolder) -> Tables:
     scored = table.scored
     row_id = table.row_id[scored]
     selection = None if records.select is None else _selection(folder, row_id)
-    statuses, counts = np.unique(table.status, return_counts=True)
     vectors, vector_at = _vectors(folder, records, row_id)
     labels, names, kind, distance = _groups(folder, records, row_id, selection)
     return Tables(
@@ -145,7 +142,6 @@ def read_tables(folder: RunFolder) -> Tables:
         truncated=table.status[scored] == "truncated",
         losses=table.losses[scored],
         subnets=table.subnets,
-        statuses=dict(zip(statuses.tolist(), counts.tolist(), strict=True)),
         selection=selection,
         vectors=vectors,
         vector_at=vector_at,
@@ -219,18 +215,12 @@ def _groups(
     folder: RunFolder, records: Records, row_id: Int64, selection: Selection | None
 ) -> tuple[Int32, tuple[str, ...], str, Float32 | None]:
     """Clusters where there are any (named as the strata are, where they are the strata), else the strata, else one."""
-    path = folder / "clusters.parquet"
     if records.select is not None and records.select.clustered:
-        import pyarrow.parquet as pq
-
-        columns = pq.read_table(path, page_checksum_verification=True)
-        there = columns.column("row_id").to_numpy()
-        at = positions_of(row_id, there, str(path))
-        labels = columns.column("cluster").to_numpy()[at].astype(np.int32)
+        labels, distance = folder.read_clusters(row_id)
         names = tuple(f"cluster {i}" for i in range(int(labels.max(initial=0)) + 1))
         if selection is not None and np.array_equal(selection.stratum, labels):
             names = selection.strata_names
-        return labels, names, "cluster", columns.column("distance").to_numpy()[at]
+        return labels, names, "cluster", distance
     if selection is not None and len(selection.strata_names) > 1:
         return selection.stratum.astype(np.int32), selection.strata_names, "stratum", None
     return np.zeros(len(row_id), dtype=np.int32), ("all rows",), "", None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -41,9 +42,21 @@ class KeptTable:
 class TableFile(OfFile):
     """What Parquet and Arrow files have in common."""
 
-    def _opened(self) -> AbstractContextManager[tuple[pa.Schema, Iterable[pa.RecordBatch]]]:
-        """The schema and all rows with their own types."""
-        raise NotImplementedError
+    @abstractmethod
+    def _stored(self, content: Any, rows: int) -> tuple[pa.Schema, Iterable[pa.RecordBatch]]:
+        """The schema and all rows with their own types, of a memory map; ``rows`` at a time where the kind of file allows it."""
+
+    def rows(self) -> Iterator[tuple[int, RowData | RowError]]:
+        with _readable(self), self.file.mapped() as content:
+            schema, batches = self._stored(content, READ_ROWS)
+            yield from numbered(batches, schema)
+
+    @contextmanager
+    def _opened(self) -> Iterator[tuple[pa.Schema, Iterable[pa.RecordBatch]]]:
+        import pyarrow as pa
+
+        with _readable(self), pa.memory_map(str(self.file.path)) as content:
+            yield self._stored(content, WRITE_ROWS)
 
     @cached_property
     def schema(self) -> pa.Schema:
@@ -74,22 +87,11 @@ class ParquetTable(TableFile):
 
     kind: str = "parquet"
 
-    def rows(self) -> Iterator[tuple[int, RowData | RowError]]:
+    def _stored(self, content: Any, rows: int) -> tuple[pa.Schema, Iterable[pa.RecordBatch]]:
         import pyarrow.parquet as pq
 
-        with (
-            _readable(self.name, "Parquet"),
-            self.file.mapped() as content,
-            pq.ParquetFile(content, pre_buffer=False) as table,
-        ):
-            yield from numbered(table.iter_batches(READ_ROWS), table.schema_arrow)
-
-    @contextmanager
-    def _opened(self) -> Iterator[tuple[pa.Schema, Iterable[pa.RecordBatch]]]:
-        import pyarrow.parquet as pq
-
-        with _readable(self.name, "Parquet"), pq.ParquetFile(self.file.path, pre_buffer=False) as file:
-            yield file.schema_arrow, file.iter_batches(WRITE_ROWS)
+        table = pq.ParquetFile(content, pre_buffer=False)
+        return table.schema_arrow, table.iter_batches(rows)
 
     def write(self, kept: Sequence[int], raws: Iterator[Mapping[str, Any]], stem: Path) -> Path:
         """The rows with their own types."""
@@ -104,17 +106,14 @@ class ArrowTable(TableFile):
 
     kind: str = "arrow"
 
-    def rows(self) -> Iterator[tuple[int, RowData | RowError]]:
-        with _readable(self.name, "Arrow"), self.file.mapped() as content:
-            schema, batches = _of_ipc(content)
-            yield from numbered(batches, schema)
-
-    @contextmanager
-    def _opened(self) -> Iterator[tuple[pa.Schema, Iterable[pa.RecordBatch]]]:
+    def _stored(self, content: Any, rows: int) -> tuple[pa.Schema, Iterable[pa.RecordBatch]]:
         import pyarrow as pa
 
-        with _readable(self.name, "Arrow"), pa.memory_map(str(self.file.path)) as content:
-            yield _of_ipc(content)
+        if content.read_at(6, 0) == b"ARROW1":
+            table = pa.ipc.open_file(content)
+            return table.schema, (table.get_batch(i) for i in range(table.num_record_batches))
+        stream = pa.ipc.open_stream(content)
+        return stream.schema, iter(stream)
 
     def write(self, kept: Sequence[int], raws: Iterator[Mapping[str, Any]], stem: Path) -> Path:
         """The rows as an Arrow stream."""
@@ -123,26 +122,17 @@ class ArrowTable(TableFile):
         return target
 
 
-def _of_ipc(content: Any) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-    """The schema and the batches of a file or a stream."""
-    import pyarrow as pa
-
-    if content.read_at(6, 0) == b"ARROW1":
-        table = pa.ipc.open_file(content)
-        return table.schema, (table.get_batch(i) for i in range(table.num_record_batches))
-    stream = pa.ipc.open_stream(content)
-    return stream.schema, iter(stream)
-
-
 @contextmanager
-def _readable(name: str, what: str) -> Iterator[None]:
+def _readable(table: TableFile) -> Iterator[None]:
     import pyarrow as pa
 
     try:
         yield
     except (pa.ArrowException, OSError) as error:
         first = str(error).partition("\n")[0]
-        raise InputError(f"{name} cannot be read as {what}: {first}. It may be damaged; write it again.") from None
+        raise InputError(
+            f"{table.name} cannot be read as {table.kind.capitalize()}: {first}. It may be damaged; write it again."
+        ) from None
 
 
 def stored_class_names(schema: pa.Schema) -> Mapping[str, Sequence[str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from instruct_prune.errors import InputError
 from instruct_prune.rows.find import matching
 from instruct_prune.rows.inputs import IMAGES_AND_TEXT
 from instruct_prune.rows.source import Source, open_data
-from instruct_prune.storage import sha256_of
+from instruct_prune.storage import what_changed
 
 VERSION = 1
 
@@ -56,7 +56,11 @@ class RowFacts:
         where these differ. Of trees and listings of pictures, names and sizes are looked at.
         """
         sha256 = {entry["path"]: entry["sha256"] for entry in self.identity if "sha256" in entry}
-        changed = [name for name, stamp in self.stamps.items() if not _is_as_read(stamp, sha256.get(name))]
+        changed = [
+            name
+            for name, (path, size, time) in self.stamps.items()
+            if what_changed(Path(path), size, time, sha256.get(name)) is not None
+        ]
         globs = [name for name in self.opened_with["data"] or () if glob.has_magic(name) and name not in self.stamps]
         changed += [name for name in globs if set(matching(name)) - self.stamps.keys()]
         listed = {name: digest for name, digest in sha256.items() if name not in self.stamps}
@@ -104,15 +108,9 @@ class RowFacts:
             raise InputError(f"{', '.join(changed)}: {how}. Put them back, or score anew in another --out.")
 
 
-def _is_as_read(stamp: tuple[str, int, int], sha256: str | None) -> bool:
-    path, size, changed_at = Path(stamp[0]), stamp[1], stamp[2]
-    try:
-        now = path.stat()
-        if (now.st_size, now.st_mtime_ns) == (size, changed_at):
-            return True
-        return now.st_size == size and sha256_of(path) == sha256
-    except OSError:
-        return False
+def content_of(identity: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """What the data were, wherever they lay: hashes of files, else all that is known of a data set (`Source.identity`)."""
+    return [entry.get("sha256") or dict(entry) for entry in identity]
 
 
 Stamps = Mapping[str, tuple[str, int, int]]

@@ -21,9 +21,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from instruct_prune.errors import InputError
-from instruct_prune.rows.reader import ReaderDefaults
-from instruct_prune.rows.streams import Bounded, Hashed
-from instruct_prune.rows.zstd import SKIPPABLE, open_zstd
+from instruct_prune.rows.reader import Reader
+from instruct_prune.rows.streams import SKIPPABLE, Bounded, Hashed, open_zstd
 
 HEAD = 1 << 16
 _MAGIC = ((b"\x1f\x8b", "gz"), (b"\x28\xb5\x2f\xfd", "zst"), (b"\xfd7zXZ\x00", "xz"), (b"\x5d\x00\x00", "xz"))
@@ -174,7 +173,7 @@ class DataFile:
 
 
 @dataclass(frozen=True)
-class OfFile(ReaderDefaults):
+class OfFile(Reader):
     """What all readers of one file have in common (see `reader.Reader`).
 
     Attributes:
@@ -184,7 +183,7 @@ class OfFile(ReaderDefaults):
     file: DataFile
 
     @property
-    def name(self) -> str:
+    def name(self) -> str:  # type: ignore[override]  # nobody sets it
         return self.file.name
 
     def identity(self) -> list[dict[str, Any]]:

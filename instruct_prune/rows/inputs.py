@@ -12,7 +12,7 @@ from typing import Any
 from instruct_prune.errors import InputError
 from instruct_prune.rows.formats import DETECTION_ROWS, FORMATS, Format, detect, shown_name
 from instruct_prune.rows.formats.format import Parsed
-from instruct_prune.rows.formats.images import holds_picture, is_picture, refuse_pictures
+from instruct_prune.rows.formats.images import is_picture, lists_pictures, refuse_pictures
 from instruct_prune.rows.pictures import LISTED, listed_in, with_pictures
 from instruct_prune.rows.reader import Reader, RowData, RowError, as_mapping
 from instruct_prune.rows.row import Reject, Row
@@ -144,19 +144,17 @@ def open_input(
     needed = [column for column in found if any(column in row for row in parsed)]
     how = "as given by --format" if wanted else f"detected on the first {len(parsed)} rows"
     sentence = f"{shown} ({', '.join(needed)}), {how} of {reader.name}"
-    listed = [columns.get(name, name) for name in LISTED if any(_lists(row, columns.get(name, name)) for row in parsed)]
+    listed = [
+        columns.get(name, name)
+        for name in LISTED
+        if any(lists_pictures(row, columns.get(name, name)) for row in parsed)
+    ]
     shows = chosen.model == TEXT and _shows(chosen, parsed, columns, listed, image_folder)
     if shows:
         sentence += f", with pictures ({', '.join(listed) or 'parts of turns'})"
     elif listed and columns and chosen.model == TEXT:
         sentence += f", without its pictures ({', '.join(listed)})"
     return Input(reader, chosen, shown, columns, image_folder, shows), sentence
-
-
-def _lists(row: Mapping[str, Any], column: str) -> bool:
-    """Whether a row lists pictures in this column."""
-    value = row.get(column)
-    return bool(value) and (holds_picture(value) or column in ("images", "image_url"))
 
 
 def _shows(

@@ -8,19 +8,11 @@ from functools import cached_property
 from typing import Any
 
 from instruct_prune.rows.exact import hash_of_rows
-from instruct_prune.rows.reader import (
-    MOST_NESTED,
-    ReaderDefaults,
-    RowData,
-    RowError,
-    check_depth,
-    check_encodable,
-    named_type,
-)
+from instruct_prune.rows.reader import MOST_NESTED, Reader, RowData, RowError, check_depth, check_encodable, named_type
 
 
 @dataclass(frozen=True)
-class MemoryRows(ReaderDefaults):
+class MemoryRows(Reader):
     """A list of mappings.
 
     Attributes:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 RowData = bytes | Mapping[str, Any]
 
@@ -25,7 +26,7 @@ class RowError(ValueError):
         self.field = field
 
 
-class Reader(Protocol):
+class Reader(ABC):
     """One file, folder or dataset: an iterator over its rows that can be started many times, and the writer of its kind.
 
     Attributes:
@@ -33,29 +34,27 @@ class Reader(Protocol):
         kind: "jsonl", "json", "csv", "tsv", "parquet", "arrow", "dataset", "hub", "imagefolder" or "memory".
     """
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def kind(self) -> str: ...
+    name: str
+    kind: str
 
+    @abstractmethod
     def rows(self) -> Iterator[tuple[int, RowData | RowError]]:
         """Yield (1-based line, row) in file order; bytes are JSON text that ``as_mapping`` parses."""
-        ...
 
+    @abstractmethod
     def identity(self) -> list[dict[str, Any]]:
         """What the data was: path, SHA-256 and size per file; id and fingerprint for the Hub.
 
         Rows that were read to their end were hashed on the way: then nothing is opened.
         """
-        ...
 
     def paths(self) -> Mapping[str, Path]:
         """The files on disk, by the names that `identity` has for them; empty where a folder or the Hub is read."""
-        ...
+        return {}
 
     def class_names(self) -> Mapping[str, Sequence[str]]:
         """The names behind the integers of a column, where the kind of file keeps them; by column."""
-        ...
+        return {}
 
     def write(self, kept: Sequence[int], raws: Iterator[Mapping[str, Any]], stem: Path) -> Path | None:
         """Write some of the rows as a file (or folder) of this kind.
@@ -68,19 +67,6 @@ class Reader(Protocol):
         Returns:
             What was written; None for kinds that need no file of their own: JSONL lines are written as they are anyway.
         """
-        ...
-
-
-class ReaderDefaults:
-    """The answers of a `Reader` that has no files on disk, no names of classes, and no writer of its own."""
-
-    def paths(self) -> Mapping[str, Path]:
-        return {}
-
-    def class_names(self) -> Mapping[str, Sequence[str]]:
-        return {}
-
-    def write(self, kept: Sequence[int], raws: Iterator[Mapping[str, Any]], stem: Path) -> Path | None:
         return None
 
 

@@ -16,12 +16,12 @@ from instruct_prune.registry import suggestion
 from instruct_prune.rows.arrow_tables import READ_ROWS, WRITE_ROWS, KeptTable, numbered, write_arrow
 from instruct_prune.rows.exact import hash_of_rows
 from instruct_prune.rows.files import DataFile
-from instruct_prune.rows.reader import RowData, RowError
+from instruct_prune.rows.reader import Reader, RowData, RowError
 from instruct_prune.storage import sha256_of
 
 
 @dataclass(frozen=True)
-class HubDataset:
+class HubDataset(Reader):
     """One split of a ``datasets.Dataset``, memory-mapped from its Arrow files or held in memory.
 
     Attributes:

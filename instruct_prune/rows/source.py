@@ -36,12 +36,7 @@ class Source:
     """
 
     def __init__(
-        self,
-        inputs: Sequence[Input],
-        description: str,
-        limit: int | None,
-        strict: bool,
-        opened_with: Mapping[str, Any],
+        self, inputs: Sequence[Input], description: str, limit: int | None, strict: bool, opened_with: Mapping[str, Any]
     ) -> None:
         self._inputs = tuple(inputs)
         self._limit = limit

@@ -1,18 +1,26 @@
-"""Streams between a file and its reader: hashed as it lies on disk, and never much longer than a file of rows can be."""
+"""Streams between a file and its reader: hashed as it lies on disk, decompressed (zstd), and never much longer than rows can be."""
 
 from __future__ import annotations
 
 import hashlib
 import io
+import re
 from typing import Any, BinaryIO
 
 from instruct_prune.errors import InputError
 
 MOST_GROWTH = 200  # a guess at what no text of rows reaches; one row written a million times does (360, by gzip)
 FREE_BYTES = 1 << 26  # so many bytes may come of any file
+CHUNK = 1 << 12  # a piece of 4 KiB can become 128 MiB, all at once
+SKIPPABLE = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")  # the skippable frame with which pzstd begins its files
 
 
-class Hashed(io.RawIOBase):
+class _Readable(io.RawIOBase):
+    def readable(self) -> bool:
+        return True
+
+
+class Hashed(_Readable):
     """A file that hashes what is read from it. It cannot seek, so every byte is hashed once and in order."""
 
     def __init__(self, file: BinaryIO) -> None:
@@ -20,9 +28,6 @@ class Hashed(io.RawIOBase):
         self.file = file
         self.sha256 = hashlib.sha256()
         self.count = 0
-
-    def readable(self) -> bool:
-        return True
 
     def readinto(self, buffer: Any) -> int:
         data = self.file.read(len(buffer))
@@ -36,7 +41,7 @@ class Hashed(io.RawIOBase):
         super().close()
 
 
-class Bounded(io.RawIOBase):
+class Bounded(_Readable):
     """A decompressed stream, and an error where it grows beyond all measure.
 
     Args:
@@ -49,9 +54,6 @@ class Bounded(io.RawIOBase):
         super().__init__()
         self.stream, self.packed, self.name = stream, packed, name
         self.count = 0
-
-    def readable(self) -> bool:
-        return True
 
     def readinto(self, buffer: Any) -> int:
         data = self.stream.read(len(buffer))
@@ -68,3 +70,63 @@ class Bounded(io.RawIOBase):
     def close(self) -> None:
         self.stream.close()
         super().close()
+
+
+def open_zstd(raw: io.BufferedReader) -> Any:
+    """Frames of zstd, skippable ones among them; windows above 128 MiB where the package zstandard is there."""
+    try:
+        import zstandard
+    except ImportError:
+        import pyarrow as pa
+
+        return pa.input_stream(pa.PythonFile(raw, mode="r"), compression="zstd")
+    return io.BufferedReader(_Frames(raw, zstandard))
+
+
+class _Frames(_Readable):
+    """All frames of a zstd file, and an error where the last one is not whole."""
+
+    def __init__(self, raw: io.BufferedReader, zstandard: Any) -> None:
+        super().__init__()
+        self.raw, self.zstandard = raw, zstandard
+        self.frame: Any = None
+        self.packed = b""
+        self.out = memoryview(b"")
+
+    def readinto(self, buffer: Any) -> int:
+        while not self.out:
+            if self.frame is None:
+                self._skip()
+            packed, self.packed = self.packed or self.raw.read(CHUNK), b""
+            if not packed:
+                if self.frame is not None:
+                    raise EOFError("the last frame has no end")
+                return 0
+            if self.frame is None:
+                self.frame = self.zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
+            try:
+                self.out = memoryview(self.frame.decompress(packed))
+            except self.zstandard.ZstdError as error:
+                raise OSError(str(error)) from None
+            if self.frame.eof:
+                self.packed, self.frame = self.frame.unused_data, None
+        count = min(len(buffer), len(self.out))
+        buffer[:count] = self.out[:count]
+        self.out = self.out[count:]
+        return count
+
+    def _skip(self) -> None:
+        """Drop the skippable frames that come next."""
+        while True:
+            while len(self.packed) < 8 and (more := self.raw.read(CHUNK)):
+                self.packed += more
+            if not SKIPPABLE.match(self.packed):
+                return
+            left = 8 + int.from_bytes(self.packed[4:8], "little")
+            while left:
+                self.packed = self.packed or self.raw.read(CHUNK)
+                if not self.packed:
+                    raise EOFError("a skippable frame has no end")
+                dropped = min(left, len(self.packed))
+                self.packed = self.packed[dropped:]
+                left -= dropped

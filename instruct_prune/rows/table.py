@@ -10,6 +10,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,6 @@ import numpy as np
 from instruct_prune.arrays import Int64, positions_of
 from instruct_prune.errors import InputError
 from instruct_prune.rows.facts import VERSION, RowFacts, facts_of, stamps_of
-from instruct_prune.rows.reader import as_mapping
 from instruct_prune.rows.row import Reject, Row
 from instruct_prune.rows.source import Source, read_raw
 from instruct_prune.rows.stored import Pictures, RowWriter, raw_of, rows_of
@@ -79,13 +79,6 @@ class RowTable:
         for batch in self._batches():
             yield from rows_of(batch, self._pictures)
 
-    def rejects(self) -> Iterator[Reject]:
-        """The rows that cannot be used, in input order."""
-        with open(self.folder / "rejects.jsonl", encoding="utf-8") as file:
-            for text in file:
-                entry = json.loads(text)
-                yield Reject(source=entry.pop("file"), **entry)
-
     def take(self, row_ids: Int64) -> Iterator[Row]:
         """Some of the rows.
 
@@ -121,30 +114,6 @@ class RowTable:
                     continue
                 again = again or self._read_again(row_ids)
                 yield next(found for found in again if found[0] == row_id)
-
-    def values(self, name: str) -> list[Any]:
-        """A column of the data, for all rows: one of `Row.columns`, else a field of the row as it lay in the input.
-
-        Returns:
-            n values, None where a row has none.
-        """
-        found: list[Any] = []
-        missing: list[int] = []
-        for row in self:
-            at = len(found)
-            found.append(row.columns.get(name))
-            if found[at] is None:
-                if row.raw:
-                    found[at] = as_mapping(row.raw).get(name)
-                else:
-                    missing.append(row.row_id)
-        if missing and not any(value is not None for value in found):
-            asked = np.asarray(missing, dtype=np.int64)
-            for at, (_, raw) in zip(
-                positions_of(asked, self.row_id, "the table of rows"), self.raw(asked), strict=True
-            ):
-                found[at] = as_mapping(raw).get(name)
-        return found
 
     def _read_again(self, row_ids: Int64) -> Iterator[tuple[int, bytes | Mapping[str, Any]]]:
         self.facts.require_unchanged()
@@ -216,6 +185,14 @@ def write_rows(folder: Path, source: Source, advance: Callable[[int], None] = la
     facts = facts_of(source, stamps, **counts)
     write_json(folder / "rows.json", dataclasses.asdict(facts))
     return RowTable(folder, facts)
+
+
+def first_rejects(path: Path) -> str:
+    """ "The first: a.jsonl, line 3: the response is empty.": of ``rejects.jsonl`` or ``rejected.jsonl``; "" where none is listed."""
+    with open(path, encoding="utf-8") as file:
+        rows = [json.loads(line) for line in islice(file, 3)]
+    told = "; ".join(f"{row['file']}, line {row['line']}: {row['reason']}" for row in rows)
+    return f"The first: {told}." if told else ""
 
 
 def reject_line(row: Reject) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from instruct_prune.errors import InputError
 from instruct_prune.registry import suggestion
-from instruct_prune.rows.reader import ReaderDefaults, RowData, RowError
+from instruct_prune.rows.reader import Reader, RowData, RowError
 
 SUFFIXES = frozenset(
     (
@@ -25,7 +25,7 @@ SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation", 
 
 
 @dataclass(frozen=True)
-class ImageTree(ReaderDefaults):
+class ImageTree(Reader):
     """A folder of class folders of pictures.
 
     The class is the first folder below the root; files may lie deeper. Hidden files and other kinds are passed over.

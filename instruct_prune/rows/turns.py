@@ -13,24 +13,14 @@ from instruct_prune.rows.parts import Spoken, parts_of
 from instruct_prune.rows.reader import RowError, loads, named_type
 from instruct_prune.rows.row import Message
 
-ROLES = {
-    "system": "system",
-    "developer": "system",
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "chatgpt": "assistant",
-    "model": "assistant",
-    "function_call": "function_call",
-    "tool_call": "function_call",
-    "tool": "tool",
-    "observation": "tool",
-    "function": "tool",
-    "function_response": "tool",
-    "tool_response": "tool",
-    "ipython": "tool",
+_TAGS = {
+    "system": ("system", "developer"),
+    "user": ("human", "user"),
+    "assistant": ("gpt", "assistant", "chatgpt", "model"),
+    "function_call": ("function_call", "tool_call"),
+    "tool": ("tool", "observation", "function", "function_response", "tool_response", "ipython"),
 }
+ROLES = {tag: role for role, tags in _TAGS.items() for tag in tags}
 Tools = tuple[Mapping[str, Any], ...]
 
 REASONING = ("reasoning_content", "thinking", "reasoning")

@@ -1,9 +1,14 @@
-"""``--by``: the ways in which rows of the pool are compared with those of a target, in one table. Nothing here imports torch."""
+"""``--by``: the ways in which rows of the pool are compared with those of a target, in one table; and the tasks of a target.
+
+Nothing here imports torch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from instruct_prune.config import TargetConfig
@@ -67,14 +72,14 @@ class By:
 
 BY: dict[str, By] = {
     "gradient": By(
-        "sketches of the rows' gradients", "run.vectors:by_gradients", probes=("gradient",), options=("warmup_steps",)
+        "sketches of the rows' gradients", "run.ways:by_gradients", probes=("gradient",), options=("warmup_steps",)
     ),
-    "rds": By("hidden states of prompt and response, pooled (RDS+)", "run.vectors:by_states", probes=("weighted",)),
-    "embedding": By("the embedder's vectors", "run.vectors:by_embedder", after="embed"),
-    "drop": By("the share of the loss that an adapter trained on the target takes away", "run.values:by_drop"),
+    "rds": By("hidden states of prompt and response, pooled (RDS+)", "run.ways:by_states", probes=("weighted",)),
+    "embedding": By("the embedder's vectors", "run.ways:by_embedder", after="embed"),
+    "drop": By("the share of the loss that an adapter trained on the target takes away", "run.ways:by_drop"),
     "shown": By(
         "how much the loss falls behind rows of the target",
-        "run.values:by_shown",
+        "run.ways:by_shown",
         probes=("weighted",),
         options=("shown",),
     ),
@@ -108,3 +113,46 @@ def options_of(by: str, config: TargetConfig) -> dict[str, Any]:
         if value < OPTIONS[name]:
             raise InputError(f"{flag} {value}: at least {OPTIONS[name]} is needed.")
     return {name: getattr(config, name) for name in how.options}
+
+
+NAME = re.compile(r"[^\W_][\w.-]*")
+"""Of a task: it is that of a folder too."""
+
+
+def tasks_of(config: TargetConfig) -> dict[str, str]:
+    """{task: file} of a target.
+
+    Raises:
+        InputError: there is none, or as `named_files`.
+    """
+    if not config.target:
+        raise InputError("--target is missing: name a file of rows that show what the model should become good at.")
+    return named_files(config.target, "--target")
+
+
+def named_files(named: Sequence[str], option: str) -> dict[str, str]:
+    """{name: file} of FILE or NAME=FILE.
+
+    Args:
+        named: as the user wrote them.
+        option: where, for messages.
+
+    Raises:
+        InputError: a name is used twice or cannot be that of a folder, or a file is not there.
+    """
+    found: dict[str, str] = {}
+    for text in named:
+        name, sign, path = text.partition("=")
+        if Path(text).expanduser().exists() or not sign:
+            name, path = Path(text).name.partition(".")[0] or "target", text
+        if name in found:
+            raise InputError(f"{option}: two tasks are called {name!r}. Name them: {option} math=a.jsonl code=b.jsonl.")
+        if not NAME.fullmatch(name):
+            raise InputError(
+                f"{option} {text}: the name of a task has letters, digits, '_', '-' and '.', and begins with a letter or digit. "
+                f"Name it otherwise, as in: {option} math={path}"
+            )
+        if not Path(path).expanduser().exists():
+            raise InputError(f"{option} {text}: there is no such file.")
+        found[name] = path
+    return found

@@ -19,23 +19,22 @@ from instruct_prune.config import (
 )
 from instruct_prune.errors import InputError, told_together
 from instruct_prune.export import exporters_of
-from instruct_prune.measure.ladder import AUTO, PRESETS, Preset, parse_subnets
+from instruct_prune.measure.ladder import AUTO, PRESETS, parse_subnets
 from instruct_prune.measure.subnet import SubnetSpec
 from instruct_prune.models import MODELS, names
-from instruct_prune.models.hub import check_on_hub, logged_in
+from instruct_prune.models.sources import check_on_hub, logged_in
 from instruct_prune.registry import is_reference, load_attribute, resolve
 from instruct_prune.rows import Source
 from instruct_prune.rows.find import is_hub_id
 from instruct_prune.rows.inputs import IMAGES_AND_TEXT
 from instruct_prune.rows.table import RowTable
 from instruct_prune.run.asked import check_first, check_selection
-from instruct_prune.run.by import DEFAULT, find_by, options_of
+from instruct_prune.run.by import DEFAULT, find_by, options_of, tasks_of
 from instruct_prune.run.folder import RunFolder, new_run
 from instruct_prune.run.records import RowsFacts
 from instruct_prune.run.row_facts import predicate_of
 from instruct_prune.run.rows import absolute, open_source
 from instruct_prune.run.target_facts import TargetFacts
-from instruct_prune.run.tasks import tasks_of
 from instruct_prune.score.columns import ADAPTED, LOSS
 from instruct_prune.score.scores import find_score
 
@@ -183,7 +182,7 @@ def check_scoring(encode: EncodeConfig, score: ScoreConfig, kind: str | None = N
     told_together(
         lambda: _check_template(encode),
         lambda: _check_length(encode),
-        lambda: _check_batches(score),
+        lambda: check_batches(score),
         lambda: check_tolerance(score),
         lambda: _ladder(score, kind),
         lambda: _check_probes(score),
@@ -243,7 +242,8 @@ def _check_length(encode: EncodeConfig) -> None:
         raise InputError(f"--max-length {encode.max_length}: at least 2 tokens are needed to score one of them.")
 
 
-def _check_batches(score: ScoreConfig) -> None:
+def check_batches(score: ScoreConfig) -> None:
+    """``--batch-tokens`` and ``--image-size``; InputError where one of them is below one."""
     if score.batch_tokens is not None and score.batch_tokens < 1:
         raise InputError(f"--batch-tokens {score.batch_tokens}: at least 1 token (or picture) must fit in a batch.")
     if score.image_size is not None and score.image_size < 1:
@@ -267,8 +267,7 @@ def _ladder(score: ScoreConfig, kind: str | None) -> tuple[SubnetSpec, ...] | No
     if kind is None or (score.model is not None and is_reference(score.model)):
         return None
     own = {} if kind == TEXT else resolve(MODELS, kind, "kind of model").ladders
-    presets = {**PRESETS, **{name: Preset(*entry) for name, entry in own.items()}}
-    return parse_subnets(score.subnets, score.subnet_seeds, presets)
+    return parse_subnets(score.subnets, score.subnet_seeds, {**PRESETS, **own})
 
 
 def _check_probes(score: ScoreConfig) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from instruct_prune.arrays import Int32, Int64, positions_of
+from instruct_prune.arrays import Int32, Int64
 from instruct_prune.errors import InputError
 from instruct_prune.report.compare import Comparison
 from instruct_prune.report.compare import compare as put_side_by_side
@@ -50,12 +50,5 @@ def _names(folders: Sequence[RunFolder]) -> list[str]:
 
 
 def _cluster_labels(folders: Sequence[RunFolder], row_id: Int64) -> Int32 | None:
-    import pyarrow.parquet as pq
-
     chosen = next((f for f in folders if f.facts(SelectFacts).clustered), None)
-    if chosen is None:
-        return None
-    table = pq.read_table(chosen / "clusters.parquet", columns=["row_id", "cluster"])
-    there = table.column("row_id").to_numpy()
-    labels: Int32 = table.column("cluster").to_numpy()[positions_of(row_id, there, str(chosen / "clusters.parquet"))]
-    return labels
+    return None if chosen is None else chosen.read_clusters(row_id)[0]

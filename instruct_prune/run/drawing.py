@@ -16,12 +16,11 @@ from instruct_prune.measure.ladder import parse_subnets
 from instruct_prune.rows.table import RowTable
 from instruct_prune.run.asked import Asked, ask, clusters_wanted, score_params
 from instruct_prune.run.chosen import load_target
-from instruct_prune.run.columns import columns_for
 from instruct_prune.run.contaminated import Contaminated, find_contaminated
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.records import EmbedFacts, RowsFacts, ScoreFacts
-from instruct_prune.run.row_facts import RowFacts, read_facts
-from instruct_prune.score.aggregate import rescored
+from instruct_prune.run.row_facts import RowFacts, columns_for, read_facts
+from instruct_prune.score.scores import rescored
 from instruct_prune.score.table import ScoreTable
 from instruct_prune.select import build_pool, resolve_budget, select_rows
 from instruct_prune.select.clusters import cluster, name_clusters
@@ -71,8 +70,26 @@ class Drawing:
             config = dataclasses.replace(config, keep=None, keep_tokens=keep_tokens)
         if seed is not None:
             config = dataclasses.replace(config, seed=seed)
-        asked = dataclasses.replace(self.asked, config=config)
-        selection = _draw(table, asked, self.facts, self.make_pool, self.contaminated)
+        pool = self.make_pool(table)
+        budget = resolve_budget(config.keep, config.keep_tokens, pool)
+        if pool.target is not None and budget.rows is not None and budget.rows < len(pool.target.tasks):
+            raise InputError(
+                f"the target has {len(pool.target.tasks)} tasks and the budget {budget.rows} rows, so that some task would get none. "
+                "Keep more rows, or give fewer tasks."
+            )
+        contaminated = None if self.contaminated is None else self.contaminated.rows
+        selection = select_rows(
+            pool,
+            budget,
+            method=self.asked.method,
+            params=self.asked.params,
+            seed=config.seed,
+            min_per_stratum=config.min_per_stratum,
+            balanced=config.balanced,
+            must_keep=self.facts.must_keep,
+            duplicate_of=duplicates_of(config, pool, self.facts, table, contaminated),
+            contaminated=contaminated,
+        )
         return dataclasses.replace(selection, params={**selection.params, **self.told})
 
 
@@ -121,31 +138,6 @@ def prepare(folder: RunFolder, config: SelectConfig, measured: ScoreTable) -> Dr
     told: dict[str, Any] = {f"score {key}": value for key, value in params.items() if value is not None}
     told |= {} if asked.by is None else {"by": asked.by}
     return Drawing(asked, scored, table, facts, target, contaminated, clusters, rescore, make_pool, told)
-
-
-def _draw(
-    table: ScoreTable, asked: Asked, facts: RowFacts, make_pool: Callable[..., Pool], out: Contaminated | None
-) -> Selection:
-    pool, config = make_pool(table), asked.config
-    budget = resolve_budget(config.keep, config.keep_tokens, pool)
-    if pool.target is not None and budget.rows is not None and budget.rows < len(pool.target.tasks):
-        raise InputError(
-            f"the target has {len(pool.target.tasks)} tasks and the budget {budget.rows} rows, so that some task would get none. "
-            "Keep more rows, or give fewer tasks."
-        )
-    contaminated = None if out is None else out.rows
-    return select_rows(
-        pool,
-        budget,
-        method=asked.method,
-        params=asked.params,
-        seed=config.seed,
-        min_per_stratum=config.min_per_stratum,
-        balanced=config.balanced,
-        must_keep=facts.must_keep,
-        duplicate_of=duplicates_of(config, pool, facts, table, contaminated),
-        contaminated=contaminated,
-    )
 
 
 def duplicates_of(

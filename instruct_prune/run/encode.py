@@ -23,7 +23,7 @@ from instruct_prune.models.model import Items, Model
 from instruct_prune.progress import Progress, say
 from instruct_prune.registry import class_name, is_reference, load_attribute, own_code, resolve
 from instruct_prune.rows.row import Reject, Row
-from instruct_prune.rows.table import RowTable, reject_line
+from instruct_prune.rows.table import RowTable, first_rejects, reject_line
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.records import EncodeFacts, RowsFacts, ScoreFacts
 from instruct_prune.storage import atomic
@@ -132,8 +132,10 @@ def _finish(
     if len(items) != len(table):
         raise AssertionError(f"rows were lost in encoding: {len(table)} read, {len(items)} encoded")
     if not items.scorable.any():
+        listed = folder / "rejected.jsonl"
         raise InputError(
-            f"{', '.join(table.facts.files)}: none of the {table.facts.read} rows can be scored. {_first_reasons(folder)}"
+            f"{', '.join(table.facts.files)}: none of the {table.facts.read} rows can be scored. {first_rejects(listed)} All are "
+            f"listed in {listed}."
         )
     for note in model.notes:
         say(f"note: {note}")
@@ -176,10 +178,3 @@ def list_rejected(
             reason = (errors or {}).get(i) or reasons[i] or str(status[i]).replace("_", " ")
             entry = Reject(int(items.row_id[i]), sources[i], int(lines[i]), reason, status=str(status[i]))
             file.write((json.dumps(reject_line(entry)) + "\n").encode())
-
-
-def _first_reasons(folder: RunFolder) -> str:
-    with open(folder / "rejected.jsonl", encoding="utf-8") as file:
-        rows = [json.loads(line) for _, line in zip(range(3), file, strict=False)]
-    told = "; ".join(f"{row['file']}, line {row['line']}: {row['reason']}" for row in rows)
-    return f"The first: {told}. All are listed in {folder / 'rejected.jsonl'}."

@@ -11,8 +11,7 @@ from instruct_prune.encode.store import TokenStore
 from instruct_prune.export import Exported, ExportJob, export_selection
 from instruct_prune.export.hub import inherited_license
 from instruct_prune.export.job import KeptTokens
-from instruct_prune.export.own_format import write_own_format
-from instruct_prune.export.rows import write_pruned
+from instruct_prune.export.own_format import write_own_format, write_pruned
 from instruct_prune.models.names import name_for_trainers
 from instruct_prune.rows.row import Row
 from instruct_prune.rows.table import RowTable

@@ -13,13 +13,12 @@ from instruct_prune.config import EmbedConfig, SelectConfig
 from instruct_prune.errors import InputError
 from instruct_prune.models.model import Items, Model
 from instruct_prune.progress import say
-from instruct_prune.run.aside import FILE, MADE_FROM, facts_of
 from instruct_prune.run.asked import check_budget, check_first, compares_vectors
 from instruct_prune.run.contaminated import Contaminated, content_of, find_contaminated
 from instruct_prune.run.drawing import duplicates_of
 from instruct_prune.run.embed import by_model, vectors_of
 from instruct_prune.run.embed import embed as embed_rows
-from instruct_prune.run.folder import RunFolder
+from instruct_prune.run.folder import ASIDE, RunFolder
 from instruct_prune.run.records import EncodeFacts, SetAside
 from instruct_prune.run.row_facts import RowFacts, read_facts
 from instruct_prune.score.table import ScoreTable
@@ -31,6 +30,8 @@ from instruct_prune.storage import arrow_column, digest, read_parquet, write_par
 if TYPE_CHECKING:
     import pyarrow as pa
 
+MADE_FROM = b"made_from"
+"""In the metadata of ``set_aside.parquet``: digest of the options and of the items."""
 KEEP: Literal["longest"] = "longest"
 """Which row of a group of near-duplicates stays where no score says which is the hardest."""
 
@@ -76,7 +77,7 @@ class First:
             InputError: a file of ``--decontaminate`` or ``--must-keep`` is wrong, a row must be kept and must not, or too few
                 rows are left for the budget, or none.
         """
-        folder, path = self._folder, self._folder / FILE
+        folder, path = self._folder, self._folder / ASIDE
         made_from = digest([self.identity, folder.require(EncodeFacts).fingerprint]).encode()
         if not path.exists() or self.read().schema.metadata.get(MADE_FROM) != made_from:
             if compares_vectors(self._select):
@@ -97,12 +98,13 @@ class First:
         check_budget(self._select, n - found.rows)
 
     def facts(self) -> SetAside:
-        """For the record."""
-        return facts_of(self.read(), self._seconds)
+        """How many rows, for the record."""
+        reasons = self.read().column("reason").to_pylist()
+        return SetAside(reasons.count("duplicate"), reasons.count("contaminated"), self._seconds)
 
     def read(self) -> pa.Table:
         """What `put_aside` wrote."""
-        return read_parquet(self._folder / FILE)
+        return read_parquet(self._folder / ASIDE)
 
     def _find(self) -> pa.Table:
         table = _unmeasured(self._items)

@@ -11,18 +11,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from instruct_prune.arrays import Float32, Int32, Int64, positions_of
 from instruct_prune.errors import InputError
 from instruct_prune.geometry import blocks
 from instruct_prune.measure.subnet import SubnetSpec
 from instruct_prune.run.manifest import Manifest
-from instruct_prune.run.records import EmbedFacts
-from instruct_prune.score.table import ScoreTable
+from instruct_prune.run.records import EmbedFacts, ScoreFacts
+from instruct_prune.score.table import PLAIN, ScoreTable
 from instruct_prune.select.data import Clusters, Embeddings, Selection
 from instruct_prune.storage import arrow_column, read_parquet, write_parquet
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from instruct_prune.models.model import Items
+
+ASIDE = "set_aside.parquet"
+"""The rows that ``--dedup-first`` took out before scoring."""
 TEXTS = 1 << 16
 """Texts of a table that are Python objects at a time."""
 
@@ -65,9 +70,8 @@ class RunFolder(Manifest):
         columns |= {name: _text(arrow.column(name)) for name in texts}
         subnets = tuple(SubnetSpec(*spec) for spec in meta["subnets"])
         losses = np.stack([columns[f"loss_{s.name}"] for s in subnets], axis=1)
-        names = ("row_id", "content_hash", "status", "n_prompt", "n_response", "n_cut")
         return ScoreTable(
-            **{name: columns[name] for name in names},
+            **{name: columns[name] for name in PLAIN},
             losses=losses,
             subnets=subnets,
             score=columns["score"],
@@ -83,11 +87,22 @@ class RunFolder(Manifest):
         row_id = np.load(self / "embeddings_rows.npy", allow_pickle=False)
         return Embeddings(row_id, vectors, facts.embedder)
 
+    def read_aside(self) -> pa.Table | None:
+        """The rows that ``--dedup-first`` set aside before a finished run was scored; None where it set none aside."""
+        return None if self.facts(ScoreFacts).aside is None else read_parquet(self / ASIDE)
+
     def write_clusters(self, clusters: Clusters) -> None:
         import pyarrow as pa
 
         columns = {"row_id": clusters.row_id, "cluster": clusters.labels, "distance": clusters.distances}
         write_parquet(self / "clusters.parquet", pa.table({name: arrow_column(c) for name, c in columns.items()}))
+
+    def read_clusters(self, row_id: Int64) -> tuple[Int32, Float32]:
+        """The cluster of each of these rows (int32 [n]), and the distance to its centre (float32 [n])."""
+        table = read_parquet(self / "clusters.parquet")
+        at = positions_of(row_id, table.column("row_id").to_numpy(), str(self / "clusters.parquet"))
+        label, distance = (table.column(name).to_numpy()[at] for name in ("cluster", "distance"))
+        return label.astype(np.int32), distance
 
     def write_selection(
         self, selection: Selection, more: Mapping[str, Any] | None = None, aside: pa.Table | None = None
@@ -115,7 +130,6 @@ class RunFolder(Manifest):
         write_parquet(self / "selection.parquet", table)
 
     def read_selection(self) -> Selection:
-
         path = self / "selection.parquet"
         if not path.exists():
             raise InputError(f"{path} does not exist. Run `instruct-prune select --out {self.path} --keep ...` first.")
@@ -135,6 +149,13 @@ class RunFolder(Manifest):
             strata_names=codes["stratum"][1], method=facts["method"], seed=facts["seed"], params=facts["params"],
             duplicate_of=duplicate_of,
         )  # fmt: skip
+
+
+def left_of(items: Items, aside: pa.Table | None) -> Items:
+    """The items of a run; those of rows that were set aside can be scored no more."""
+    if aside is None or not len(aside):
+        return items
+    return items.without(positions_of(aside.column("row_id").to_numpy(), items.row_id, ASIDE))
 
 
 def _text(column: pa.ChunkedArray) -> NDArray[np.str_]:

@@ -15,8 +15,7 @@ from typing import Any
 from instruct_prune.errors import InputError
 from instruct_prune.progress import say
 from instruct_prune.run.records import COSTLY, LAYOUT, RESTARTS, STAGES, Facts, Record, read_record
-from instruct_prune.run.stamps import changed_file, stamps_of
-from instruct_prune.storage import UNFINISHED, write_json
+from instruct_prune.storage import UNFINISHED, sha256_of, what_changed, write_json
 
 MANIFEST = "manifest.json"
 LOCK, SOFT_LOCK, HOLDER = ".lock", ".lock-file", ".holder.json"
@@ -167,7 +166,8 @@ class Manifest:
 
     def changed_file(self, record: Record[Any]) -> str | None:
         """The first file that is no more as the stage left it, and what is wrong with it; None where all are."""
-        return changed_file(self.path, record.files)
+        found = (what_changed(self / name, *stamp) for name, stamp in record.files.items())
+        return next((words for words in found if words is not None), None)
 
     def facts(self, kind: type[Facts]) -> Facts:
         """The facts of a stage that is finished and fresh, as `require`."""
@@ -258,7 +258,13 @@ class Manifest:
         """
         record = self.record(type(facts))
         assert record is not None, "a stage begins before it is finished"
-        self._write(type(facts), Record(record.config, record.inputs, facts, stamps_of(self.path, files)))
+        paths = sorted({path for pattern in files for path in self.path.glob(pattern) if path.is_file()})
+        stats = {path: path.stat() for path in paths}
+        stamps = {
+            path.relative_to(self.path).as_posix(): (stat.st_size, stat.st_mtime_ns, sha256_of(path))
+            for path, stat in stats.items()
+        }
+        self._write(type(facts), Record(record.config, record.inputs, facts, stamps))
 
     def _write(self, kind: type[Any], record: Record[Any]) -> None:
         self._save({**self.manifest.get("stages", {}), kind.stage: record.to_json()})

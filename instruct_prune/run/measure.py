@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from instruct_prune.arrays import Int32, Int64
 from instruct_prune.config import ScoreConfig
 from instruct_prune.encode.batching import Plan, plan_batches
 from instruct_prune.errors import IncompleteRunError, InputError
-from instruct_prune.measure.engine import Known, Spent, Work, measure_parts, run_batch, share
+from instruct_prune.measure.engine import Known, Planned, Spent, Work, measure_parts, run_batch, share
 from instruct_prune.measure.heartbeat import Heartbeat, beat_of_rank, wait_for_ranks
 from instruct_prune.measure.lora import read_added
 from instruct_prune.measure.measurement import Measurement, Pass, plan_passes
@@ -37,27 +37,6 @@ TRIED = 4
 """Rows of what was measured before that are measured again, to see that the same comes out."""
 UNLIKE = 0.05
 """A difference, beside one plus the number, that no rounding of 16-bit weights explains."""
-
-
-@dataclass(frozen=True)
-class Took:
-    """What a wave of passes took: `Spent` of the main process, seconds of the clock, tokens or pictures computed."""
-
-    spent: Spent
-    seconds: float
-    cost: int
-
-    def __add__(self, other: Took) -> Took:
-        spent = Spent(
-            self.spent.switching_seconds + other.spent.switching_seconds,
-            self.spent.scoring_seconds + other.spent.scoring_seconds,
-            self.spent.left_whole | other.spent.left_whole,
-        )
-        return Took(spent, round(self.seconds + other.seconds, 3), self.cost + other.cost)
-
-    @classmethod
-    def nothing(cls) -> Took:
-        return cls(Spent(0.0, 0.0, {}), 0.0, 0)
 
 
 def batch_cost(model: Model, config: ScoreConfig, device_type: str) -> int:
@@ -88,27 +67,19 @@ def plan_work(
     Raises:
         InputError: a view that leaves nothing of any row; a depth, a dropout subnet or an adapter that does not fit the model.
     """
-    passes = plan_passes(measurements)
     planner = _Planner(model, items, batch, some)
-    shown: list[Any] = []
-    plans: list[Plan] = []
-    known: list[Known | None] = []
-    for a_pass in passes:
-        seen, plan, found = planner.plan(a_pass, before)
-        shown.append(seen)
-        plans.append(plan)
-        known.append(found)
-    for a_pass, plan in zip(passes, plans, strict=True):
-        model.start_pass(plan, a_pass.depths, a_pass.pooled)
-        if a_pass.weights.kind == "dropout":
+    passes = tuple(planner.plan(a_pass, before) for a_pass in plan_passes(measurements))
+    for one in passes:
+        one.start(model)
+        if one.a_pass.weights.kind == "dropout":
             block_outputs(model.backbone)
-        if a_pass.weights.kind == "adapter":
-            read_added(model.module, a_pass.weights.folder)
-    if any(known):
+        if one.a_pass.weights.kind == "adapter":
+            read_added(model.module, one.a_pass.weights.folder)
+    if any(one.known for one in passes):
         # Which rows are known decides what lies in which part.
-        told = [None if one is None else row_ids_hash(one.positions) for one in known]
+        told = [None if one.known is None else row_ids_hash(one.known.positions) for one in passes]
         parts = PartStore(parts.folder, digest([parts.fingerprint, told]))
-    return Work(passes, tuple(shown), tuple(plans), parts, tuple(known))
+    return Work(passes, parts)
 
 
 def shared_tokens(model: Model, items: Items) -> Int32:
@@ -132,8 +103,7 @@ class _Planner:
         if group is not None:
             self.group[scorable] = group
 
-    def plan(self, a_pass: Pass, before: Before | None) -> tuple[Any, Plan, Known | None]:
-        """What the pass sees of the rows, its batches, and what need not be measured."""
+    def plan(self, a_pass: Pass, before: Before | None) -> Planned:
         seen: Any = self.items
         rows, whole = self.rows, a_pass.view == FULL and not a_pass.needs_grad
         if a_pass.view != FULL:
@@ -168,7 +138,7 @@ class _Planner:
             again = planned(np.sort(some[np.linspace(0, len(some) - 1, TRIED).round().astype(np.int64)]))
             known = replace(known, again=tuple(batch for chunk in again.chunks for batch in chunk))
             plan = replace(plan, chunks=plan.chunks + known.chunks)
-        return seen, plan, known
+        return Planned(a_pass, seen, plan, known)
 
     def _known(self, a_pass: Pass, before: Before, rows: Int64, lengths: Int32) -> tuple[Int64, Known | None]:
         names = self.items.text_columns("content_hash")[0]
@@ -184,14 +154,15 @@ def check_known(model: Model, work: Work) -> float:
         InputError: by more than rounding.
     """
     worst = 0.0
-    for a_pass, plan, items, known in zip(work.passes, work.plans, work.items, work.known, strict=True):
-        if known is None or a_pass.weights != DENSE:
+    for planned in work.passes:
+        known = planned.known
+        if known is None or planned.a_pass.weights != DENSE:
             continue
-        model.start_pass(plan, a_pass.depths, a_pass.pooled)
+        planned.start(model)
         for batch in known.again:
-            found = run_batch(model, a_pass, items, batch).cpu().numpy()
+            found = run_batch(model, planned.a_pass, planned.items, batch).cpu().numpy()
             at = 0
-            for one in a_pass.measurements:
+            for one in planned.a_pass.measurements:
                 width = one.probe.width(model)
                 for row, values in zip(batch.rows.tolist(), found[:, at : at + width], strict=True):
                     place = int(np.searchsorted(known.positions, row))
@@ -206,17 +177,18 @@ def check_known(model: Model, work: Work) -> float:
     return worst
 
 
-def run_work(folder: RunFolder, model: Model, work: Work, config: ScoreConfig, ranks: Ranks) -> Took:
+def run_work(folder: RunFolder, model: Model, work: Work, config: ScoreConfig, ranks: Ranks) -> Spent:
     """Write this rank's parts; the main one then waits for the others and makes sure that nothing is missing.
 
     Raises:
         IncompleteRunError: parts are missing; the same command, with any number of processes, completes them.
     """
     # One broadcast before the loop, none inside it: every rank must see the same list of missing parts.
-    if ranks.is_main and any(work.known):
+    known = [one for one in work.passes if one.known is not None]
+    if ranks.is_main and known:
         _reuse(model, work)
     todo, nonce = ranks.broadcast((work.missing(), uuid.uuid4().hex[:8]) if ranks.is_main else None)
-    if ranks.is_main and 0 < len(todo) < work.n_parts - sum(len(one.chunks) for one in work.known if one is not None):
+    if ranks.is_main and 0 < len(todo) < work.n_parts - sum(len(one.known.chunks) for one in known if one.known):
         say(f"resuming: {work.describe(todo)} to do")
     mine = share(todo, ranks.rank, ranks.world)
     beats = folder / "parts" / "alive" / nonce
@@ -244,14 +216,14 @@ def run_work(folder: RunFolder, model: Model, work: Work, config: ScoreConfig, r
         wait_for_ranks(beats, range(1, ranks.world))
         if work.missing():
             raise IncompleteRunError(_incomplete(folder, work, "a process ended before its parts were written"))
-    return Took(spent, round(time.monotonic() - began, 3), work.cost(todo))
+    return replace(spent, seconds=round(time.monotonic() - began, 3), cost=work.cost(todo))
 
 
 def _reuse(model: Model, work: Work) -> None:
     """Take over what an earlier run measured, and say so."""
     worst = check_known(model, work)
     write_known(work)
-    told = [f"{len(k.positions):,} ({a_pass.name})" for k, a_pass in zip(work.known, work.passes, strict=True) if k]
+    told = [f"{len(one.known.positions):,} ({one.name})" for one in work.passes if one.known is not None]
     say(f"rows that were measured before and are not measured again: {', '.join(told)}")
     if worst:
         say(
@@ -262,7 +234,7 @@ def _reuse(model: Model, work: Work) -> None:
 
 def describe(work: Work, model: Model, names: Sequence[str]) -> str:
     """The plan in one line for people: the first pass's rows, and the names of all passes."""
-    plan = work.plans[0]
+    plan = work.passes[0].plan
     shared = f", {len(plan.prefixes)} shared prefixes" if plan.prefixes else ""
     return (
         f"{plan.n_rows:,} rows, {plan.n_tokens:,} {model.unit} a pass ({plan.padding_share:.1%} padding{shared}), "

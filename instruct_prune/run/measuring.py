@@ -19,8 +19,7 @@ from instruct_prune.measure.ranks import Ranks
 from instruct_prune.measure.stored import Stored, find
 from instruct_prune.models.model import Items, Model
 from instruct_prune.rows.table import RowTable
-from instruct_prune.run.aside import left_of, read_aside
-from instruct_prune.run.folder import RunFolder
+from instruct_prune.run.folder import RunFolder, left_of
 from instruct_prune.run.measure import plan_work, run_work
 from instruct_prune.run.records import ScoreFacts
 from instruct_prune.run.target_facts import TargetFacts
@@ -68,7 +67,7 @@ class Measuring:
 
     @cached_property
     def pool(self) -> Items:
-        return left_of(self._model.open_items(self.folder / "items"), read_aside(self.folder))
+        return left_of(self._model.open_items(self.folder / "items"), self.folder.read_aside())
 
     @cached_property
     def ranks(self) -> Ranks:

@@ -16,17 +16,17 @@ from instruct_prune.measure.ranks import Ranks
 from instruct_prune.measure.subnet import SubnetSpec
 from instruct_prune.models.model import Items
 from instruct_prune.rows.table import RowTable
-from instruct_prune.run.aside import FILE
-from instruct_prune.run.columns import columns_for
 from instruct_prune.run.embed import save_states
 from instruct_prune.run.encode import list_rejected
-from instruct_prune.run.folder import RunFolder
+from instruct_prune.run.folder import ASIDE, RunFolder
 from instruct_prune.run.measure import shared_tokens
 from instruct_prune.run.records import RowsFacts, ScoreFacts, SetAside
 from instruct_prune.run.reuse import write_measured
-from instruct_prune.run.waves import Measured, Piloted
-from instruct_prune.score.aggregate import rescored
+from instruct_prune.run.row_facts import columns_for
+from instruct_prune.run.waves import Measured, Wanted
 from instruct_prune.score.health import Health, left_out_of, subnet_health
+from instruct_prune.score.pilot import Decision
+from instruct_prune.score.scores import rescored
 from instruct_prune.score.table import ScoreTable
 from instruct_prune.storage import arrow_column, write_parquet
 
@@ -35,30 +35,29 @@ def merge(
     folder: RunFolder,
     items: Items,
     measured: Measured,
-    ladder: tuple[SubnetSpec, ...],
-    name: str,
+    wanted: Wanted,
     dtype: str,
     ranks: Ranks,
-    aside: SetAside | None = None,
+    aside: SetAside | None,
 ) -> ScoreTable:
-    """Parts -> ``scores.parquet`` under the score ``name``, statuses, health, accounting.
+    """Parts -> ``scores.parquet`` under the score that is wanted, statuses, health, accounting.
 
     Args:
         folder: the run.
         items: its rows as the model was given them.
         measured: finished passes.
-        ladder: the subnets that were asked for, repeated as often as they count.
-        name: of the score.
+        wanted: the subnets that were asked for, and the score.
         dtype: of the weights.
         ranks: the processes, for the record.
         aside: how many rows were set aside before.
     """
+    ladder, name = wanted.ladder, wanted.score
     columns, errors = measured.columns(items)
     losses = {spec: column for one, column in columns.items() if isinstance(one.probe, Loss) for spec in [one.spec]}
     whole = {spec: losses[spec] for spec in sorted(losses, key=ladder.index)}
     piloted = measured.piloted
     if piloted is not None:
-        ladder = tuple(spec for spec in ladder if spec in piloted.decision.kept)
+        ladder = tuple(spec for spec in ladder if spec in piloted.kept)
     losses = {spec: column for spec, column in whole.items() if spec in ladder}
     status = _statuses(items, losses, errors)
     scored = np.isin(status, [s.value for s in Status if s.scored])
@@ -83,7 +82,7 @@ def merge(
     write_measured(folder.path, items, shared_tokens(measured.model, items))
     more = columns_for(folder, RowTable.open(folder / "rows"), table, name)
     averaged = tuple(spec for spec in ladder if spec.is_averaged)
-    collapsed = tuple(left_out_of(health, ladder)) if piloted is None else piloted.decision.collapsed
+    collapsed = tuple(left_out_of(health, ladder)) if piloted is None else piloted.collapsed
     table = rescored(table, name, subnets=averaged, leave_out=collapsed, more=more)
     if piloted is not None:
         table = _predicted(folder, table, piloted, whole)
@@ -94,15 +93,15 @@ def merge(
 
 
 def _predicted(
-    folder: RunFolder, table: ScoreTable, piloted: Piloted, losses: Mapping[SubnetSpec, Float32]
+    folder: RunFolder, table: ScoreTable, piloted: Decision, losses: Mapping[SubnetSpec, Float32]
 ) -> ScoreTable:
     """The table with the whole ladder's score: measured on the pilot, which is written down, and predicted elsewhere."""
     import pyarrow as pa
 
-    at, decision = piloted.rows, piloted.decision
-    averaged = [column[at] for spec, column in losses.items() if spec.name not in decision.collapsed]
+    at = piloted.rows
+    averaged = [column[at] for spec, column in losses.items() if spec.name not in piloted.collapsed]
     measured = np.mean(averaged, axis=0, dtype=np.float64).astype(np.float32)
-    score = decision.predict(losses, table.n_response) if decision.saved else table.score
+    score = piloted.predict(losses, table.n_response) if piloted.saved else table.score
     columns = {"row_id": table.row_id[at], **{f"loss_{spec.name}": losses[spec][at] for spec in losses}}
     columns |= {"score": measured, "predicted": score[at]}
     write_parquet(folder / "pilot.parquet", pa.table({name: arrow_column(c) for name, c in columns.items()}))
@@ -147,7 +146,7 @@ def _finish(
         raise AssertionError(
             f"rows were lost: {read} read, {scored} scored, {rejected} rejected, {set_aside} set aside"
         )
-    took = measured.took
+    spent = measured.spent
     folder.finish(
         ScoreFacts(
             model=measured.model.name,
@@ -159,15 +158,15 @@ def _finish(
             read=read,
             scored=scored,
             rejected=rejected,
-            tokens=took.cost,
-            passes=tuple(a_pass.name for work in measured.works for a_pass in work.passes),
+            tokens=spent.cost,
+            passes=tuple(one.name for work in measured.works for one in work.passes),
             unit=measured.model.unit,
             processes=ranks.world,
             device=ranks.describe(),
-            switching_seconds=took.spent.switching_seconds,
-            scoring_seconds=took.spent.scoring_seconds,
-            seconds=took.seconds,
-            left_whole=took.spent.left_whole,
+            switching_seconds=spent.switching_seconds,
+            scoring_seconds=spent.scoring_seconds,
+            seconds=spent.seconds,
+            left_whole=spent.left_whole,
             notes=tuple(measured.model.remarks),
             earned=None if measured.piloted is None else measured.piloted.earned(scored),
             aside=aside,
@@ -176,7 +175,7 @@ def _finish(
         "measured.parquet",
         "pilot.parquet",
         "states/*.npy",
-        *([] if aside is None else [FILE]),
+        *([] if aside is None else [ASIDE]),
     )
 
 

@@ -19,7 +19,7 @@ from instruct_prune.run.export import export
 from instruct_prune.run.folder import RunFolder, open_run
 from instruct_prune.run.lock import alone, writes
 from instruct_prune.run.rows import rows_of
-from instruct_prune.run.score import score
+from instruct_prune.run.score import Scoring
 from instruct_prune.run.select import select
 from instruct_prune.run.target import target
 from instruct_prune.select.data import Selection
@@ -47,10 +47,8 @@ def _run(folder: RunFolder, config: RunConfig, source: Source | None) -> Selecti
         how = find_by(choice.by or DEFAULT)
         scoring = replace(scoring, probes=tuple(dict.fromkeys([*scoring.probes, *how.probes_of(config.target)])))
         choice = replace(choice, method=choice.method or "targeted")
-    table = score(
-        folder, config.data, config.encode, scoring, choice, config.embed, source=source, dedup_first=config.dedup_first
-    )
-    if table is None:
+    stage = Scoring(folder, config.data, config.encode, scoring, choice, config.embed)
+    if replace(stage, source=source, dedup_first=config.dedup_first).run() is None:
         return None
     embed(folder, config.embed, restart=config.score.restart == "embed")
     if aims:

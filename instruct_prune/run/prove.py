@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,7 +30,7 @@ from instruct_prune.run.prove_rows import HELD_OUT, ProveRows, absolute, tests_o
 from instruct_prune.run.prove_rules import SELECTION, Rules, check_rule, named_rules
 from instruct_prune.run.records import ScoreFacts, SelectFacts
 from instruct_prune.run.target_facts import TargetFacts
-from instruct_prune.storage import digest, write_json
+from instruct_prune.storage import digest, json_able, write_json
 from instruct_prune.train import TrainConfig, find_base
 
 AVERAGE_ROWS = 100
@@ -277,19 +276,10 @@ class Proof:
         }  # fmt: skip
         if self.tasks:
             found["lm_eval"] = of_tasks(results, self.tasks)
-        return {name: _plain(value) for name, value in found.items()}
+        return {name: json_able(value) for name, value in found.items()}
 
 
 def _mixed(rules: Sequence[Arm], random: Sequence[Arm]) -> list[Arm]:
     """Both lists in turn, so that either is as far along as the other at any time."""
     keyed = [((i + 0.5) / len(arms), arm) for arms in (rules, random) for i, arm in enumerate(arms)]
     return [arm for _, arm in sorted(keyed, key=lambda pair: pair[0])]
-
-
-def _plain(value: Any) -> Any:
-    """JSON-able, with null for what is no number."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -20,10 +20,10 @@ from instruct_prune.prove.config import ProveConfig
 from instruct_prune.prove.harness import YAML
 from instruct_prune.rows.row import Reject, Row
 from instruct_prune.rows.table import RowTable
+from instruct_prune.run.by import named_files
 from instruct_prune.run.encode import make_model
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.records import EncodeFacts
-from instruct_prune.run.tasks import named_files
 from instruct_prune.score.table import ScoreTable
 from instruct_prune.select.duplicates import text_keys
 

@@ -10,21 +10,22 @@ import dataclasses
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from instruct_prune.measure.subnet import SubnetSpec
-from instruct_prune.run.stamps import Stamps
-from instruct_prune.run.target_facts import COMPARED, ComparedFacts, TargetFacts
+from instruct_prune.run.target_facts import COMPARED, StageFacts, TargetFacts
 from instruct_prune.score.health import Health
 from instruct_prune.score.pilot import Earned
 from instruct_prune.storage import digest
 
+Stamps = Mapping[str, tuple[int, int, str]]
+"""{path relative to the run folder: (bytes, time of change in ns, SHA-256)}."""
 LAYOUT = 1
 """Version of the run folder's layout; a folder of another layout is refused in words."""
 
 
 @dataclass(frozen=True)
-class RowsFacts:
+class RowsFacts(StageFacts):
     """What was read; `RowTable.facts` says what it was.
 
     Attributes:
@@ -33,8 +34,8 @@ class RowsFacts:
         seconds: time taken.
     """
 
-    stage: ClassVar[str] = "rows"
-    command: ClassVar[str] = "score --data ..."
+    stage = "rows"
+    command = "score --data ..."
 
     names: tuple[str, ...]
     read: int
@@ -43,7 +44,7 @@ class RowsFacts:
 
 
 @dataclass(frozen=True)
-class EncodeFacts:
+class EncodeFacts(StageFacts):
     """What the rows became.
 
     Attributes:
@@ -56,8 +57,8 @@ class EncodeFacts:
         seconds: time taken.
     """
 
-    stage: ClassVar[str] = "encode"
-    command: ClassVar[str] = "score --data ..."
+    stage = "encode"
+    command = "score --data ..."
 
     model: str
     revision: str | None
@@ -88,7 +89,7 @@ class SetAside:
 
 
 @dataclass(frozen=True)
-class ScoreFacts:
+class ScoreFacts(StageFacts):
     """What was measured.
 
     Attributes:
@@ -113,8 +114,8 @@ class ScoreFacts:
         aside: with ``--dedup-first``, the rows that were not scored: read = scored + rejected + set aside.
     """
 
-    stage: ClassVar[str] = "score"
-    command: ClassVar[str] = "score --data ..."
+    stage = "score"
+    command = "score --data ..."
 
     model: str
     dtype: str
@@ -145,7 +146,7 @@ class ScoreFacts:
 
 
 @dataclass(frozen=True)
-class EmbedFacts:
+class EmbedFacts(StageFacts):
     """Where the vectors come from.
 
     Attributes:
@@ -154,8 +155,8 @@ class EmbedFacts:
         seconds: time taken.
     """
 
-    stage: ClassVar[str] = "embed"
-    command: ClassVar[str] = "embed"
+    stage = "embed"
+    command = "embed"
 
     embedder: str
     width: int
@@ -173,7 +174,7 @@ class TokenCounts:
 
 
 @dataclass(frozen=True)
-class SelectFacts:
+class SelectFacts(StageFacts):
     """What was kept.
 
     Attributes:
@@ -190,8 +191,8 @@ class SelectFacts:
         seconds: time taken.
     """
 
-    stage: ClassVar[str] = "select"
-    command: ClassVar[str] = "select --keep ..."
+    stage = "select"
+    command = "select --keep ..."
 
     scored: int
     kept: int
@@ -209,7 +210,7 @@ class SelectFacts:
 
 
 @dataclass(frozen=True)
-class ExportFacts:
+class ExportFacts(StageFacts):
     """What was written.
 
     Attributes:
@@ -218,27 +219,18 @@ class ExportFacts:
         told: a line for people about each file.
     """
 
-    stage: ClassVar[str] = "export"
-    command: ClassVar[str] = "export"
+    stage = "export"
+    command = "export"
 
     rows: int
     sha256: str
     told: tuple[str, ...]
 
 
-Facts = TypeVar(
-    "Facts", RowsFacts, EncodeFacts, ScoreFacts, EmbedFacts, TargetFacts, ComparedFacts, SelectFacts, ExportFacts
-)
-STAGES: tuple[type[Any], ...] = (
-    RowsFacts,
-    EncodeFacts,
-    ScoreFacts,
-    EmbedFacts,
-    TargetFacts,
-    *COMPARED.values(),
-    SelectFacts,
-    ExportFacts,
-)
+Facts = TypeVar("Facts", bound=StageFacts)
+STAGES: tuple[type[StageFacts], ...] = (
+    RowsFacts, EncodeFacts, ScoreFacts, EmbedFacts, TargetFacts, *COMPARED.values(), SelectFacts, ExportFacts,
+)  # fmt: skip
 """In the order in which a run makes them."""
 RESTARTS = {"rows": "read", "encode": "encode", "score": "score", "embed": "embed"}
 """{stage: its name in ``--restart``}; the later ones are made anew whenever they are asked for."""

@@ -17,7 +17,8 @@ from instruct_prune.errors import InputError
 from instruct_prune.progress import Progress, say
 from instruct_prune.registry import own_code
 from instruct_prune.rows import Source, open_data
-from instruct_prune.rows.table import RowTable, write_rows
+from instruct_prune.rows.facts import content_of
+from instruct_prune.rows.table import RowTable, first_rejects, write_rows
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.records import Record, RowsFacts
 from instruct_prune.storage import atomic, sha256_of
@@ -63,21 +64,17 @@ def read_rows(
     if update and "-" in data.data:
         raise InputError("--update reads data that changed again, and standard input is read once. Name a file.")
     data = _lasting(folder, data, restart)
-    known = None if restart else folder.record(RowsFacts)
-    if update and known is not None and known.facts is not None:
+    known = None if restart else folder.find(RowsFacts)
+    if update and known is not None:
         whole = folder.changed_file(known) is None
         restart = not whole or _config(folder, known, data, memory, source) != dict(known.config)
         known = None if restart else known
-    if known is not None and known.facts is not None and folder.changed_file(known) is not None:
+    if known is not None and folder.changed_file(known) is not None:
         # The rows are read again only where the data are still those of then.
         source = source or open_source(data, memory)
-        folder.begin(RowsFacts, {"inputs": _content(source.identity()), **_options(data)})
-    elif (
-        known is not None
-        and known.facts is not None
-        # Not so where the record is of a version that had fewer options: then they are read again.
-        and folder.begin(RowsFacts, _config(folder, known, data, memory, source))
-    ):
+        folder.begin(RowsFacts, {"inputs": content_of(source.identity()), **_options(data)})
+    # Not so where the record is of a version that had fewer options: then they are read again.
+    elif known is not None and folder.begin(RowsFacts, _config(folder, known, data, memory, source)):
         table = RowTable.open(folder / "rows")
         say(f"data: {table.facts.description} (read before)")
         return table
@@ -89,8 +86,10 @@ def read_rows(
         table = write_rows(folder / "rows", source, lambda n: progress.advance(n, n))
     facts = table.facts
     if not len(table):
-        raise InputError(f"{', '.join(facts.files)}: none of the {facts.read} rows can be used. {_first(folder)}")
-    folder.begin(RowsFacts, {"inputs": _content(facts.identity), **_options(data)}, restart=restart)
+        raise InputError(
+            f"{', '.join(facts.files)}: none of the {facts.read} rows can be used. {first_rejects(folder / 'rows' / 'rejects.jsonl')}"
+        )
+    folder.begin(RowsFacts, {"inputs": content_of(facts.identity), **_options(data)}, restart=restart)
     took = round(time.monotonic() - began, 3)
     folder.finish(RowsFacts(names=data.data, read=facts.read, rejected=facts.rejected, seconds=took), "rows/*")
     return table
@@ -110,7 +109,7 @@ def _config(
     if same_names and not RowTable.open(folder / "rows").facts.changed():
         inputs = known.config["inputs"]
     else:
-        inputs = _content((source or open_source(data, memory)).identity())
+        inputs = content_of((source or open_source(data, memory)).identity())
     found: dict[str, Any] = json.loads(json.dumps({"inputs": inputs, **_options(data)}, default=str))
     return found
 
@@ -127,20 +126,9 @@ def rows_of(folder: RunFolder) -> RowTable:
     return table
 
 
-def _content(identity: Sequence[Mapping[str, Any]]) -> list[Any]:
-    """What the data were, wherever they lay: hashes of files, else all that is known of a data set."""
-    return [entry.get("sha256") or dict(entry) for entry in identity]
-
-
 def _options(data: DataConfig) -> dict[str, Any]:
     options = {k: v for k, v in dataclasses.asdict(data).items() if k not in ("data", "strict")}
     return options | own_code([data.format or ""], "--format")
-
-
-def _first(folder: RunFolder) -> str:
-    lines = (folder / "rows" / "rejects.jsonl").read_text(encoding="utf-8").splitlines()[:3]
-    told = "; ".join(f"{row['file']}, line {row['line']}: {row['reason']}" for row in map(json.loads, lines))
-    return f"The first: {told}." if told else ""
 
 
 def _lasting(folder: RunFolder, data: DataConfig, restart: bool) -> DataConfig:
@@ -148,9 +136,7 @@ def _lasting(folder: RunFolder, data: DataConfig, restart: bool) -> DataConfig:
     if "-" not in data.data:
         return absolute(data)
     folder.create()
-    known = folder.record(RowsFacts)
-    begun = known is not None and known.facts is not None and not restart
-    kept = _copied_stdin(folder, begun)
+    kept = _copied_stdin(folder, begun=not restart and folder.find(RowsFacts) is not None)
     return dataclasses.replace(absolute(data), data=tuple(str(kept.resolve()) if d == "-" else d for d in data.data))
 
 

@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
 
 from instruct_prune.config import DataConfig, EmbedConfig, EncodeConfig, ScoreConfig, SelectConfig
 from instruct_prune.errors import InputError
+from instruct_prune.measure.engine import Work, run_batch
 from instruct_prune.measure.ranks import Ranks
-from instruct_prune.measure.speed import measure_speed
 from instruct_prune.models.model import Items, Model
 from instruct_prune.progress import clock, say
 from instruct_prune.rows import Source
 from instruct_prune.rows.table import RowTable
-from instruct_prune.run.aside import left_of
 from instruct_prune.run.asked import check_budget
-from instruct_prune.run.check import check_tolerance
+from instruct_prune.run.check import check_batches, check_tolerance
 from instruct_prune.run.embed import embed as embed_rows
 from instruct_prune.run.encode import encode, make_model
 from instruct_prune.run.first import First
-from instruct_prune.run.folder import RunFolder
+from instruct_prune.run.folder import RunFolder, left_of
 from instruct_prune.run.lock import alone
 from instruct_prune.run.measure import batch_cost
 from instruct_prune.run.merge import merge
-from instruct_prune.run.records import EmbedFacts, EncodeFacts, RowsFacts, ScoreFacts, SetAside
+from instruct_prune.run.records import EmbedFacts, EncodeFacts, RowsFacts, ScoreFacts
 from instruct_prune.run.reuse import BEFORE, Before, before_of, set_aside
 from instruct_prune.run.rows import InMemory, read_rows
-from instruct_prune.run.wanted import Wanted
-from instruct_prune.run.waves import Measured, Waves
+from instruct_prune.run.waves import Measured, Wanted, Waves
 from instruct_prune.score.table import ScoreTable
 
 if TYPE_CHECKING:
@@ -36,22 +39,14 @@ if TYPE_CHECKING:
 
 Made = TypeVar("Made")
 
+TIMED_BATCHES = 4
 
-def score(
-    folder: RunFolder,
-    data: DataConfig,
-    encoding: EncodeConfig,
-    config: ScoreConfig,
-    select: SelectConfig | None = None,
-    embed: EmbedConfig | None = None,
-    memory: InMemory | datasets.Dataset | None = None,
-    loaded: Any = None,
-    source: Source | None = None,
-    dedup_first: bool = False,
-) -> ScoreTable | None:
-    """Score every row under every subnet, on as many processes as were launched.
 
-    Args:
+@dataclass(frozen=True)
+class Scoring:
+    """Every row scored under every subnet, on as many processes as were launched.
+
+    Attributes:
         folder: the run.
         data: what to read.
         encoding: how rows become what the model is given.
@@ -62,175 +57,162 @@ def score(
         loaded: a model made in Python: (model, tokenizer), or (module, transform) for pictures.
         source: the data, where they are open already.
         dedup_first: leave out the rows that ``select`` would take out as near-duplicates or contaminated.
-
-    Returns:
-        The table, on the main process; None on the others and for a dry run.
-
-    Raises:
-        InputError: something given is wrong.
-        IncompleteRunError: parts are missing; the same command completes the run.
     """
-    ranks = Ranks()
-    _check(config, ranks)
-    with alone(folder, ranks):
-        scored = _score(folder, data, encoding, config, ranks, select, embed, memory, loaded, source, dedup_first)
-        ranks.close()
-        return scored
 
+    folder: RunFolder
+    data: DataConfig
+    encoding: EncodeConfig
+    config: ScoreConfig
+    select: SelectConfig | None = None
+    embed: EmbedConfig | None = None
+    memory: InMemory | datasets.Dataset | None = None
+    loaded: Any = None
+    source: Source | None = None
+    dedup_first: bool = False
 
-def _score(
-    folder: RunFolder,
-    data: DataConfig,
-    encoding: EncodeConfig,
-    config: ScoreConfig,
-    ranks: Ranks,
-    select: SelectConfig | None,
-    embed: EmbedConfig | None,
-    memory: InMemory | datasets.Dataset | None,
-    loaded: Any,
-    source: Source | None,
-    dedup_first: bool,
-) -> ScoreTable | None:
-    """As `score`, alone in the folder."""
-    before = _before(folder, config, ranks)
-    ranks.on_main(lambda: read_rows(folder, data, config.restart == "read", memory, source, config.update))
-    table = RowTable.open(folder / "rows")
-    kind, data_format = table.facts.model_kind, table.facts.format
-    model = _first_on_main(ranks, lambda: make_model(config, encoding, kind, data_format, loaded))
-    # What is wrong with it is told before encoding.
-    wanted = _first_on_main(ranks, lambda: Wanted(model, config, embed))
-    dtype = model.dtype(config.dtype, ranks.device)
-    load_first = config.restart in ("encode", "score")  # scores are not discarded for a model that cannot be loaded
-    if load_first:
-        _load(folder, model, dtype, config, ranks)
-    encode(folder, table, model, config, encoding, data.strict, ranks)
-    items = model.open_items(folder / "items")
-    if select is not None:
-        ranks.on_main(lambda: check_budget(select, int(items.scorable.sum())))
-    identity = wanted.identity | {"dtype": dtype, "batch": batch_cost(model, config, ranks.device.type)}
-    first = First(folder, model, items, select, embed) if dedup_first else None
-    identity |= {} if first is None else {"dedup_first": first.identity}
-    if _finished(folder, wanted, identity, config, ranks):
-        return _skipped(folder, ranks)
-    if before is not None:
-        ranks.on_main(lambda: before.check(identity))
-    if first is not None and not config.dry_run:
-        ranks.on_main(first.put_aside)
-        items = left_of(items, first.read())
-    if not load_first:
-        _load(folder, model, dtype, config, ranks)
-    waves = Waves(folder, model, items, wanted, identity, before)
-    ranks.on_main(lambda: _announce(model, items, waves, dtype, ranks, config.dry_run))
-    if config.dry_run and first is not None and ranks.is_main:
-        say("note: --dedup-first sets rows aside when they are scored; here they are all counted")
-    if config.dry_run:
-        return None
-    measured = waves.run(folder, config, ranks)
-    if measured is None:
-        return None
-    aside = None if first is None else first.facts()
-    return _finish(folder, items, measured, wanted, dtype, ranks, embed is not None, aside)
+    @cached_property
+    def ranks(self) -> Ranks:
+        """The processes."""
+        return Ranks()
 
+    def run(self) -> ScoreTable | None:
+        """Score; parts of unfinished work are gone on with.
 
-def _load(folder: RunFolder, model: Model, dtype: str, config: ScoreConfig, ranks: Ranks) -> None:
-    model.load(dtype, ranks.device, folder / "parts" / "offload" if config.device_map == "auto" else None)
-    model.shortcuts = ranks.broadcast(model.shortcuts)
+        Returns:
+            The table, on the main process; None on the others and for a dry run.
 
+        Raises:
+            InputError: something given is wrong.
+            IncompleteRunError: parts are missing; the same command completes the run.
+        """
+        self._check()
+        with alone(self.folder, self.ranks):
+            scored = self._run()
+            self.ranks.close()
+            return scored
 
-def _skipped(folder: RunFolder, ranks: Ranks) -> ScoreTable | None:
-    """What a finished stage left, on the main process."""
-    if not ranks.is_main:
-        return None
-    say("score: done before, skipped")
-    shutil.rmtree(folder / BEFORE, ignore_errors=True)
-    return folder.read_scores()
-
-
-def _finish(
-    folder: RunFolder,
-    items: Items,
-    measured: Measured,
-    wanted: Wanted,
-    dtype: str,
-    ranks: Ranks,
-    embeds_later: bool,
-    aside: SetAside | None,
-) -> ScoreTable:
-    """On the main process, when all parts are there: the table, vectors of the model's own, and no parts any more.
-
-    With ``embeds_later`` the embed stage follows, with the embedder that was asked for.
-    """
-    scores = merge(folder, items, measured, wanted.ladder, wanted.score, dtype, ranks, aside)
-    if measured.model.embeds and not embeds_later and folder.find(EmbedFacts) is None:
-        embed_rows(folder, EmbedConfig(), restart=True, model=measured.model)
-    for name in ("parts", BEFORE):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    return scores
-
-
-def _before(folder: RunFolder, config: ScoreConfig, ranks: Ranks) -> Before | None:
-    """What was measured before and may be reused."""
-    if config.update:
-        ranks.on_main(lambda: set_aside(folder))
-    return _first_on_main(ranks, lambda: before_of(folder, config.update, config.reuse))
-
-
-def _first_on_main(ranks: Ranks, make: Callable[[], Made]) -> Made:
-    """Make it on the main process first, so that a GGUF file is converted once and errors are told once."""
-    found: list[Made] = []
-    ranks.on_main(lambda: found.append(make()))
-    return found[0] if found else make()
-
-
-def _check(config: ScoreConfig, ranks: Ranks) -> None:
-    check_tolerance(config)
-    if config.device_map == "auto" and ranks.world > 1:
-        raise InputError(
-            f"--device-map auto spreads one model over all devices, but {ranks.world} processes were started. Start one "
-            "process (no accelerate launch, no torchrun), or leave --device-map out so that each process has its own copy."
+    def _run(self) -> ScoreTable | None:
+        """As `run`, alone in the folder."""
+        folder, config, ranks = self.folder, self.config, self.ranks
+        before = self._before()
+        ranks.on_main(
+            lambda: read_rows(folder, self.data, config.restart == "read", self.memory, self.source, config.update)
         )
-    if config.batch_tokens is not None and config.batch_tokens < 1:
-        raise InputError(f"--batch-tokens {config.batch_tokens}: at least 1 token (or picture) must fit in a batch.")
+        table = RowTable.open(folder / "rows")
+        kind, data_format = table.facts.model_kind, table.facts.format
+        model = self._first_on_main(lambda: make_model(config, self.encoding, kind, data_format, self.loaded))
+        # What is wrong with it is told before encoding.
+        wanted = self._first_on_main(lambda: Wanted(model, config, self.embed))
+        dtype = model.dtype(config.dtype, ranks.device)
+        load_first = config.restart in ("encode", "score")  # scores are not discarded for a model that cannot be loaded
+        if load_first:
+            self._load(model, dtype)
+        encode(folder, table, model, config, self.encoding, self.data.strict, ranks)
+        items = model.open_items(folder / "items")
+        if self.select is not None:
+            choice = self.select
+            ranks.on_main(lambda: check_budget(choice, int(items.scorable.sum())))
+        identity = wanted.identity | {"dtype": dtype, "batch": batch_cost(model, config, ranks.device.type)}
+        first = First(folder, model, items, self.select, self.embed) if self.dedup_first else None
+        identity |= {} if first is None else {"dedup_first": first.identity}
+        if self._finished(wanted, identity):
+            return self._skipped()
+        if before is not None:
+            ranks.on_main(lambda: before.check(identity))
+        if first is not None and not config.dry_run:
+            ranks.on_main(first.put_aside)
+            items = left_of(items, first.read())
+        if not load_first:
+            self._load(model, dtype)
+        waves = Waves(folder, model, items, wanted, identity, before)
+        ranks.on_main(lambda: self._announce(model, items, waves, dtype))
+        measured = None if config.dry_run else waves.run(folder, config, ranks)
+        return None if measured is None else self._finish(items, measured, wanted, dtype, first)
 
+    def _check(self) -> None:
+        check_tolerance(self.config)
+        check_batches(self.config)
+        if self.config.device_map == "auto" and self.ranks.world > 1:
+            raise InputError(
+                f"--device-map auto spreads one model over all devices, but {self.ranks.world} processes were started. Start one "
+                "process (no accelerate launch, no torchrun), or leave --device-map out so that each process has its own copy."
+            )
 
-def _finished(folder: RunFolder, wanted: Wanted, identity: dict[str, Any], config: ScoreConfig, ranks: Ranks) -> bool:
-    """Claim the stage on the main process; True, on every process, when it is done already.
+    def _before(self) -> Before | None:
+        """What was measured before and may be reused."""
+        if self.config.update:
+            self.ranks.on_main(lambda: set_aside(self.folder))
+        return self._first_on_main(lambda: before_of(self.folder, self.config.update, self.config.reuse))
 
-    It is also done where all but the states that the embedder asks for were measured: `embed` reads these in a pass of
-    their own, and nothing is scored again for another embedder.
-    """
-    done: list[bool] = []
+    def _first_on_main(self, make: Callable[[], Made]) -> Made:
+        """Make it on the main process first, so that a GGUF file is converted once and errors are told once."""
+        found: list[Made] = []
+        self.ranks.on_main(lambda: found.append(make()))
+        return found[0] if found else make()
 
-    work_kept = (folder / "parts" / "score").exists()
+    def _load(self, model: Model, dtype: str) -> None:
+        offload = self.folder / "parts" / "offload" if self.config.device_map == "auto" else None
+        model.load(dtype, self.ranks.device, offload)
+        model.shortcuts = self.ranks.broadcast(model.shortcuts)
 
-    def claim() -> None:
-        nonlocal identity
-        known = folder.find(ScoreFacts)
-        if known is not None and set(wanted.for_score) <= set(known.config["probes"]):
-            identity = {**identity, "probes": known.config["probes"]}
-        begun = not config.dry_run and folder.begin(
-            ScoreFacts, identity, (RowsFacts, EncodeFacts), restart=config.restart == "score", work_kept=work_kept
-        )
-        done.append(begun)
+    def _finished(self, wanted: Wanted, identity: dict[str, Any]) -> bool:
+        """Claim the stage on the main process; True, on every process, when it is done already.
 
-    ranks.on_main(claim)
-    return bool(ranks.broadcast(done[0] if done else None))
+        It is also done where all but the states that the embedder asks for were measured: `embed` reads these in a pass of
+        their own, and nothing is scored again for another embedder.
+        """
+        done: list[bool] = []
+        work_kept = (self.folder / "parts" / "score").exists()
 
+        def claim() -> None:
+            known = self.folder.find(ScoreFacts)
+            same = known is not None and set(wanted.for_score) <= set(known.config["probes"])
+            config = {**identity, "probes": known.config["probes"]} if known is not None and same else identity
+            again, inputs = self.config.restart == "score", (RowsFacts, EncodeFacts)
+            done.append(
+                not self.config.dry_run and self.folder.begin(ScoreFacts, config, inputs, again, work_kept=work_kept)
+            )
 
-def _announce(model: Model, items: Items, waves: Waves, dtype: str, ranks: Ranks, dry_run: bool) -> None:
-    say(f"scoring with {model.name} in {dtype}, {ranks.describe()}: {waves.describe()}")
-    for remark in model.remarks:
-        say(f"note: {remark}")
-    if dry_run:
-        _dry_run(model, items, waves, ranks)
+        self.ranks.on_main(claim)
+        return bool(self.ranks.broadcast(done[0] if done else None))
+
+    def _skipped(self) -> ScoreTable | None:
+        """What a finished stage left, on the main process."""
+        if not self.ranks.is_main:
+            return None
+        say("score: done before, skipped")
+        shutil.rmtree(self.folder / BEFORE, ignore_errors=True)
+        return self.folder.read_scores()
+
+    def _announce(self, model: Model, items: Items, waves: Waves, dtype: str) -> None:
+        say(f"scoring with {model.name} in {dtype}, {self.ranks.describe()}: {waves.describe()}")
+        for remark in model.remarks:
+            say(f"note: {remark}")
+        if self.config.dry_run:
+            _dry_run(model, items, waves, self.ranks)
+            if self.dedup_first:
+                say("note: --dedup-first sets rows aside when they are scored; here they are all counted")
+
+    def _finish(self, items: Items, measured: Measured, wanted: Wanted, dtype: str, first: First | None) -> ScoreTable:
+        """On the main process, when all parts are there: the table, vectors of the model's own, and no parts any more.
+
+        Without an embedding that follows, by the embedder that was asked for, a model that embeds leaves its vectors now.
+        """
+        aside = None if first is None else first.facts()
+        scores = merge(self.folder, items, measured, wanted, dtype, self.ranks, aside)
+        if measured.model.embeds and self.embed is None and self.folder.find(EmbedFacts) is None:
+            embed_rows(self.folder, EmbedConfig(), restart=True, model=measured.model)
+        for name in ("parts", BEFORE):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+        return scores
 
 
 def _dry_run(model: Model, items: Items, waves: Waves, ranks: Ranks) -> None:
-    works = waves.works
-    plan = waves.first.plans[0]
+    plans = [one.plan for work in waves.works for one in work.passes]
+    plan = waves.first.passes[0].plan
     rate = measure_speed(model, waves.first)
-    total = sum(p.n_tokens + p.n_padding for work in works for p in work.plans)
-    n_chunks = sum(len(p.chunks) for work in works for p in work.plans)
+    total = sum(each.n_tokens + each.n_padding for each in plans)
+    n_chunks = sum(len(each.chunks) for each in plans)
     response = int(items.n_response[items.scorable].sum())
     prompt = int(items.lengths[items.scorable].sum()) - response
     about = "about" if waves.pilot is None else "at most"
@@ -241,3 +223,19 @@ def _dry_run(model: Model, items: Items, waves: Waves, ranks: Ranks) -> None:
         f"longest batch: {plan.chunks[0][0].width} {model.unit} wide\n"
         f"measured {rate:,.0f} {model.unit}/s a process; all passes would take {about} {clock(total / rate / ranks.world)}"
     )
+
+
+def measure_speed(model: Model, work: Work) -> float:
+    """Padded tokens (or pictures) a second of the first pass, from batches spread over the plan's lengths."""
+    planned = work.passes[0]
+    planned.start(model)
+    batches = [batch for chunk in planned.plan.chunks for batch in chunk if batch.width]
+    if not batches:  # all rows were measured before
+        return float("inf")
+    chosen = [batches[i] for i in np.unique(np.linspace(0, len(batches) - 1, TIMED_BATCHES).round().astype(int))]
+    run_batch(model, planned.a_pass, planned.items, chosen[-1])  # warm-up
+    cost, began = 0, time.perf_counter()
+    for batch in chosen:
+        run_batch(model, planned.a_pass, planned.items, batch).cpu()
+        cost += batch.width * len(batch.rows)
+    return cost / (time.perf_counter() - began)

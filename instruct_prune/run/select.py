@@ -12,7 +12,6 @@ import numpy as np
 from instruct_prune.arrays import Int64
 from instruct_prune.config import SelectConfig
 from instruct_prune.errors import InputError
-from instruct_prune.run.aside import read_aside
 from instruct_prune.run.asked import Asked, check_selection
 from instruct_prune.run.chosen import seed_stability, taken_by, token_counts
 from instruct_prune.run.contaminated import content_of
@@ -40,7 +39,7 @@ def select(folder: RunFolder, config: SelectConfig) -> Selection:
         config = dataclasses.replace(config, method="targeted")
     check_selection(config)
     began = time.monotonic()
-    drawing, aside = prepare(folder, config, folder.read_scores()), read_aside(folder)
+    drawing, aside = prepare(folder, config, folder.read_scores()), folder.read_aside()
     if aside is not None:
         _refuse_aside(np.intersect1d(drawing.facts.must_keep, aside.column("row_id").to_numpy()))
     asked, table = drawing.asked, drawing.table

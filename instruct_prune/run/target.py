@@ -13,21 +13,20 @@ from pathlib import Path
 
 import numpy as np
 
-from instruct_prune.config import EncodeConfig, ScoreConfig, TargetConfig
+from instruct_prune.config import TargetConfig
 from instruct_prune.errors import InputError
 from instruct_prune.models.model import Model
 from instruct_prune.progress import Progress, say
 from instruct_prune.rows.table import RowTable, write_rows
-from instruct_prune.run.by import DEFAULT, find_by, options_of
+from instruct_prune.run.by import DEFAULT, find_by, options_of, tasks_of
 from instruct_prune.run.contaminated import SIMILAR, repeats_of, similar_rows, told
 from instruct_prune.run.embed import is_encoder
-from instruct_prune.run.encode import make_model
+from instruct_prune.run.encode import model_of
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.lock import writes
 from instruct_prune.run.measuring import Measuring, Task
-from instruct_prune.run.records import EmbedFacts, EncodeFacts, RowsFacts, ScoreFacts
+from instruct_prune.run.records import EmbedFacts, EncodeFacts, ScoreFacts
 from instruct_prune.run.target_facts import COMPARED, TargetFacts, TaskFacts
-from instruct_prune.run.tasks import tasks_of
 from instruct_prune.select.contamination import EMBEDDING, HOW, References
 from instruct_prune.storage import arrow_column, sha256_of, write_array, write_parquet
 
@@ -49,11 +48,9 @@ def target(folder: RunFolder, config: TargetConfig, by: str | None = None) -> No
     how, options = find_by(by), options_of(by, config)
     tasks = tasks_of(config)
     after = {"score": ScoreFacts, "embed": EmbedFacts}[how.after]
-    for kind in (RowsFacts, ScoreFacts, after):
+    for kind in (ScoreFacts, after):
         folder.require(kind)
-    encoded, pool = folder.facts(EncodeFacts), RowTable.open(folder / "rows")
-    name = ScoreConfig(model=encoded.model, model_revision=encoded.revision)
-    model = make_model(name, EncodeConfig(**encoded.options), pool.facts.model_kind, pool.facts.format)
+    model, pool = model_of(folder), RowTable.open(folder / "rows")
     _read(folder, model, tasks, pool)
     began = time.monotonic()
     found = [_open(folder, model, task) for task in tasks]

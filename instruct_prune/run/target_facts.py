@@ -10,6 +10,19 @@ from instruct_prune.run.by import BY
 
 
 @dataclass(frozen=True)
+class StageFacts:
+    """What a stage says about itself.
+
+    Attributes:
+        stage: its name.
+        command: the one that makes it, for messages.
+    """
+
+    stage: ClassVar[str] = ""
+    command: ClassVar[str] = ""
+
+
+@dataclass(frozen=True)
 class TaskFacts:
     """One task of a target.
 
@@ -30,7 +43,7 @@ class TaskFacts:
 
 
 @dataclass(frozen=True)
-class TargetFacts:
+class TargetFacts(StageFacts):
     """What the selection aims at: the rows of a target, read and encoded.
 
     Attributes:
@@ -38,24 +51,21 @@ class TargetFacts:
         seconds: time taken.
     """
 
-    stage: ClassVar[str] = "target"
-    command: ClassVar[str] = "target --target ..."
+    stage = "target"
+    command = "target --target ..."
 
     tasks: tuple[TaskFacts, ...]
     seconds: float
 
 
 @dataclass(frozen=True)
-class ComparedFacts:
+class ComparedFacts(StageFacts):
     """How near the rows of the pool are to a target, by one way to compare (``--by``); `COMPARED` has a kind for each.
 
     Attributes:
         pool, rows, queries: files inside the run folder, as in `Compared`.
         seconds: time taken.
     """
-
-    stage: ClassVar[str] = ""
-    command: ClassVar[str] = ""
 
     pool: str
     rows: str

@@ -1,55 +1,104 @@
-"""The passes in waves: what later ones are made from, or decided by, is measured first."""
+"""What the options ask to be measured, in waves: what later passes are made from, or decided by, is measured first."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from instruct_prune.arrays import Float32, Int64
-from instruct_prune.config import ScoreConfig
+from instruct_prune.config import EmbedConfig, ScoreConfig
+from instruct_prune.errors import InputError
 from instruct_prune.geometry import blocks
-from instruct_prune.measure.engine import Work
-from instruct_prune.measure.measurement import Measurement
+from instruct_prune.measure.adapter import AdapterFolder
+from instruct_prune.measure.engine import Spent, Work
+from instruct_prune.measure.ladder import AUTO, PRESETS, parse_subnets, score_name_of
+from instruct_prune.measure.measurement import Measurement, measurements_of
 from instruct_prune.measure.parts import PartStore
-from instruct_prune.measure.probes import Loss
+from instruct_prune.measure.probes import Loss, Probe, State, parse_probe
 from instruct_prune.measure.ranks import Ranks
 from instruct_prune.measure.stored import Stored, find, merge_columns
-from instruct_prune.measure.subnet import DENSE
+from instruct_prune.measure.subnet import DENSE, SubnetSpec
 from instruct_prune.models.model import Blocks, Items, Model
+from instruct_prune.registry import class_name, own_code
+from instruct_prune.run.embed import by_model
 from instruct_prune.run.folder import RunFolder
-from instruct_prune.run.measure import Took, describe, plan_work, run_work
+from instruct_prune.run.measure import describe, plan_work, run_work
 from instruct_prune.run.records import EncodeFacts
 from instruct_prune.run.reuse import Before
-from instruct_prune.run.wanted import Wanted
 from instruct_prune.score.health import left_out_of, subnet_health
-from instruct_prune.score.pilot import Decision, Earned, decide, pilot_rows
+from instruct_prune.score.pilot import PILOT, Decision, decide, pilot_rows
 from instruct_prune.storage import digest
 
+EVERY = "every"
+"""In a preset's probes: the mean state at every depth of the model."""
 
-@dataclass(frozen=True)
-class Piloted:
-    """What the pilot said.
+
+class Wanted:
+    """What the options ask to be measured.
 
     Attributes:
-        rows: int64, its positions.
-        decision: which passes all rows go through.
-        tolerance: the rank correlation that was asked for.
+        ladder: the subnets, repeated as often as they count.
+        score: what they are made into.
+        tolerance: with ``--subnets auto``, the rank correlation at which passes are saved; else None.
+        for_score: the probes that are asked for, beside those that the embedder reads.
+        texts: all probes.
     """
 
-    rows: Int64
-    decision: Decision
-    tolerance: float
+    def __init__(self, model: Model, config: ScoreConfig, embed: EmbedConfig | None) -> None:
+        presets = {**PRESETS, **model.ladders}
+        self.model = model
+        self.config = config
+        self.ladder: tuple[SubnetSpec, ...] = parse_subnets(config.subnets, config.subnet_seeds, presets)
+        self.score = score_name_of(config.subnets, presets)
+        self.tolerance = config.tolerance if AUTO in config.subnets else None
+        named = [word for text in config.subnets if text in presets for word in presets[text].probes]
+        if len(config.subnets) > 1 and EVERY in named:
+            raise InputError(f"--subnets {self.score} stands alone: it is read off the states of the dense model.")
+        if not any(spec.is_averaged for spec in self.ladder):
+            raise InputError(
+                f"--subnets {' '.join(config.subnets)}: no score can be made of it, since adapters and losses of the response alone "
+                "are not averaged. Name dense beside it."
+            )
+        if model.compares and any(spec.depth is not None for spec in self.ladder):
+            raise InputError(
+                f"--subnets depth is for language models: {type(model).__name__} compares states of the whole model. Use dlc, "
+                "knn_lc or magnitude-global:0.9."
+            )
+        pooling = by_model(model, embed)
+        reference = ["mean"] if model.compares else []
+        self.for_score = tuple(dict.fromkeys([*named, *config.probes, *reference]))
+        self.texts = tuple(dict.fromkeys([*self.for_score, *([pooling] if pooling else [])]))
 
-    def earned(self, scored: int) -> Earned:
-        """For the record of a run with so many scored rows."""
-        made, n = self.decision, len(self.rows)
-        predicted = scored - n if made.saved else 0
-        return Earned(n, predicted, self.tolerance, made.steps, made.saved, made.collapsed)
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that decides the numbers beside rows, dtype and batches."""
+        adapters = {s.name: AdapterFolder.open(s.folder).identity for s in self.ladder if s.kind == "adapter"}
+        return {
+            "model": dict(self.model.identity),
+            "subnets": [spec.name for spec in self.ladder],
+            "probes": list(self.texts),
+            "include_head": self.config.include_head,
+            "share_prefix": self.config.share_prefix,
+            **({} if self.tolerance is None else {"auto": {"tolerance": self.tolerance, "pilot": PILOT}}),
+            **({"adapters": adapters} if adapters else {}),
+            **own_code([class_name(self.model)], "--model"),
+            **own_code([name for spec in self.ladder for name in (spec.kind, spec.view)], "--subnets"),
+            **own_code(self.texts, "--probes"),
+        }
+
+    @cached_property
+    def measurements(self) -> tuple[Measurement, ...]:
+        """Known when the weights are: a preset may ask for every depth."""
+        probes: list[Probe] = []
+        for text in self.texts:
+            probes += [State("mean", d) for d in self.model.depths()] if text == EVERY else [parse_probe(text)]
+        return measurements_of(self.ladder, probes)
 
 
 @dataclass(frozen=True)
@@ -60,15 +109,15 @@ class Measured:
         model: that was measured.
         works: the waves of passes, all parts written.
         derived: losses that follow from stored states of the dense model.
-        took: what it took.
+        spent: what it took.
         piloted: with ``--subnets auto``, what the pilot said.
     """
 
     model: Model
     works: tuple[Work, ...]
     derived: tuple[Measurement, ...]
-    took: Took
-    piloted: Piloted | None = None
+    spent: Spent
+    piloted: Decision | None = None
 
     def columns(self, items: Items) -> tuple[dict[Measurement, Float32], dict[int, str]]:
         """Every measurement of one number a row, float32 [n], and {position: error of a failed row}."""
@@ -88,10 +137,10 @@ class Measured:
     def vectors(self) -> list[Stored]:
         """The measurements of several numbers a row."""
         return [
-            find(work, one.column)
+            Stored(work.parts, planned, one)
             for work in self.works
-            for a_pass in work.passes
-            for one in a_pass.measurements
+            for planned in work.passes
+            for one in planned.a_pass.measurements
             if one.probe.width(self.model) > 1
         ]
 
@@ -150,7 +199,7 @@ class Waves:
         return tuple(work for work in (self.first, self.pilot, self.rest) if work is not None)
 
     def describe(self) -> str:
-        passes = dict.fromkeys(a_pass.name for work in self.works for a_pass in work.passes)
+        passes = dict.fromkeys(one.name for work in self.works for one in work.passes)
         told = describe(self.first, self.model, list(passes))
         if self.wanted.tolerance is not None and self.pilot_rows is None:
             return f"{told}; too few rows for a pilot, so all go through the whole ladder"
@@ -160,20 +209,20 @@ class Waves:
 
     def run(self, folder: RunFolder, config: ScoreConfig, ranks: Ranks) -> Measured | None:
         """All waves; what was measured, on the main process."""
-        took = run_work(folder, self.model, self.first, config, ranks)
+        spent = run_work(folder, self.model, self.first, config, ranks)
         if self.model.compares:
             ranks.broadcast(None)  # every process waits until the main one has seen that the first wave is whole
             self.model.fit(self._reference(folder.path), self.items)
-        piloted: Piloted | None = None
+        piloted: Decision | None = None
         if self.pilot is not None:
-            took = took + run_work(folder, self.model, self.pilot, config, ranks)
+            spent += run_work(folder, self.model, self.pilot, config, ranks)
             piloted = ranks.broadcast(self._decide() if ranks.is_main else None)
             assert piloted is not None
-            kept = [m for m in self._later if m.spec in piloted.decision.kept]
+            kept = [m for m in self._later if m.spec in piloted.kept]
             self.rest = self._plan(kept, np.setdiff1d(self.rows, piloted.rows)) if kept else None
         if self.rest is not None:
-            took = took + run_work(folder, self.model, self.rest, config, ranks)
-        return Measured(self.model, self.works, self.derived, took, piloted) if ranks.is_main else None
+            spent += run_work(folder, self.model, self.rest, config, ranks)
+        return Measured(self.model, self.works, self.derived, spent, piloted) if ranks.is_main else None
 
     def _reference(self, folder: Path) -> Blocks:
         """The dense states in the order of the rows, not of the parts: sums are then the same however rows were measured."""
@@ -187,11 +236,11 @@ class Waves:
 
         return each
 
-    def _decide(self) -> Piloted:
+    def _decide(self) -> Decision:
         assert self.pilot is not None
         assert self.pilot_rows is not None
         assert self.wanted.tolerance is not None
-        measured = Measured(self.model, (self.first, self.pilot), self.derived, Took.nothing())
+        measured = Measured(self.model, (self.first, self.pilot), self.derived, Spent())
         columns, _ = measured.columns(self.items)
         at, ladder = self.pilot_rows, self.wanted.ladder
         losses = {one.spec: columns[one][at] for one in columns if isinstance(one.probe, Loss)}
@@ -201,4 +250,4 @@ class Waves:
         guess = guess[np.searchsorted(self.rows, at[good])] if len(guess) else guess
         collapsed = left_out_of(subnet_health(losses, good, guess), ladder)
         decision = decide(losses, ladder, self.items.n_response[at], collapsed, self.wanted.tolerance)
-        return Piloted(at, decision, self.wanted.tolerance)
+        return replace(decision, rows=at)

@@ -7,7 +7,7 @@ passes that were kept predict the score so well that hardly any row changes its 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,6 +67,8 @@ class Decision:
         kept: the subnets that all rows go through, in the ladder's order.
         steps, saved, collapsed: as in `Earned`.
         weights: float64 [f], of the features of the kept losses; they give the score.
+        tolerance: the rank correlation that was asked for.
+        rows: int64, positions of the pilot's rows.
     """
 
     kept: tuple[SubnetSpec, ...]
@@ -74,6 +76,13 @@ class Decision:
     saved: tuple[str, ...]
     collapsed: tuple[str, ...]
     weights: Float64
+    tolerance: float
+    rows: Int64 = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+
+    def earned(self, scored: int) -> Earned:
+        """For the record of a run with so many scored rows."""
+        predicted = scored - len(self.rows) if self.saved else 0
+        return Earned(len(self.rows), predicted, self.tolerance, self.steps, self.saved, self.collapsed)
 
     def predict(self, losses: Mapping[SubnetSpec, Float32], n_response: NDArray[np.integer]) -> Float32:
         """float32 [n]: the score of rows that went through the kept subnets; NaN where a loss is."""
@@ -142,7 +151,8 @@ def decide(
         kept.append(left.pop(best))
     kept = [spec for spec in columns if spec in kept]
     weights = _fitted(_features([columns[spec] for spec in kept], n_response), score)
-    return Decision(tuple(kept), tuple(steps), tuple(spec.name for spec in left), tuple(collapsed), weights)
+    saved = tuple(spec.name for spec in left)
+    return Decision(tuple(kept), tuple(steps), saved, tuple(collapsed), weights, tolerance)
 
 
 def _features(losses: Sequence[Float32], n_response: NDArray[np.integer]) -> Float64:

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     import pandas
 
 
+PLAIN = ("row_id", "content_hash", "status", "n_prompt", "n_response", "n_cut")
+"""Columns of the table that every run has, beside the score."""
+
+
 @dataclass(frozen=True)
 class ScoreTable:
     """Every row's loss under every subnet. Score once, save, then try many selections without a GPU.
@@ -52,7 +56,7 @@ class ScoreTable:
 
     def __post_init__(self) -> None:
         n = len(self.row_id)
-        for name in ("content_hash", "status", "n_prompt", "n_response", "n_cut", "score"):
+        for name in (*PLAIN, "score"):
             if len(getattr(self, name)) != n:
                 raise ValueError(f"{name} has {len(getattr(self, name))} rows, row_id has {n}")
         if self.losses.shape != (n, len(self.subnets)):
@@ -68,10 +72,7 @@ class ScoreTable:
 
     def columns(self) -> dict[str, NDArray[Any]]:
         """The table as flat columns, in the order of ``scores.parquet``."""
-        flat: dict[str, NDArray[Any]] = {
-            name: getattr(self, name)
-            for name in ("row_id", "content_hash", "status", "n_prompt", "n_response", "n_cut")
-        }
+        flat: dict[str, NDArray[Any]] = {name: getattr(self, name) for name in PLAIN}
         flat |= {f"loss_{spec.name}": self.losses[:, j] for j, spec in enumerate(self.subnets)}
         flat |= dict(self.more)
         flat["score"] = self.score

@@ -99,9 +99,9 @@ def one_pass(folder: Path, config: ScoreConfig, line: Line, device_name: str | N
         work = plan_work(
             model, items, measurements, batch_cost(model, config, device.type), PartStore(Path(parts), "benchmark")
         )
-        (a_pass,), (plan,) = work.passes, work.plans
-        model.start_pass(plan, a_pass.depths, a_pass.pooled)
-        run_batch(model, a_pass, items, plan.chunks[-1][-1])  # warm-up
+        (planned,) = work.passes
+        planned.start(model)
+        run_batch(model, planned.a_pass, items, planned.plan.chunks[-1][-1])  # warm-up
         todo = work.missing()
         began, processor = time.perf_counter(), time.process_time()
         measure_parts(model, work, todo)

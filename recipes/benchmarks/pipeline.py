@@ -94,7 +94,7 @@ def stage_of(name: str, folder: Path) -> Callable[[], Any]:
     from instruct_prune.run.folder import RunFolder
     from instruct_prune.run.pipeline import report
     from instruct_prune.run.rows import read_rows, rows_of
-    from instruct_prune.run.score import score
+    from instruct_prune.run.score import Scoring
     from instruct_prune.run.select import select
 
     run = RunFolder(folder / "run")
@@ -110,7 +110,7 @@ def stage_of(name: str, folder: Path) -> Callable[[], Any]:
     return {
         "read": lambda: read_rows(run, data),
         "encode": encoded,
-        "score": lambda: score(run, data, encoding, scoring, choice, embedding),
+        "score": Scoring(run, data, encoding, scoring, choice, embedding).run,
         "embed": lambda: embed(run, embedding),
         "select": lambda: select(run, choice),
         "export": lambda: export(run, ExportConfig()),

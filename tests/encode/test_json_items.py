@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,25 @@ def rows(n: int) -> list[Row]:
     return [Row(i, (Message("text", f"é{i}"),), "data.jsonl", i + 1, b"{}") for i in range(n)]
 
 
-def content(row: Row, item: Any) -> bytes:
-    return row.text.encode()
+@dataclass
+class Lists:
+    """Makes items that cost their length, one number of which is scored."""
+
+    item: Callable[[Row], Any]
+
+    def content(self, row: Row, item: Any) -> bytes:
+        return row.text.encode()
+
+    def cost(self, item: Any) -> int:
+        return len(item)
+
+    def n_response(self, item: Any) -> int:
+        return 1
 
 
 def write(folder: Path, item: Callable[[Row], Any], n: int = 3, strict: bool = False) -> JsonItems:
     counted: list[int] = []
-    write_json_items(folder, rows(n), item, content, (len, lambda made: 1), counted.append, strict)
+    write_json_items(folder, rows(n), Lists(item), counted.append, strict)
     assert sum(counted) == n
     return JsonItems.open(folder)
 

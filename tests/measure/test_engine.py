@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 from instruct_prune.encode.batching import Plan, plan_batches
 from instruct_prune.errors import IncompleteRunError
 from instruct_prune.measure import heartbeat
-from instruct_prune.measure.engine import Work, measure_parts, share
+from instruct_prune.measure.engine import Planned, Work, measure_parts, share
 from instruct_prune.measure.heartbeat import Heartbeat, beat_of_rank, wait_for_ranks
 from instruct_prune.measure.measurement import Measurement, Pass
 from instruct_prune.measure.parts import PartStore
@@ -60,7 +62,13 @@ class Fake:
 def work_of(folder: Path, n: int = 20, batch_tokens: int = 40, fingerprint: str = "f") -> Work:
     plan = plan_batches(np.arange(n), np.full(n, 10, dtype=np.int32), batch_tokens=batch_tokens)
     items = [i if i != 13 else 14 for i in range(n)]
-    return Work((Pass(DENSE, "full", (LOSS,)),), (items,), (plan,), PartStore(folder, fingerprint))
+    return Work((Planned(Pass(DENSE, "full", (LOSS,)), items, plan),), PartStore(folder, fingerprint))
+
+
+def changed(work: Work, **fields: Any) -> Work:
+    """The same with another pass, or other items."""
+    (planned,) = work.passes
+    return Work((replace(planned, **fields),), work.parts)
 
 
 def test_parts_then_merge(tmp_path: Path) -> None:
@@ -75,8 +83,7 @@ def test_parts_then_merge(tmp_path: Path) -> None:
 
 def test_vectors_lie_beside_losses_and_are_read_back_for_the_rows_that_are_asked_for(tmp_path: Path) -> None:
     vectors = Measurement(DENSE, State("mean"))
-    plain = work_of(tmp_path)
-    work = Work((Pass(DENSE, "full", (LOSS, vectors)),), plain.items, plain.plans, plain.parts)
+    work = changed(work_of(tmp_path), a_pass=Pass(DENSE, "full", (LOSS, vectors)))
     fake = Fake()
     measure_parts(fake, work, work.missing())
     assert len(fake.sizes) == 5, "both are read off one forward pass"
@@ -91,8 +98,7 @@ def test_vectors_lie_beside_losses_and_are_read_back_for_the_rows_that_are_asked
 
 def test_vectors_of_a_row_that_never_fits_are_missing_too(tmp_path: Path) -> None:
     vectors = Measurement(DENSE, State("mean"))
-    plain = work_of(tmp_path)
-    work = Work((Pass(DENSE, "full", (vectors, LOSS)),), (list(range(20)),), plain.plans, plain.parts)
+    work = changed(work_of(tmp_path), a_pass=Pass(DENSE, "full", (vectors, LOSS)), items=list(range(20)))
     measure_parts(Fake(), work, work.missing())
     find(work, "mean_dense").save(tmp_path / "mean.npy", np.arange(20))
     found = np.load(tmp_path / "mean.npy")
@@ -118,9 +124,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_only_that_one(tmp_path: Path) -
 
 
 def test_a_row_that_never_fits_fails_alone_with_the_reason(tmp_path: Path) -> None:
-    work = work_of(tmp_path)
-    items = list(range(20))
-    work = Work(work.passes, (items,), work.plans, work.parts)
+    work = changed(work_of(tmp_path), items=list(range(20)))
     measure_parts(Fake(), work, work.missing())
     losses, errors = merge_columns(work, 20)
     assert list(errors) == [13]

@@ -213,5 +213,5 @@ def test_probes_are_read_off_the_dense_pass_each_once() -> None:
     found = measurements_of([DENSE, SubnetSpec("magnitude", 0.5), DENSE], [mean, State("mean"), State("last", 2)])
     assert [one.column for one in found] == ["loss_dense", "loss_magnitude_0500", "mean_dense", "last_02_dense"]
     first = plan_passes(found)[0]
-    assert first.columns == ("loss_dense", "mean_dense", "last_02_dense")
+    assert tuple(one.column for one in first.measurements) == ("loss_dense", "mean_dense", "last_02_dense")
     assert plan_passes([Measurement(DENSE, loss)])[0].pooled is False

@@ -10,21 +10,21 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from instruct_prune.models import attention
-from instruct_prune.models.attention import ShortAttention
+from instruct_prune.models import kernels
+from instruct_prune.models.kernels import ShortAttention
 
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """Shapes of the queries that our own attention has taken."""
     seen: list[tuple[int, ...]] = []
-    own = attention.attend
+    own = kernels.attend
 
     def attend(query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         seen.append(tuple(query.shape))
         return own(query, *args, **kwargs)
 
-    monkeypatch.setattr(attention, "attend", attend)
+    monkeypatch.setattr(kernels, "attend", attend)
     return seen
 
 

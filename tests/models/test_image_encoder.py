@@ -30,8 +30,7 @@ from instruct_prune.models.names import find_model
 from instruct_prune.rows.row import ImageRef, Message, Part, Row
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.records import EncodeFacts
-from instruct_prune.run.wanted import Wanted
-from instruct_prune.run.waves import Waves
+from instruct_prune.run.waves import Wanted, Waves
 
 LADDER = (SubnetSpec("dense"), *(SubnetSpec("magnitude", d, scope="global") for d in (0.8, 0.5)))
 SUBNETS = ("magnitude-global:1.0,0.8,0.5",)
@@ -214,13 +213,13 @@ def test_states_of_every_stage_come_out_of_the_dense_pass(tmp_path: Path, pictur
     model.register_forward_hook(lambda m, inputs, output: seen.append(len(output)))
     _, last = run(tmp_path, pictures, model, subnets=("knn_lc",), batch=4)
     assert sum(seen) == 1 + (N - 1)
-    assert [m.column for m in last.a_pass.measurements] == [
+    assert [m.column for m in last.of.a_pass.measurements] == [
         "mean_01_dense", "mean_02_dense", "mean_03_dense", "mean_dense",
     ]  # fmt: skip
     kept = np.arange(N - 1)
     for depth in (1, 2, 3, None):
-        one = next(m for m in last.a_pass.measurements if m.probe.depth == depth)
-        Stored(last.parts, last.plan, last.a_pass, one).save(tmp_path / "states.npy", kept)
+        one = next(m for m in last.of.a_pass.measurements if m.probe.depth == depth)
+        Stored(last.parts, last.of, one).save(tmp_path / "states.npy", kept)
         found = np.load(tmp_path / "states.npy")
         expected = []
         for i in kept:

@@ -9,9 +9,9 @@ from torch import nn
 
 from instruct_prune.config import EncodeConfig, ScoreConfig
 from instruct_prune.encode.batching import Plan
-from instruct_prune.models import linear
+from instruct_prune.models import kernels
 from instruct_prune.models.causal_lm import CausalLM, TextBatch
-from instruct_prune.models.linear import OneDnnLinear
+from instruct_prune.models.kernels import OneDnnLinear
 
 pytestmark = pytest.mark.skipif(
     OneDnnLinear()._linear is None, reason="this PyTorch has no oneDNN, so every product goes its usual way"
@@ -107,7 +107,7 @@ def test_losses_of_a_model_run_through_it_and_agree(
     fast = losses()
     n_linear = sum(isinstance(m, nn.Linear) for m in backbone.module.modules())
     assert len(calls) >= n_linear  # the head's blocks included
-    monkeypatch.setattr(linear, "suits", lambda *_: False)
+    monkeypatch.setattr(kernels, "is_plain_product", lambda *_: False)
     calls.clear()
     np.testing.assert_allclose(fast, losses(), atol=1e-5)
     assert calls == []

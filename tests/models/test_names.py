@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from instruct_prune.errors import InputError
-from instruct_prune.models import embedded
-from instruct_prune.models.embedded import EMBEDDED
+from instruct_prune.models import sources
 from instruct_prune.models.names import find_model, load_tokenizer, name_for_trainers
+from instruct_prune.models.sources import EMBEDDED
 from instruct_prune.models.text_model import from_factory
 
 
@@ -22,7 +22,7 @@ def no_wheels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name in packages else before(name, *rest)
     )
-    embedded._say_once.cache_clear()
+    sources._say_once.cache_clear()
 
 
 @pytest.mark.parametrize(

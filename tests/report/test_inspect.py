@@ -7,13 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from rich.console import Console
 
 from instruct_prune.encode.tokenize import Encoder
 from instruct_prune.report.inspect import Inspection, inspect_data
-from instruct_prune.report.tally import script_of
 from instruct_prune.rows import open_data
 
 ROWS = [
@@ -122,10 +120,3 @@ def test_examples_are_drawn_alike_each_time(tmp_path: Path, tiny_tokenizer: Any)
     drawn = [[e.row_id for e in inspect_data(open_data([str(path)]), encoder, seed).examples] for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
     assert max(drawn[0]) > 3  # not just the first
-
-
-def test_scripts() -> None:
-    texts = {"hello": "Latin", "über größer": "Latin", "123 ?!": "no letters", "": "no letters", "日本語": "Cjk"}
-    texts |= {"שלום a": "Hebrew", "नमस्ते": "Devanagari", "مرحبا": "Arabic", "안녕": "Hangul", "👋": "no letters"}
-    assert {text: script_of([text]) for text in texts} == texts
-    assert np.unique([script_of(["a", "привет"])]).tolist() == ["Cyrillic"]

@@ -16,17 +16,16 @@ from report_runs import LADDER, MIXED, forget, make_run, sample, varied_samples,
 from instruct_prune.errors import InputError
 from instruct_prune.measure.subnet import SubnetSpec
 from instruct_prune.report.compare import compare
-from instruct_prune.report.curves import families_of
+from instruct_prune.report.losses import families_of
 from instruct_prune.report.numbers import boundary_of, compute, shifts_of
 from instruct_prune.report.others import read_other
-from instruct_prune.report.pick import pick_rows
+from instruct_prune.report.page import pick_rows
 from instruct_prune.report.pools import EASY_HARD, KEPT_DROPPED, find_boundary
 from instruct_prune.report.rows import cut, image_address, read_rows, visible
-from instruct_prune.report.scripts import NAMES, scripts_of
+from instruct_prune.report.scripts import script_of
 from instruct_prune.report.shift import bin_of, edges_of, histogram
 from instruct_prune.report.tables import read_tables
-from instruct_prune.rows.pixels import thumbnail_of
-from instruct_prune.rows.row import Message, Reject, Row
+from instruct_prune.rows.row import ImageRef, Message, Reject, Row
 from instruct_prune.run.records import ScoreFacts
 from instruct_prune.select.data import Pool, Selection
 from instruct_prune.select.projection import principal_components
@@ -321,15 +320,11 @@ def test_long_texts_are_cut_at_whole_characters() -> None:
 
 
 def test_pictures_are_pictures() -> None:
-    png = b"\x89PNG\r\n\x1a\n123"
-    assert image_address(png).startswith("data:image/png;base64,iVBOR")
-    assert image_address(b"<svg onload=alert(1)>") == ""
-    assert image_address(None) == ""
     shown = [red_square(), b"no picture", b"<svg onload=alert(1)>"]
     rows = [with_picture(sample(i, "q", "a"), data) for i, data in enumerate(shown)]
     rows.append(sample(3, "q", "a"))
     facts = read_rows(rows, np.arange(4), np.arange(4), 100)
-    assert facts.texts[0].image == image_address(thumbnail_of(red_square()))
+    assert facts.texts[0].image == image_address(ImageRef("", red_square()))
     assert facts.texts[0].image.startswith("data:image/jpeg;base64,")
     assert [facts.texts[i].image for i in (1, 2, 3)] == ["", "", ""]
 
@@ -341,7 +336,7 @@ def red_square() -> bytes:
 
 
 def test_pictures_without_room_are_not_those_of_the_last_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    size = len(image_address(thumbnail_of(red_square())))
+    size = len(image_address(ImageRef("", red_square())))
     monkeypatch.setattr("instruct_prune.report.rows.IMAGE_BYTES", 50 * size)
     rows, ids = [with_picture(sample(i, "q", "a"), red_square()) for i in range(200)], np.arange(200)
     facts = read_rows(rows, ids, ids, 100, foremost=[198, 199])
@@ -363,10 +358,17 @@ def test_pictures_without_room_are_not_those_of_the_last_rows(monkeypatch: pytes
         ("안녕하세요", "Hangul"),
         ("12 + 34 = 46", "no letters"),
         ("", "no letters"),
+        ("über größer", "Latin"),
+        ("שלום a", "Hebrew"),
+        ("漢字々", "Han"),
+        ("ＡＢＣ１", "Latin"),  # wide letters
+        ("𝐱 = 𝛼", "Latin"),  # letters of formulas, the first of equals
+        ("👋", "no letters"),
+        ("aпривет", "Cyrillic"),
     ],
 )
 def test_scripts(text: str, script: str) -> None:
-    assert NAMES[scripts_of(["x", text, "я"])[1]] == script
+    assert script_of(text) == script
 
 
 # ---- histograms, projection, choice of texts ----

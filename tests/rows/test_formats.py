@@ -14,7 +14,7 @@ import pytest
 from instruct_prune.errors import InputError
 from instruct_prune.rows import FORMATS, open_data
 from instruct_prune.rows.formats import Fields, detect
-from instruct_prune.rows.formats.completions import PREFERENCE, answered
+from instruct_prune.rows.formats.conversations import PREFERENCE, answered
 from instruct_prune.rows.reader import RowError
 from instruct_prune.rows.row import Message, Reject, Row
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rejected_rows import rejects_of
 
 from instruct_prune.encode.tokenize import Encoder
 from instruct_prune.errors import InputError
@@ -94,7 +95,7 @@ def read(path: Path) -> list[Row | Reject] | None:
     assert dict(read_raw(source, kept)) == kept
     table = write_rows(path.parent / "rows", source)
     assert list(table) == [row for row in rows if isinstance(row, Row)]
-    assert list(table.rejects()) == [row for row in rows if isinstance(row, Reject)]
+    assert rejects_of(table) == [row for row in rows if isinstance(row, Reject)]
     assert dict(table.raw(table.row_id)) == kept
     return rows
 

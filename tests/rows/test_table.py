@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rejected_rows import rejects_of
 
 from instruct_prune.errors import InputError
 from instruct_prune.rows import RowTable, open_data, write_rows
@@ -53,7 +54,7 @@ def test_jsonl_is_opened_twice_and_hashed_on_the_way(tmp_path: Path, monkeypatch
     [entry] = source.identity()
     assert table.facts.identity == (entry,)
     assert table.facts.changed() == []
-    list(table), list(table.raw(ids(3))), table.values("kind")
+    list(table), list(table.raw(ids(3)))
     assert opened.count(path) == 2
     data = Path(path).read_bytes()
     assert entry == {"path": path, "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
@@ -102,7 +103,7 @@ def test_rows_rejects_and_counts(tmp_path: Path) -> None:
     assert table.row_id.tolist() == [0, 2, 4]
     read = list(source)
     assert list(table) == [row for row in read if isinstance(row, Row)]
-    assert list(table.rejects()) == [row for row in read if isinstance(row, Reject)]
+    assert rejects_of(table) == [row for row in read if isinstance(row, Reject)]
     first = json.loads((tmp_path / "rows" / "rejects.jsonl").read_text().splitlines()[0])
     assert list(first) == ["file", "line", "row_id", "status", "field", "reason"]
     assert (first["file"], first["line"], first["status"]) == (path, 2, "rejected")
@@ -121,9 +122,7 @@ def test_many_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BATCH_ROWS", 7)
     table = stored(tmp_path, lines(tmp_path / "x.jsonl", ROWS))
     assert [row.row_id for row in table.take(ids(6, 7, 13, 59))] == [6, 7, 13, 59]
-    assert table.values("kind") == [row["kind"] for row in ROWS]
-    assert table.values("instruction") == [row["instruction"] for row in ROWS]
-    assert table.values("none") == table.values("nothing") == [None] * 60
+    assert [row.columns["kind"] for row in table] == [row["kind"] for row in ROWS]
 
 
 def test_a_table_that_was_not_finished_is_none(tmp_path: Path) -> None:
@@ -198,7 +197,6 @@ def test_rows_beside_pictures_are_fetched_again(tmp_path: Path) -> None:
     assert "without its pictures (image)" in table.facts.description
     assert [(row.columns, row.raw) for row in table] == [({}, {})] * 3
     assert list(table.raw(ids(0, 2))) == [(0, rows[0]), (2, rows[2])]
-    assert table.values("instruction") == ["q0", "q1", "q2"]
 
 
 def test_rows_in_memory(tmp_path: Path) -> None:
@@ -272,7 +270,7 @@ def test_rows_come_back_equal(tmp_path_factory: pytest.TempPathFactory, rows: li
     table = write_rows(folder, source)
     read = list(source)
     assert list(RowTable.open(folder)) == [row for row in read if isinstance(row, Row)]
-    assert list(table.rejects()) == [row for row in read if isinstance(row, Reject)]
+    assert rejects_of(table) == [row for row in read if isinstance(row, Reject)]
     assert len(read) == len(rows) + 1
 
 

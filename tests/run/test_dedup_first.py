@@ -50,9 +50,9 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     found: list[int] = []
     real = engine.measure_chunk
 
-    def measure(model: Any, a_pass: Any, items: Any, batches: Any, advance: Any) -> Any:
-        found.extend(int(i) for batch in batches for i in batch.rows if a_pass.name == "dense")
-        return real(model, a_pass, items, batches, advance)
+    def measure(model: Any, planned: Any, batches: Any, advance: Any) -> Any:
+        found.extend(int(i) for batch in batches for i in batch.rows if planned.name == "dense")
+        return real(model, planned, batches, advance)
 
     monkeypatch.setattr(engine, "measure_chunk", measure)
     return found

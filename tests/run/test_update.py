@@ -47,12 +47,12 @@ def counted(monkeypatch: pytest.MonkeyPatch, stop_after: int = 10**9) -> list[in
     rows: list[int] = []
     real, parts = engine.measure_chunk, [0]
 
-    def measure(model: Any, a_pass: Any, items: Any, batches: Any, advance: Any) -> Any:
+    def measure(model: Any, planned: Any, batches: Any, advance: Any) -> Any:
         parts[0] += 1
         if parts[0] > stop_after:
             raise KeyboardInterrupt
-        rows.extend(int(i) for batch in batches for i in batch.rows if a_pass.name == "dense")
-        return real(model, a_pass, items, batches, advance)
+        rows.extend(int(i) for batch in batches for i in batch.rows if planned.name == "dense")
+        return real(model, planned, batches, advance)
 
     monkeypatch.setattr(engine, "measure_chunk", measure)
     return rows

@@ -12,12 +12,10 @@ from typing import Any
 
 from instruct_prune.errors import InputError
 from instruct_prune.registry import load_attribute, suggestion
-from instruct_prune.rows.formats.completions import PREFERENCE, PROMPT_COMPLETION
-from instruct_prune.rows.formats.conversations import MESSAGES, SHAREGPT
+from instruct_prune.rows.formats.conversations import MESSAGES, PREFERENCE, PROMPT_COMPLETION, SHAREGPT
 from instruct_prune.rows.formats.format import Fields, Format
 from instruct_prune.rows.formats.images import IMAGE_CLASSIFICATION, IMAGES, is_picture
-from instruct_prune.rows.formats.plain_text import TEXT
-from instruct_prune.rows.formats.single import ALPACA, DOLLY, DOLLY_HHRLHF, GPTEACHER, QUESTION
+from instruct_prune.rows.formats.single import ALPACA, DOLLY, DOLLY_HHRLHF, GPTEACHER, QUESTION, TEXT
 from instruct_prune.rows.reader import is_turn
 from instruct_prune.rows.turns import transcript
 

@@ -121,8 +121,6 @@ class Format:
     def fields(self, row: Mapping[str, Any], columns: Mapping[str, str], folder: Path, line: int) -> Fields:
         """A row as this format sees it, with what its container did undone."""
         seen = Fields(row, columns, folder, line)
-        if not self.structures and not self.turns:
-            return Fields(undone(row, (), ()), columns, folder, line)
         structures, turns = ({c for c in map(seen.column, n) if c is not None} for n in (self.structures, self.turns))
         return Fields(undone(row, structures, turns), columns, folder, line)
 

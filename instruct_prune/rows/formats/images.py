@@ -32,6 +32,12 @@ def holds_picture(value: Any) -> bool:
     return any(map(is_picture, value)) if isinstance(value, list | tuple) else is_picture(value)
 
 
+def lists_pictures(row: Mapping[str, Any], column: str) -> bool:
+    """Whether a row lists pictures in this column."""
+    value = row.get(column)
+    return bool(value) and (holds_picture(value) or column in ("images", "image_url"))
+
+
 def refuse_pictures(row: Mapping[str, Any], columns: Collection[str]) -> None:
     """Refuse a row of text that shows pictures too.
 
@@ -43,8 +49,7 @@ def refuse_pictures(row: Mapping[str, Any], columns: Collection[str]) -> None:
         RowError: naming the field.
     """
     for name in LISTED:
-        value = row.get(name)
-        if value and (holds_picture(value) or name in ("images", "image_url")):
+        if lists_pictures(row, name):
             named = " ".join(f"{column}={column}" for column in columns if column in row)
             raise RowError(
                 f"the row shows pictures, and the first rows did not, so all are read as text; to score the text alone: --columns {named}",

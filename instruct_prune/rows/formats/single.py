@@ -1,4 +1,4 @@
-"""One question and one answer in fields of their own: Alpaca and its kin."""
+"""One question and one answer in fields of their own (Alpaca and its kin), and plain text."""
 
 from __future__ import annotations
 
@@ -63,3 +63,10 @@ QUESTION = Format(
     ("context", "input", *SYSTEM),
     _single(["question", "query"], ["context", "input"], ["response", "answer", "output"]),
 )
+
+
+def _text(fields: Fields) -> Parsed:
+    return [Message("text", fields.text("text"), trained=True)], ()
+
+
+TEXT = Format("text", (("text",),), (), _text)
