@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from instruct_prune.arrays import Float32, Int64
-from instruct_prune.config import EmbedConfig, EncodeConfig, ScoreConfig
+from instruct_prune.config import EmbedConfig, ScoreConfig
 from instruct_prune.errors import InputError
 from instruct_prune.geometry import blocks
 from instruct_prune.measure.measurement import Measurement
@@ -23,14 +23,13 @@ from instruct_prune.measure.subnet import DENSE
 from instruct_prune.models import names
 from instruct_prune.models.model import Items, Model
 from instruct_prune.progress import Progress, say
-from instruct_prune.rows.table import RowTable
 from instruct_prune.run.aside import left_of, read_aside
 from instruct_prune.run.check import MODEL, TEXT_EMBEDDER
-from instruct_prune.run.encode import make_model
+from instruct_prune.run.encode import check_unchanged, model_of
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.lock import writes
 from instruct_prune.run.measure import batch_cost, plan_work, run_work
-from instruct_prune.run.records import EmbedFacts, EncodeFacts, RowsFacts, ScoreFacts
+from instruct_prune.run.records import EmbedFacts, EncodeFacts, ScoreFacts
 from instruct_prune.run.rows import rows_of
 from instruct_prune.storage import array_file, digest, sha256_of, write_array
 
@@ -100,12 +99,7 @@ def embed(folder: RunFolder, config: EmbedConfig, restart: bool = False, model: 
         InputError: no such embedder, vectors that do not fit the rows, or the folder holds those of another embedder.
     """
     began = time.monotonic()
-    encoded = folder.facts(EncodeFacts)
-    options = EncodeConfig(**encoded.options)
-    folder.require(RowsFacts)
-    rows = RowTable.open(folder / "rows").facts
-    scoring = ScoreConfig(model=encoded.model, model_revision=encoded.revision)
-    model = model or make_model(scoring, options, rows.model_kind, rows.format)
+    model = model or model_of(folder)
     items = model.open_items(folder / "items")
     embedder = embedder_of(model, config)
     if _is_model(embedder):
@@ -157,6 +151,7 @@ def _measure(folder: RunFolder, model: Model, items: Items, measurement: Measure
     """One more dense pass, for states that scoring did not read; by the main process, which embeds, alone."""
     ranks = Ranks(alone=True)
     config = ScoreConfig(model=model.name)
+    check_unchanged(model, scored)
     model.load(scored["dtype"], ranks.device)
     parts = PartStore(folder / "parts" / "embed", digest([scored, measurement.column, _begun(folder)]))
     work = plan_work(model, items, [measurement], batch_cost(model, config, ranks.device.type), parts)

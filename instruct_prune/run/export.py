@@ -69,12 +69,13 @@ class Kept:
 def _job(folder: RunFolder, config: ExportConfig, selection: Selection, kept: Kept) -> ExportJob:
     source, chosen, scored = kept.table.facts, folder.facts(SelectFacts), folder.facts(ScoreFacts)
     model = model_of(folder)
+    loaded = "" if folder.loaded is None else str(getattr(folder.loaded[0], "name_or_path", ""))
     items = model.open_items(folder / "items")
     return ExportJob(
         samples=kept,
         folder=folder.path,
         name=f"{Path(source.files[0]).stem}-pruned",
-        model=name_for_trainers(scored.model),
+        model=name_for_trainers(loaded or scored.model),
         writing=model.writing(),
         tokens=KeptTokens(items, selection.kept) if isinstance(items, TokenStore) else None,
         model_kind=source.model_kind,

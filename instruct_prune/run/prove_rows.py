@@ -58,7 +58,7 @@ class ProveRows:
         config: the options.
 
     Attributes:
-        name: of the model that is trained.
+        name, revision: of the model that is trained.
         table: the run's scores; rows that no arm may have carry the status "held_out", or that of the trained model.
         held_out: int64, rows of the pool that judge, ascending.
         tests: {name: what became of its rows}.
@@ -68,10 +68,17 @@ class ProveRows:
     def __init__(self, folder: RunFolder, config: ProveConfig) -> None:
         self.folder = folder
         self.pool = RowTable.open(folder / "rows")
+        if config.train_model is None and folder.loaded is not None:
+            raise InputError(
+                f"{folder.path} was scored with a model made in Python, and prove trains one that it can load itself, again and "
+                "again. Name it: ProveConfig(train_model=...)."
+            )
         facts = folder.facts(EncodeFacts)
-        self.name = config.train_model or facts.model
-        other = self.name != facts.model
-        scoring = ScoreConfig(model=self.name, model_revision=None if other else facts.revision)
+        scoring_model, revision = folder.scored_by()
+        self.name = config.train_model or scoring_model
+        other = self.name != scoring_model
+        self.revision = None if other else revision
+        scoring = ScoreConfig(model=self.name, model_revision=self.revision)
         model = make_model(scoring, EncodeConfig(**facts.options), self.pool.facts.model_kind, self.pool.facts.format)
         if not isinstance(model, TextModel):
             raise InputError(

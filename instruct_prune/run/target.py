@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from instruct_prune.config import EncodeConfig, ScoreConfig, TargetConfig
+from instruct_prune.config import TargetConfig
 from instruct_prune.errors import InputError
 from instruct_prune.models.model import Model
 from instruct_prune.progress import Progress, say
@@ -21,7 +21,7 @@ from instruct_prune.rows.table import RowTable, write_rows
 from instruct_prune.run.by import DEFAULT, find_by, options_of
 from instruct_prune.run.contaminated import SIMILAR, repeats_of, similar_rows, told
 from instruct_prune.run.embed import is_encoder
-from instruct_prune.run.encode import make_model
+from instruct_prune.run.encode import model_of
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.lock import writes
 from instruct_prune.run.measuring import Measuring, Task
@@ -51,9 +51,7 @@ def target(folder: RunFolder, config: TargetConfig, by: str | None = None) -> No
     after = {"score": ScoreFacts, "embed": EmbedFacts}[how.after]
     for kind in (RowsFacts, ScoreFacts, after):
         folder.require(kind)
-    encoded, pool = folder.facts(EncodeFacts), RowTable.open(folder / "rows")
-    name = ScoreConfig(model=encoded.model, model_revision=encoded.revision)
-    model = make_model(name, EncodeConfig(**encoded.options), pool.facts.model_kind, pool.facts.format)
+    model, pool = model_of(folder), RowTable.open(folder / "rows")
     _read(folder, model, tasks, pool)
     began = time.monotonic()
     found = [_open(folder, model, task) for task in tasks]
