@@ -128,13 +128,14 @@ def prove(config: ProveConfig) -> Outcome | None:
     from instruct_prune.run.folder import existing_run
     from instruct_prune.run.prove import prove as stage
 
-    found = stage(existing_run(config.out), config)
+    folder = existing_run(config.out)
+    found = stage(folder, config)
     if found is None:
         return None
 
     from instruct_prune.report.proof import print_proof
 
-    return Outcome(lambda: print_proof(found), lambda: found)
+    return Outcome(lambda: print_proof(found, folder.path), lambda: found)
 
 
 def export(config: ExportCommand) -> Outcome:

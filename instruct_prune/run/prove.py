@@ -104,15 +104,14 @@ class Proof:
         if asked is None and SELECTION in self.rules:
             asked = int(response[self.pool.selected()].sum())
         asked = asked or round(AVERAGE_ROWS * float(response.mean()))
+        whose = "--keep-tokens" if self.config.keep_tokens else "the run's selection has tokens for an arm:"
         if asked > response.sum() // 2:
             raise InputError(
-                f"--keep-tokens {asked}: the {len(response)} rows that arms may have hold {response.sum()} response tokens. An arm may have "
-                "half of them at most: above that all subsets are much the same."
+                f"{whose} {asked}: the {len(response)} rows that arms may have hold {response.sum()} response tokens. An arm may have "
+                f"half of them at most: above that all subsets are much the same. Give --keep-tokens {response.sum() // 2} or fewer."
             )
         if asked < 10 * float(np.median(response)):
-            raise InputError(
-                f"--keep-tokens {asked}: fewer than ten rows. Give at least {round(10 * float(response.mean()))}."
-            )
+            raise InputError(f"{whose} {asked}: fewer than ten rows. Give at least {round(10 * response.mean())}.")
         return asked
 
     def _made_from(self) -> dict[str, str]:

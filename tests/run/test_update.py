@@ -155,6 +155,55 @@ def test_a_subnet_that_was_not_measured_is_measured_and_the_others_are_not(
     assert np.isfinite(new.loss_magnitude_0500).all()
 
 
+OWN = """
+from contextlib import contextmanager
+
+@contextmanager
+def halved(module, value, seed):
+    weight = module.get_output_embeddings().weight
+    weight.data.mul_({})
+    yield
+    weight.data.div_({})
+"""
+
+
+def test_a_subnet_of_ones_own_may_be_added_and_not_changed_or_left_out(
+    words: list[str],
+    tmp_path: Path,
+    ran: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = write_jsonl(tmp_path / "rows.jsonl", alpaca_rows(20))
+    monkeypatch.chdir(tmp_path)
+    for name, factor in (("mine_one", 0.5), ("mine_two", 0.25)):
+        (tmp_path / f"{name}.py").write_text(OWN.format(factor, factor))
+    one, both = (
+        ["--subnets", "dense", *more, *words[words.index("--subnets") + 2 :]]
+        for more in (["mine_one:halved:0.5"], ["mine_one:halved:0.5", "mine_two:halved:0.75"])
+    )
+    first = words[: words.index("--subnets")]
+    assert score(data, tmp_path / "a", words) == 0
+    ran.clear()
+    assert score(data, tmp_path / "b", [*first, *one], "--reuse", str(tmp_path / "a")) == 0
+    assert score(data, tmp_path / "c", [*first, *both], "--reuse", str(tmp_path / "b")) == 0
+    assert ran == []
+    table = pq.read_table(tmp_path / "c" / "scores.parquet").to_pandas()
+    assert (table.loss_halved_0500_s0 != table.loss_dense).all()
+    assert (table.loss_halved_0750_s0 != table.loss_halved_0500_s0).all()
+    assert score(data, tmp_path / "d", words, "--reuse", str(tmp_path / "b")) == 2
+    assert "may be added, not changed or left out" in capsys.readouterr().err
+    # Another code's column of the same name is not taken for this one's.
+    other = [
+        {"mine_one:halved:0.5": "mine_two:halved:0.5", "mine_two:halved:0.75": "mine_one:halved:0.75"}.get(w, w)
+        for w in both
+    ]
+    assert score(data, tmp_path / "e", [*first, *other], "--reuse", str(tmp_path / "b")) == 0
+    swapped = pq.read_table(tmp_path / "e" / "scores.parquet").to_pandas()
+    assert swapped.loss_halved_0500_s0.equals(table.loss_halved_0750_s0)
+    assert swapped.loss_halved_0750_s0.equals(table.loss_halved_0500_s0)
+
+
 def test_numbers_that_are_others_than_they_should_be_are_not_taken_over(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
