@@ -195,14 +195,10 @@ def compare(config: CompareCommand) -> Outcome:
 
 def correlate(config: CorrelateCommand) -> Outcome:
     from instruct_prune.report.compare import correlate as ranks
-    from instruct_prune.report.compare import correlation_tables, score_columns
-    from instruct_prune.run.records import ScoreFacts
+    from instruct_prune.report.compare import correlation_tables
+    from instruct_prune.run.compare import columns_of
 
-    folders = _run_folders(config.runs)
-    for folder in folders:
-        folder.require(ScoreFacts)
-    columns = score_columns({f.path.name: f.read_scores() for f in folders})
-    return _tables(correlation_tables(ranks(columns, config.top)))
+    return _tables(correlation_tables(ranks(columns_of(_run_folders(config.runs)), config.top)))
 
 
 def recipe(config: RecipeCommand) -> Outcome:

@@ -14,6 +14,7 @@ from instruct_prune.export.job import KeptTokens
 from instruct_prune.export.own_format import write_own_format
 from instruct_prune.export.rows import write_pruned
 from instruct_prune.models.names import name_for_trainers
+from instruct_prune.progress import say
 from instruct_prune.rows.row import Row
 from instruct_prune.rows.table import RowTable
 from instruct_prune.run.check import check_export
@@ -38,21 +39,30 @@ def export(folder: RunFolder, config: ExportConfig) -> Path:
     chosen = folder.facts(SelectFacts)
     selection = selection_of(folder)
     table = rows_of(folder)
+    known = folder.record(ExportFacts)
+    before = known.facts.held if known is not None and known.facts is not None else {}
     options = {"to": list(config.to), "selected": chosen.selected_hash}
     folder.begin(ExportFacts, options, (SelectFacts,), replace=True)
     target = folder / "pruned.jsonl"
     written = write_pruned(table.raw(selection.kept), target)
     if written != chosen.kept:
         raise AssertionError(f"{written} rows were written, {chosen.kept} were kept")
-    facts = table.facts
-    kept = Kept(table, selection.kept)
-    split, subset = facts.opened_with.get("split"), facts.opened_with.get("subset")
-    own = write_own_format(kept, facts.kind, folder.path, split=split, subset=subset)
+    read, kept = table.facts, Kept(table, selection.kept)
+    split, subset = read.opened_with.get("split"), read.opened_with.get("subset")
+    own = write_own_format(kept, read.kind, folder.path, split=split, subset=subset)
     told = [f"in the input's own format: {path}" for path in own]
     if config.to:
         done = export_selection(config.to, _job(folder, config, selection, kept))
         told += [line for one in done for line in _tell(one)]
-    folder.finish(ExportFacts(rows=written, sha256=sha256_of(target), told=tuple(told)), "pruned.jsonl")
+    sha256 = sha256_of(target)
+    held = {**before, **dict.fromkeys(config.to, sha256)}
+    folder.finish(ExportFacts(rows=written, sha256=sha256, told=tuple(told), held=held), "pruned.jsonl")
+    earlier = [name for name, rows in held.items() if rows != sha256]
+    if earlier:
+        say(
+            f"note: what --to {' '.join(earlier)} wrote into {folder.path} is of an earlier selection, and was not written again: "
+            f"instruct-prune export {folder.path} --to {' '.join(earlier)}"
+        )
     return target
 
 

@@ -216,6 +216,7 @@ class ExportFacts:
         rows: in ``pruned.jsonl``.
         sha256: of it.
         told: a line for people about each file.
+        held: {format of ``--to``: ``sha256`` of the rows that it was last written for}.
     """
 
     stage: ClassVar[str] = "export"
@@ -224,6 +225,7 @@ class ExportFacts:
     rows: int
     sha256: str
     told: tuple[str, ...]
+    held: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 Facts = TypeVar(
