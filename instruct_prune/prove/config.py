@@ -31,7 +31,7 @@ class ProveConfig:
     train_model: Text = None
     """The model that is trained: Hub id, folder, GGUF file or embedded default; the scoring model when not given."""
     keep_tokens: Number = None
-    """Response tokens of an arm; those of the run's selection when not given, else those of 100 average rows."""
+    """Response tokens of an arm; those of the run's selection when not given, else those of 100 average rows, half of the pool at most."""
     epochs: float = 2.0
     """How often an arm sees its rows."""
     batch_size: int = 4

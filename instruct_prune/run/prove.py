@@ -101,14 +101,14 @@ class Proof:
 
     def _budget(self) -> int:
         response, asked = self.pool.response, self.config.keep_tokens
+        most, whose = int(response.sum()) // 2, "--keep-tokens"
         if asked is None and SELECTION in self.rules:
-            asked = int(response[self.pool.selected()].sum())
-        asked = asked or round(AVERAGE_ROWS * float(response.mean()))
-        whose = "--keep-tokens" if self.config.keep_tokens else "the run's selection has tokens for an arm:"
-        if asked > response.sum() // 2:
+            asked, whose = int(response[self.pool.selected()].sum()), "the run's selection has tokens for an arm:"
+        asked = asked or min(round(AVERAGE_ROWS * float(response.mean())), most)
+        if asked > most:
             raise InputError(
                 f"{whose} {asked}: the {len(response)} rows that arms may have hold {response.sum()} response tokens. An arm may have "
-                f"half of them at most: above that all subsets are much the same. Give --keep-tokens {response.sum() // 2} or fewer."
+                f"half of them at most: above that all subsets are much the same. Give --keep-tokens {most} or fewer."
             )
         if asked < 10 * float(np.median(response)):
             raise InputError(f"{whose} {asked}: fewer than ten rows. Give at least {round(10 * response.mean())}.")

@@ -157,7 +157,7 @@ def test_a_selection_of_another_target_is_stale(scored: Path, capfd: pytest.Capt
     assert aim(scored, "gradient") == 0  # one more way to compare changes nothing for the selection
     assert main(["export", "--out", str(out)]) == 0
     assert aim(scored, "rds", "other.jsonl") == 0
-    capfd.readouterr()
+    assert "takes the place of the last one (dev)" in capfd.readouterr().err
     assert main(["export", "--out", str(out)]) == 2
     assert "the target by rds stage has changed" in capfd.readouterr().err
     assert select(scored) == 0

@@ -131,6 +131,16 @@ def test_rows_of_another_run_are_reused_and_the_run_itself_is_refused(
     assert score(large, tmp_path / "c", words, "--reuse", str(tmp_path / "a"), "--update") == 2
 
 
+def test_changed_data_are_refused_with_the_way_to_update(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_jsonl(tmp_path / "rows.jsonl", alpaca_rows(20))
+    assert score(data, tmp_path / "a", words) == 0
+    write_jsonl(data, alpaca_rows(21))
+    assert score(data, tmp_path / "a", words) == 2
+    assert "or --update, which reads the data again and measures the rows that are new" in capsys.readouterr().err
+
+
 def test_what_was_measured_in_another_way_is_refused(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
