@@ -26,7 +26,7 @@ DEFAULTS = {"causal_lm": "smollm2-135m-instruct", "image_encoder": "efficientnet
 
 NO_SIGHT = (
     "the rows show pictures, and no model for them is installed: name a vision-language model with --model (a Hub id or a folder). "
-    "To score the text alone, name its columns: --columns messages=messages."
+    "To score the text alone, name their column: --columns messages=COLUMN."
 )
 
 
