@@ -44,7 +44,8 @@ class ProveConfig:
     """Arms of each rule at most."""
     extras: tuple[Extra, ...] = ("more", "length", "whole", "total", "third")
     """What else is trained, as far as the budget goes, in this order: random rows of 2 and 4 times the tokens (what is the subset
-    worth?), random rows of each rule's lengths, the whole pool, each rule at equal total tokens, the best again at a third of the rate."""
+    worth?), random rows of each rule's lengths, the whole pool, each rule at equal total tokens, the best again at a third of the rate.
+    Nothing after it: none of them."""
     lm_eval: Texts = ()
     """Tasks of lm-evaluation-harness that judge every arm beside the loss: names, or YAML files of your own. They need
     `pip install 'instruct-prune[lm-eval]'`."""

@@ -153,23 +153,32 @@ class ProveRows:
         read = list(source)
         rows = [row for row in read if isinstance(row, Row)]
         fresh = _new(rows, known)
-        encoded = [row for row in self._model.encode(fresh) if row.status.scored]
+        every = self._model.encode(fresh)
+        encoded = [row for row in every if row.status.scored]
         order = np.random.default_rng([config.seed, 4]).permutation(len(encoded))
         chosen = [encoded[i] for i in np.sort(order[: config.test_rows])]
-        unusable = sum(isinstance(row, Reject) for row in read) + len(fresh) - len(encoded)
-        facts = TestFacts(path, len(read), unusable, len(rows) - len(fresh), len(chosen))
+        unusable = [row.reason for row in read if isinstance(row, Reject)]
+        unusable += [row.reason or row.status.value for row in every if not row.status.scored]
+        facts = TestFacts(path, len(read), len(unusable), len(rows) - len(fresh), len(chosen))
         self.tests[name] = facts
+        why = f" ({unusable[0]})" if unusable else ""
         if not chosen:
             raise InputError(
                 f"--test {path}: none of its {facts.read} rows can judge: {facts.repeated} repeat a row of the pool, of the target or "
-                f"of the test itself, {facts.unusable} cannot be used. Give rows that nothing was selected from or by."
+                f"of the test itself, {facts.unusable} cannot be used{why}. Give rows that nothing was selected from or by."
             )
         if facts.repeated:
             say(
                 f"note: {facts.repeated} rows of the test {name} repeat a row of the pool, of the target or of itself: left out"
             )
         if facts.unusable:
-            say(f"note: {facts.unusable} rows of the test {name} cannot be used: left out")
+            say(f"note: {facts.unusable} rows of the test {name} cannot be used{why}: left out")
+        pool = self.pool.facts.format
+        if source.format.split("-")[0] != pool.split("-")[0]:
+            say(
+                f"WARNING: the test {name} is in the format {source.format}, the pool in {pool}. The pool's template writes its rows too, and "
+                "what they judge may not be what the pool's rows teach. Give the test in the pool's format where you can."
+            )
         return chosen
 
 
