@@ -48,6 +48,7 @@ def score(
     loaded: Any = None,
     source: Source | None = None,
     dedup_first: bool = False,
+    target: tuple[str, ...] = (),
 ) -> ScoreTable | None:
     """Score every row under every subnet, on as many processes as were launched.
 
@@ -62,6 +63,7 @@ def score(
         loaded: a model made in Python: (model, tokenizer), or (module, transform) for pictures.
         source: the data, where they are open already.
         dedup_first: leave out the rows that ``select`` would take out as near-duplicates or contaminated.
+        target: probes that the target which will follow reads; scores that are there are not measured again for them.
 
     Returns:
         The table, on the main process; None on the others and for a dry run.
@@ -73,7 +75,9 @@ def score(
     ranks = Ranks()
     _check(config, ranks)
     with alone(folder, ranks):
-        scored = _score(folder, data, encoding, config, ranks, select, embed, memory, loaded, source, dedup_first)
+        scored = _score(
+            folder, data, encoding, config, ranks, select, embed, memory, loaded, source, dedup_first, target
+        )
         ranks.close()
         return scored
 
@@ -90,6 +94,7 @@ def _score(
     loaded: Any,
     source: Source | None,
     dedup_first: bool,
+    target: tuple[str, ...],
 ) -> ScoreTable | None:
     """As `score`, alone in the folder."""
     before = _before(folder, config, ranks)
@@ -98,7 +103,7 @@ def _score(
     kind, data_format = table.facts.model_kind, table.facts.format
     model = _first_on_main(ranks, lambda: make_model(config, encoding, kind, data_format, loaded))
     # What is wrong with it is told before encoding.
-    wanted = _first_on_main(ranks, lambda: Wanted(model, config, embed))
+    wanted = _first_on_main(ranks, lambda: Wanted(model, config, embed, target))
     dtype = model.dtype(config.dtype, ranks.device)
     load_first = config.restart in ("encode", "score")  # scores are not discarded for a model that cannot be loaded
     if load_first:
@@ -196,8 +201,8 @@ def _check(config: ScoreConfig, ranks: Ranks) -> None:
 def _finished(folder: RunFolder, wanted: Wanted, identity: dict[str, Any], config: ScoreConfig, ranks: Ranks) -> bool:
     """Claim the stage on the main process; True, on every process, when it is done already.
 
-    It is also done where all but the states that the embedder asks for were measured: `embed` reads these in a pass of
-    their own, and nothing is scored again for another embedder.
+    It is also done where all but the states that the embedder and the target ask for were measured: `embed` and `target` read these
+    in passes of their own, and nothing is scored again for another embedder or target.
     """
     done: list[bool] = []
 
