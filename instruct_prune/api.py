@@ -274,6 +274,9 @@ class Run:
         with open(self.folder / "pruned.jsonl", "rb") as file:
             return dataset_of([json.loads(line) for line in file])
 
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder.path)!r})"
+
     def _exists(self) -> None:
         if not self.folder.exists:
             raise InputError(

@@ -79,7 +79,11 @@ def _summary(console: Console, folder: RunFolder, tables: Tables) -> None:
     if tables.selection is not None:
         lines += [
             f"          {counts.scored:,} scored{aside} = {counts.kept:,} kept + {counts.dropped:,} dropped",
-            f"tokens:   {counts.response_tokens_kept:,} of {counts.response_tokens:,} response tokens kept",
+            *(
+                [f"tokens:   {counts.response_tokens_kept:,} of {counts.response_tokens:,} response tokens kept"]
+                if tables.run.score.unit == "tokens"
+                else []
+            ),
             "selected: "
             + ", ".join(
                 [

@@ -92,13 +92,13 @@ def check_run(config: RunConfig) -> Source | None:
         lambda: check_selection(config.select),
         lambda: check_ranking(config.select, config.score, seen.kind),
         lambda: check_export(config.export, seen.kind),
-        lambda: check_target(config),
+        lambda: check_target(config, seen.kind),
         lambda: _check_first(config, seen.kind),
     )
     return seen.source
 
 
-def check_target(config: RunConfig) -> None:
+def check_target(config: RunConfig, kind: str | None) -> None:
     """The tasks of a target and the way to compare.
 
     Raises:
@@ -108,7 +108,7 @@ def check_target(config: RunConfig) -> None:
         find_by(config.select.by)
     if config.target.target:
         options_of(config.select.by or DEFAULT, config.target)
-        tasks_of(config.target)
+        tasks_of(config.target, kind)
         return
     known = RunFolder(config.run.out).record(TargetFacts) if config.run.out else None
     if known is None and (config.select.by is not None or config.select.method == "targeted"):

@@ -47,11 +47,12 @@ def target(folder: RunFolder, config: TargetConfig, by: str | None = None) -> No
     """
     by = by or DEFAULT
     how, options = find_by(by), options_of(by, config)
-    tasks = tasks_of(config)
     after = {"score": ScoreFacts, "embed": EmbedFacts}[how.after]
     for kind in (RowsFacts, ScoreFacts, after):
         folder.require(kind)
-    model, pool = model_of(folder), RowTable.open(folder / "rows")
+    pool = RowTable.open(folder / "rows")
+    tasks = tasks_of(config, pool.facts.model_kind)
+    model = model_of(folder)
     _read(folder, model, tasks, pool)
     began = time.monotonic()
     found = [_open(folder, model, task) for task in tasks]
