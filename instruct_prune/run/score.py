@@ -232,6 +232,9 @@ def _announce(model: Model, items: Items, waves: Waves, dtype: str, ranks: Ranks
 
 def _dry_run(model: Model, items: Items, waves: Waves, ranks: Ranks) -> None:
     works = waves.works
+    if not any(p.n_tokens for work in works for p in work.plans):
+        print("dry run: every row was measured before, so there is nothing to measure")
+        return
     plan = waves.first.plans[0]
     rate = measure_speed(model, waves.first)
     total = sum(p.n_tokens + p.n_padding for work in works for p in work.plans)

@@ -152,7 +152,7 @@ def test_what_was_measured_in_another_way_is_refused(
 
 
 def test_a_subnet_that_was_not_measured_is_measured_and_the_others_are_not(
-    words: list[str], tmp_path: Path, ran: list[int]
+    words: list[str], tmp_path: Path, ran: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = write_jsonl(tmp_path / "rows.jsonl", alpaca_rows(20))
     assert score(data, tmp_path / "a", words) == 0
@@ -160,6 +160,9 @@ def test_a_subnet_that_was_not_measured_is_measured_and_the_others_are_not(
     ran.clear()
     assert score(data, tmp_path / "b", more, "--reuse", str(tmp_path / "a")) == 0
     assert ran == []
+    capsys.readouterr()
+    assert score(data, tmp_path / "dry", words, "--reuse", str(tmp_path / "a"), "--dry-run") == 0
+    assert "nothing to measure" in capsys.readouterr().out
     old, new = (pq.read_table(tmp_path / name / "scores.parquet").to_pandas() for name in ("a", "b"))
     assert old.loss_dense.equals(new.loss_dense)
     assert np.isfinite(new.loss_magnitude_0500).all()
