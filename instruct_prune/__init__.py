@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 _PUBLIC: dict[str, str] = {
     "Budget": "instruct_prune.select.data:Budget",
@@ -35,7 +35,7 @@ _PUBLIC: dict[str, str] = {
     "Row": "instruct_prune.rows.row:Row",
     "RowError": "instruct_prune.rows.reader:RowError",
     "Run": "instruct_prune.api:Run",
-    "RunFacts": "instruct_prune.api:RunFacts",
+    "RunFacts": "instruct_prune.run.own_facts:RunFacts",
     "ScoreConfig": "instruct_prune.config:ScoreConfig",
     "ScoreTable": "instruct_prune.score.table:ScoreTable",
     "SelectConfig": "instruct_prune.config:SelectConfig",

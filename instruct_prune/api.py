@@ -5,9 +5,8 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from instruct_prune.config import (
     DataConfig,
@@ -23,6 +22,7 @@ from instruct_prune.rows.inputs import IMAGES_AND_TEXT
 from instruct_prune.rows.row import Row
 from instruct_prune.rows.table import RowTable
 from instruct_prune.run.folder import RunFolder
+from instruct_prune.run.own_facts import RunFacts
 from instruct_prune.run.records import EncodeFacts, ExportFacts, RowsFacts, ScoreFacts
 from instruct_prune.score.table import ScoreTable
 from instruct_prune.select.data import Selection
@@ -33,34 +33,6 @@ if TYPE_CHECKING:
     from instruct_prune.encode.tokenize import Encoder
     from instruct_prune.models.vision_language import VisionLanguage
     from instruct_prune.prove.config import ProveConfig
-
-
-@dataclass(frozen=True)
-class RunFacts:
-    """How the rows of a scored text run were read, written and scored.
-
-    Attributes:
-        model: the scoring model's name.
-        model_revision: of a Hub model.
-        template: name of the template, or path of its Jinja file.
-        template_sha256: hash of its text.
-        max_length: tokens of a row at most.
-        turns, overlong: as in EncodeConfig.
-        format: the format of the rows that was asked for, None where it was detected.
-        columns: the column mapping, as "name=column".
-        pictures: whether rows may show pictures.
-    """
-
-    model: str
-    model_revision: str | None
-    template: str
-    template_sha256: str
-    max_length: int
-    turns: Literal["all", "last"]
-    overlong: Literal["truncate", "drop"]
-    format: str | None
-    columns: tuple[str, ...]
-    pictures: bool = False
 
 
 class Run:
@@ -90,6 +62,8 @@ class Run:
         encode: EncodeConfig | None = None,
         *,
         model: tuple[Any, Any] | None = None,
+        embed: EmbedConfig | None = None,
+        dedup_first: SelectConfig | None = None,
     ) -> ScoreTable | None:
         """Losses of every row under every subnet; resumes, and is skipped when done. None off the main process.
 
@@ -98,7 +72,11 @@ class Run:
             score: the model's name and its subnets.
             encode: how rows become tokens.
             model: a model that is loaded already, in place of the name: (a causal language model of transformers, its
-                tokenizer), or for pictures (a module, its transform). It is used as it is: dtype and device are its own.
+                tokenizer), or its processor where rows show pictures, or for pictures alone (a module, its transform). It is
+                used as it is: dtype and device are its own. Later stages of this `Run` take it too.
+            embed: the embedding that will follow, so that vectors of the model itself are read in the same passes.
+            dedup_first: the selection that will follow: rows that it takes out as near-duplicates, or because they repeat a
+                test, are found first and not scored.
 
         Raises:
             IncompleteRunError: parts are missing; call again to complete.
@@ -108,14 +86,18 @@ class Run:
         if isinstance(data, str | Path):
             data = DataConfig((str(data),))
         named, memory = (data, None) if isinstance(data, DataConfig) else (DataConfig(), data)
-        encode, score = encode or EncodeConfig(), score or ScoreConfig()
-        return Scoring(self.folder, named, encode, score, memory=memory, loaded=model).run()
+        encode, score, first = encode or EncodeConfig(), score or ScoreConfig(), dedup_first is not None
+        scoring = Scoring(self.folder, named, encode, score, dedup_first, embed, memory, model, dedup_first=first)
+        table = scoring.run()
+        if table is not None:
+            self.folder.loaded = model
+        return table
 
-    def embed(self, embed: EmbedConfig | None = None) -> None:
-        """Write ``embeddings.npy``."""
+    def embed(self, embed: EmbedConfig | None = None, restart: bool = False) -> None:
+        """Write ``embeddings.npy``; with ``restart``, in place of the vectors that are there."""
         from instruct_prune.run.embed import embed as stage
 
-        stage(self.folder, embed or EmbedConfig())
+        stage(self._existing, embed or EmbedConfig(), restart)
 
     def target(self, target: TargetConfig | str, by: str | None = None) -> None:
         """Measure rows that show what the model should become good at, for `select`; the pool is not scored again.
@@ -146,6 +128,17 @@ class Run:
         from instruct_prune.run.export import export as stage
 
         return stage(self.folder, export or ExportConfig())
+
+    def report(self, *beside: Run, samples: int = 5000) -> Path:
+        """Write ``report.html`` and return its path.
+
+        Args:
+            beside: further runs over the same data, put beside this one.
+            samples: rows whose text is in the page.
+        """
+        from instruct_prune.run.pipeline import report as write
+
+        return write(self._existing, [run._existing for run in beside], samples)
 
     def samples(self) -> Iterator[Row]:
         """The rows of the data that could be read, in input order."""
@@ -188,7 +181,7 @@ class Run:
         names = ("template", "template_sha256", "max_length", "turns", "overlong")
         return RunFacts(
             model=self.model,
-            model_revision=facts.revision,
+            model_revision=self.folder.scored_by()[1],
             format=rows.config["format"],
             columns=tuple(rows.config["columns"]),
             pictures=RowTable.open(self.folder / "rows").facts.model_kind == IMAGES_AND_TEXT,
@@ -222,8 +215,9 @@ class Run:
         facts = self.facts
         name = model or facts.model
         scoring = ScoreConfig(model=name, model_revision=revision if model else facts.model_revision)
+        loaded = self.folder.loaded if model is None else None
         options = EncodeConfig(facts.template, max_length or facts.max_length, facts.turns, facts.overlong)
-        reads = (VisionLanguage if facts.pictures else CausalLM)(scoring, options, data_format)
+        reads = (VisionLanguage if facts.pictures else CausalLM)(scoring, options, data_format, loaded)
         if facts.template_sha256 != reads.encoder.identity["template_sha256"] and not other_template:
             raise InputError(
                 f"the template {facts.template!r} is not the text that {self.folder.path} was scored under (another SHA-256): "
@@ -255,11 +249,14 @@ class Run:
         Raises:
             InputError: nothing is exported, or the selection is another one since.
         """
-        import datasets
+        from instruct_prune.export.tables import dataset_of
 
         self._existing.require(ExportFacts)
         with open(self.folder / "pruned.jsonl", "rb") as file:
-            return datasets.Dataset.from_list([json.loads(line) for line in file])
+            return dataset_of([json.loads(line) for line in file])
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder.path)!r})"
 
     @property
     def _existing(self) -> RunFolder:

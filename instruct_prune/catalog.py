@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from instruct_prune.commands import Outcome
+from instruct_prune.config import Texts
 from instruct_prune.menu import COMMANDS
 
 OWN = "your own, as package.module:NAME (docs/extending.md)"
@@ -23,7 +24,7 @@ class ListCommand:
 class OwnCommand:
     """What there is, and what you add."""
 
-    own: tuple[str, ...] = ()
+    own: Texts = ()
     """Your own beside them, as package.module:function."""
 
 

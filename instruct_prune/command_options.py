@@ -13,12 +13,24 @@ from instruct_prune.config import (
     EmbedConfig,
     EncodeConfig,
     ExportConfig,
+    Name,
     Out,
     ScoreConfig,
     SelectConfig,
+    Stage,
     TargetConfig,
     Text,
+    Texts,
+    told_default,
 )
+
+
+@dataclass(frozen=True)
+class ScoreOnlyConfig(ScoreConfig):
+    """Which subnets of which model."""
+
+    restart: Annotated[Stage | None, arg(metavar="{read,encode,score}", help_behavior_hint=told_default)] = None
+    """Discard this stage (read, encode or score) and what was made from it, and make it anew; earlier ones stay."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +39,7 @@ class ScoreCommand:
 
     data: DataConfig = field(default_factory=DataConfig)
     encode: EncodeConfig = field(default_factory=EncodeConfig)
-    score: ScoreConfig = field(default_factory=ScoreConfig)
+    score: ScoreOnlyConfig = field(default_factory=ScoreOnlyConfig)
     run: Out = field(default_factory=Out)
 
 
@@ -37,7 +49,7 @@ class EmbedCommand:
 
     embed: EmbedConfig = field(default_factory=EmbedConfig)
     run: Out = field(default_factory=Out)
-    restart: Annotated[Literal["embed"] | None, arg(metavar="embed")] = None
+    restart: Annotated[Literal["embed"] | None, arg(metavar="embed", help_behavior_hint=told_default)] = None
     """Discard the embeddings that are there, and a selection made with them; nothing is scored again."""
 
 
@@ -84,7 +96,7 @@ class InspectCommand:
 class CompareCommand:
     """Put selections from the same rows side by side, always with random at the same budget."""
 
-    runs: tuple[str, ...] = ()
+    runs: Texts = ()
     """Run folders with a selection."""
     seed: int = 0
     """Seed of the random references."""
@@ -94,7 +106,7 @@ class CompareCommand:
 class CorrelateCommand:
     """Rank correlation between all score columns of runs over the same rows."""
 
-    runs: tuple[str, ...] = ()
+    runs: Texts = ()
     """Scored run folders."""
     top: float = 0.3
     """Share of the hardest rows whose overlap is shown."""
@@ -104,9 +116,9 @@ class CorrelateCommand:
 class ReportCommand:
     """Write report.html and report.json: one self-contained page that opens offline."""
 
-    out: str = ""
+    out: Name = ""
     """The run folder."""
-    runs: tuple[str, ...] = ()
+    runs: Texts = ()
     """Further runs over the same data, put beside it."""
     samples: int = 5000
     """Rows whose text is in the page."""
@@ -116,5 +128,5 @@ class ReportCommand:
 class ShowCommand:
     """Show runs in the terminal: summary, kept and dropped examples, clusters."""
 
-    runs: tuple[str, ...] = ()
+    runs: Texts = ()
     """Run folders; each is shown."""

@@ -24,7 +24,7 @@ from instruct_prune.command_options import (
 from instruct_prune.config import RunConfig
 from instruct_prune.errors import InputError
 from instruct_prune.run.folder import RunFolder, existing_run, open_run
-from instruct_prune.run.records import STAGES, ExportFacts, Record, ScoreFacts
+from instruct_prune.run.records import STAGES, ExportFacts, Record
 from instruct_prune.storage import json_able
 from instruct_prune.terminal import tell
 
@@ -122,13 +122,14 @@ def select(config: SelectCommand) -> Outcome:
 def prove(config: ProveConfig) -> Outcome | None:
     from instruct_prune.run.prove import prove as stage
 
-    found = stage(existing_run(config.out), config)
+    folder = existing_run(config.out)
+    found = stage(folder, config)
     if found is None:
         return None
 
     from instruct_prune.report.proof import print_proof
 
-    return Outcome(lambda: print_proof(found), lambda: found)
+    return Outcome(lambda: print_proof(found, folder.path), lambda: found)
 
 
 def export(config: ExportCommand) -> Outcome:
@@ -186,13 +187,10 @@ def compare(config: CompareCommand) -> Outcome:
 
 def correlate(config: CorrelateCommand) -> Outcome:
     from instruct_prune.report.compare import correlate as ranks
-    from instruct_prune.report.compare import correlation_tables, score_columns
+    from instruct_prune.report.compare import correlation_tables
+    from instruct_prune.run.compare import columns_of
 
-    folders = _run_folders(config.runs)
-    for folder in folders:
-        folder.require(ScoreFacts)
-    columns = score_columns({f.path.name: f.read_scores() for f in folders})
-    return _tables(correlation_tables(ranks(columns, config.top)))
+    return _tables(correlation_tables(ranks(columns_of(_run_folders(config.runs)), config.top)))
 
 
 def recipe(config: RecipeCommand) -> Outcome:

@@ -15,26 +15,38 @@ from instruct_prune.errors import InputError
 Stage = Literal["read", "encode", "score", "embed"]
 """A stage that can be made anew on its own; select, export and report are made anew whenever they are asked for."""
 
-Number = Annotated[int | None, arg(metavar="INT")]
-Real = Annotated[float | None, arg(metavar="FLOAT")]
-Text = Annotated[str | None, arg(metavar="STR")]
-Restart = Annotated[Stage | None, arg(metavar="{read,encode,score,embed}")]
-Keep = Annotated[int | float | None, arg(metavar="SHARE|PERCENT%|ROWS")]
-By = Annotated[str | None, arg(metavar="gradient|rds|embedding|drop|shown")]
-DedupKeep = Annotated[Literal["hardest", "longest", "first"] | None, arg(metavar="{hardest,longest,first}")]
+
+def told_default(default: str) -> str:
+    """What ``--help`` says of a default: nothing where there is none."""
+    return "" if default in ("None", "", "''") else f"(default: {default})"
+
+
+Number = Annotated[int | None, arg(metavar="INT", help_behavior_hint=told_default)]
+Real = Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint=told_default)]
+Text = Annotated[str | None, arg(metavar="STR", help_behavior_hint=told_default)]
+Name = Annotated[str, arg(help_behavior_hint=told_default)]
+Texts = Annotated[tuple[str, ...], arg(help_behavior_hint=told_default)]
+Reals = Annotated[tuple[float, ...], arg(help_behavior_hint=told_default)]
+Restart = Annotated[Stage | None, arg(metavar="{read,encode,score,embed}", help_behavior_hint=told_default)]
+Keep = Annotated[int | float | None, arg(metavar="SHARE|PERCENT%|ROWS", help_behavior_hint=told_default)]
+By = Annotated[str | None, arg(metavar="gradient|rds|embedding|drop|shown", help_behavior_hint=told_default)]
+DedupKeep = Annotated[
+    Literal["hardest", "longest", "first"] | None,
+    arg(metavar="{hardest,longest,first}", help_behavior_hint=told_default),
+]
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """What to read."""
 
-    data: tuple[str, ...] = ()
+    data: Texts = ()
     """Dataset files, globs, folders, Hub ids, or - for standard input."""
     limit: Number = None
     """Read only the first N rows."""
     format: Text = None
     """Format of the rows; detected from the first 100 rows when not given."""
-    columns: tuple[str, ...] = ()
+    columns: Texts = ()
     """Column mapping, as in: instruction=q output=a"""
     image_folder: Text = None
     """Folder that the pictures of conversations are relative to; the data file's own folder when not given."""
@@ -82,12 +94,12 @@ class ScoreConfig:
     """Hub id, local folder, GGUF file, or your own as module:function; an embedded default for the kind of rows."""
     model_revision: Text = None
     """Branch, tag or commit of a Hub model."""
-    subnets: tuple[str, ...] = ("dense",)
+    subnets: Texts = ("dense",)
     """dense (one pass), presets (dlc, auto, ifd and others: see `instruct-prune subnets`) or lists: magnitude:1.0,0.8 dropout:0.02
     depth:10,20 dense@alone adapter:FOLDER"""
     tolerance: float = 0.98
     """With --subnets auto: a pass is saved where the score predicted without it has this rank correlation with the measured one."""
-    probes: tuple[str, ...] = ()
+    probes: Texts = ()
     """What else to read in the dense pass: pooled states (mean, weighted, last, each with @DEPTH), sketches of gradients (gradient,
     gradient@WIDTH), or your own module:Class"""
     subnet_seeds: int = 1
@@ -133,7 +145,7 @@ class EmbedConfig:
 class TargetConfig:
     """What the model should become good at."""
 
-    target: tuple[str, ...] = ()
+    target: Texts = ()
     """Files of rows that show it (8 to 500 are usual), in the pool's format: FILE, or NAME=FILE for each of several tasks."""
     warmup_steps: int = 0
     """With --by gradient: train an adapter on random rows of the pool first, for so many steps of 8 rows."""
@@ -160,15 +172,15 @@ class SelectConfig:
     by: By = None
     """How rows are compared with the target's: gradients, pooled hidden states (rds), the embedder's vectors, or how much the loss
     falls with an adapter of the target (drop) or behind its rows (shown); rds when not given, else the one way that was measured."""
-    param: tuple[str, ...] = ()
+    param: Texts = ()
     """Parameters of the method, as in: split=0.25 or threshold=0.95"""
     score: Text = None
     """A name that `instruct-prune scores` lists, or your own as module:function; the score of --subnets when not given."""
-    score_param: tuple[str, ...] = ()
+    score_param: Texts = ()
     """Parameters of the score, as in: power=2"""
-    score_subnets: tuple[str, ...] = ()
+    score_subnets: Texts = ()
     """Average over these subnets only, as in: dense magnitude:0.8"""
-    score_weights: tuple[float, ...] = ()
+    score_weights: Reals = ()
     """A weight for each of --score-subnets."""
     include_collapsed: bool = False
     """Average over collapsed subnets too."""
@@ -188,7 +200,7 @@ class SelectConfig:
     """Drop near-duplicates, keeping one of each group: rows of the same words, and rows whose cosine similarity reaches this."""
     dedup_keep: DedupKeep = None
     """Which of a group of duplicates stays; hardest when not given, or longest with --dedup-first."""
-    decontaminate: tuple[str, ...] = ()
+    decontaminate: Texts = ()
     """Files of tests and benchmarks: rows that repeat one of theirs (the same words, or 13 words in a row) are taken out."""
     decontaminate_above: Real = None
     """Also take out rows whose embedding's cosine with one of theirs reaches this (0.95 is usual)."""
@@ -200,7 +212,7 @@ class SelectConfig:
 class ExportConfig:
     """What to write besides pruned.jsonl."""
 
-    to: tuple[str, ...] = ()
+    to: Texts = ()
     """Further formats: tokens (what was scored, for any trainer), trl, llamafactory, axolotl, swift, alpaca, messages, parquet, disk,
     viewer (all scored rows, to look at), hub; links and copies for labelled pictures."""
     hub_repo: Text = None
@@ -215,7 +227,7 @@ class ExportConfig:
 class Out:
     """Where the run lies."""
 
-    out: str = ""
+    out: Name = ""
     """The run folder."""
 
 

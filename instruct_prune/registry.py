@@ -90,6 +90,9 @@ def load_attribute(name: str, option: str, kind: str = "a function", fits: Calla
     return found
 
 
+CODE = "code of "
+
+
 def class_name(thing: object) -> str:
     """The class of an object as ``package.module:Class``."""
     return f"{type(thing).__module__}:{type(thing).__qualname__}"
@@ -115,7 +118,7 @@ def own_code(names: Iterable[str], option: str) -> dict[str, str]:
             load_attribute(name, option, "something", lambda thing: True)
             file = getattr(sys.modules[module], "__file__", None)
             if file is not None:
-                found[f"code of {module}"] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+                found[CODE + module] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
     return found
 
 

@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from instruct_prune.config import DataConfig, Out, RunConfig, ScoreConfig, SelectConfig, TargetConfig
+from instruct_prune.config import DataConfig, Name, Out, RunConfig, ScoreConfig, SelectConfig, TargetConfig
 from instruct_prune.errors import InputError
 from instruct_prune.prove.config import LEAST_RANDOM, ProveConfig
 from instruct_prune.registry import suggestion
@@ -23,7 +23,7 @@ KINDS = (".py", ".yaml", ".sbatch")
 class RecipeCommand:
     """Recipes are scripts to copy and change; each needs only the installed package."""
 
-    name: str = ""
+    name: Name = ""
     """Which one to copy; all are listed when not given."""
     to: str = "."
     """The folder to copy it into."""

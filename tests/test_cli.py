@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -323,6 +324,8 @@ def test_help_has_examples_and_no_none(name: str, capsys: pytest.CaptureFixture[
     assert end.value.code == 0
     told = capsys.readouterr().out
     assert "{None}" not in told
+    assert not re.search(r"default:\s*(None|'')?\s*\)", told)
+    assert "read,encode,score,embed" not in told or name in ("run", "demo")
     assert f"examples:\n  instruct-prune {name}" in told
 
 

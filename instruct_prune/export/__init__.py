@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from instruct_prune.errors import InputError
 from instruct_prune.export.job import Exported, ExportJob
 from instruct_prune.registry import resolve
+from instruct_prune.rows.inputs import IMAGES, IMAGES_AND_TEXT, TEXT
 
 Exporter = Callable[[ExportJob], Exported]
 
@@ -27,6 +29,30 @@ EXPORTS: dict[str, str] = {
 }
 """{name: "module:function"}. One file and one line here add a format."""
 
+CANNOT_HOLD: dict[str, tuple[str, ...]] = {
+    TEXT: ("links", "copies"),
+    IMAGES_AND_TEXT: ("tokens", "links", "copies"),
+    IMAGES: ("tokens", "alpaca", "messages", "llava", "llamafactory", "axolotl", "trl", "swift"),
+}
+"""{kind of model: the formats that cannot hold its rows, or those of them that show pictures}."""
+
+
+def check_holds(to: Sequence[str], kind: str | None) -> None:
+    """Refuse formats that cannot hold rows of a kind, before the rows are scored.
+
+    Raises:
+        InputError: one cannot.
+    """
+    wrong = [name for name in to if name in CANNOT_HOLD.get(kind or "", ())]
+    if wrong:
+        rows = {TEXT: "text", IMAGES_AND_TEXT: "conversations that show pictures", IMAGES: "labelled pictures"}[
+            kind or ""
+        ]
+        held = [name for name in EXPORTS if name not in CANNOT_HOLD[kind or ""]]
+        raise InputError(
+            f"--to {' '.join(wrong)}: the rows are {rows}, which it cannot hold. There is: {', '.join(held)}."
+        )
+
 
 def exporters_of(to: Sequence[str]) -> dict[str, Exporter]:
     """The exporters of these names, each once: those of the package, or the user's own as ``module:function``.
@@ -46,4 +72,4 @@ def export_selection(to: Sequence[str], job: ExportJob) -> list[Exported]:
     return [exporter(job) for exporter in exporters_of(to).values()]
 
 
-__all__ = ["EXPORTS", "ExportJob", "Exported", "export_selection", "exporters_of"]
+__all__ = ["EXPORTS", "ExportJob", "Exported", "check_holds", "export_selection", "exporters_of"]

@@ -11,6 +11,7 @@ from typing import Any
 from instruct_prune.errors import InputError
 from instruct_prune.export.job import Exported, ExportJob
 from instruct_prune.rows.row import ImageRef, Row
+from instruct_prune.rows.saved import save_silently
 from instruct_prune.storage import replaced_folder
 
 SUFFIX_OF = {
@@ -67,7 +68,7 @@ def dataset(job: ExportJob) -> Exported:
         for picture, label, _ in kept
     ]
     with replaced_folder(target) as scratch:
-        datasets.Dataset.from_list(rows, features=features).save_to_disk(str(scratch))
+        save_silently(datasets.Dataset.from_list(rows, features=features), scratch)
     return Exported("disk", (target,), len(rows))
 
 

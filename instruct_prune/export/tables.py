@@ -17,6 +17,7 @@ from instruct_prune.rows.row import Row
 from instruct_prune.rows.saved import HubDataset, save_dataset
 
 if TYPE_CHECKING:
+    import datasets
     import pyarrow as pa
 
 BATCH_ROWS = 2048
@@ -40,6 +41,18 @@ def table_of(job: ExportJob) -> KeptTable:
         if all(table.schema.equals(tables[0].schema) for table in tables):
             return KeptTable(tables[0].schema, lambda: (chunk for table in tables for chunk in table.chunks()))
     return _inferred(job.samples)
+
+
+def dataset_of(rows: list[Mapping[str, Any]]) -> datasets.Dataset:
+    """Rows as a table in memory, with the columns of any of them.
+
+    Raises:
+        InputError: Arrow cannot hold them.
+    """
+    import datasets
+
+    whole = datasets.Features(dict(_features(rows)))
+    return datasets.Dataset.from_list([{name: row.get(name) for name in whole} for row in rows], features=whole)
 
 
 # ---- JSON rows: types are found in one pass and applied in the next ----

@@ -34,7 +34,7 @@ def viewer(job: ExportJob) -> Exported:
     xy = _map(folder, selection)
     target = folder / "viewer.parquet"
     rows = write_parquet_table(_table(RowTable.open(folder / "rows"), selection, xy), target)
-    note = "look at it: embedding-atlas viewer.parquet --text text --x x --y y"
+    note = f"look at it: embedding-atlas {target} --text text --x x --y y"
     if xy is None:
         note = f"x and y are empty, because the rows have no embeddings: instruct-prune embed {folder.path}"
     return Exported("viewer", (target,), rows, notes=(note,))

@@ -25,7 +25,7 @@ SAMPLE_BYTES = 1 << 20  # of a file of weights, at its start, middle and end
 
 NO_SIGHT = (
     "the rows show pictures, and no model for them is installed: name a vision-language model with --model (a Hub id or a folder). "
-    "To score the text alone, name its columns: --columns messages=messages."
+    "To score the text alone, name their column: --columns messages=COLUMN."
 )
 
 

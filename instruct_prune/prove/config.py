@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from instruct_prune.config import Number, Text
+from instruct_prune.config import Name, Number, Text, Texts
 from instruct_prune.errors import InputError
 
 Extra = Literal["more", "length", "whole", "total", "third"]
@@ -18,11 +18,11 @@ LEAST_RANDOM = 6
 class ProveConfig:
     """Is the subset worth more than random rows? Train on both, and compare."""
 
-    out: str = ""
+    out: Name = ""
     """The run folder."""
-    test: tuple[str, ...] = ()
+    test: Texts = ()
     """Files of rows to judge by, that nothing was selected by: FILE, or NAME=FILE. Held-out rows of the pool when not given."""
-    rules: tuple[str, ...] = ()
+    rules: Texts = ()
     """What is compared with random: selection (the run's own), any --method, METHOD:SCORE such as hardest:loss, targeted:BY such as
     targeted:rds, balanced or balanced:COLUMN (as many tokens of each source), oracle:COLUMN=VALUE (random rows of that source).
     The run's own selection when not given, else flexrand and, where there is a target, targeted."""
@@ -31,7 +31,7 @@ class ProveConfig:
     train_model: Text = None
     """The model that is trained: Hub id, folder, GGUF file or embedded default; the scoring model when not given."""
     keep_tokens: Number = None
-    """Response tokens of an arm; those of the run's selection when not given, else those of 100 average rows."""
+    """Response tokens of an arm; those of the run's selection when not given, else those of 100 average rows, half of the pool at most."""
     epochs: float = 2.0
     """How often an arm sees its rows."""
     batch_size: int = 4
@@ -44,8 +44,9 @@ class ProveConfig:
     """Arms of each rule at most."""
     extras: tuple[Extra, ...] = ("more", "length", "whole", "total", "third")
     """What else is trained, as far as the budget goes, in this order: random rows of 2 and 4 times the tokens (what is the subset
-    worth?), random rows of each rule's lengths, the whole pool, each rule at equal total tokens, the best again at a third of the rate."""
-    lm_eval: tuple[str, ...] = ()
+    worth?), random rows of each rule's lengths, the whole pool, each rule at equal total tokens, the best again at a third of the rate.
+    Nothing after it: none of them."""
+    lm_eval: Texts = ()
     """Tasks of lm-evaluation-harness that judge every arm beside the loss: names, or YAML files of your own. They need
     `pip install 'instruct-prune[lm-eval]'`."""
     test_rows: int = 200

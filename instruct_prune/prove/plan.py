@@ -159,5 +159,5 @@ def _too_short(costs: Costs, seconds: float) -> str:
     return (
         f"--budget-minutes {seconds / 60:g} holds no study: six random arms and one arm of each rule, {len(costs.rules)} in all, take about "
         f"{least / 60:.1f} minutes here (a random arm {random:.1f} to train and {judge:.1f} to judge). Give --budget-minutes "
-        f"{least / 60 * 1.1:.0f}, fewer --rules, fewer --keep-tokens (training), or fewer --test-rows, --held-out and --lm-eval (judging)."
+        f"{math.ceil(least / 60 * 1.1)}, fewer --rules, fewer --keep-tokens (training), or fewer --test-rows, --held-out and --lm-eval (judging)."
     )

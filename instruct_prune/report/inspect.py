@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from typing import TYPE_CHECKING
@@ -200,7 +200,9 @@ class Inspection:
         return Text("\n".join(lines))
 
 
-def inspect_data(source: Source, encoder: Encoder, seed: int = 0) -> Inspection:
+def inspect_data(
+    source: Source, encoder: Encoder, seed: int = 0, encode: Callable[[Sequence[Row]], Sequence[Encoded]] | None = None
+) -> Inspection:
     """Read and encode a dataset once, in a stream, and count.
 
     Memory: 16 bytes for every scored row (its two lengths and a short hash).
@@ -209,6 +211,7 @@ def inspect_data(source: Source, encoder: Encoder, seed: int = 0) -> Inspection:
         source: an opened dataset.
         encoder: the template and tokenizer that will be used for scoring.
         seed: for the choice of examples.
+        encode: rows as the model reads them, where that is more than text (pictures).
 
     Raises:
         InputError: the data cannot be read on, or are read strictly and a row is rejected.
@@ -218,7 +221,7 @@ def inspect_data(source: Source, encoder: Encoder, seed: int = 0) -> Inspection:
     while chunk := list(islice(rows, BATCH)):
         samples = [row for row in chunk if isinstance(row, Row)]
         found.reject([row for row in chunk if isinstance(row, Reject)])
-        for sample, row in zip(samples, encoder.encode(samples), strict=True):
+        for sample, row in zip(samples, (encode or encoder.encode)(samples), strict=True):
             found.add(sample, row)
     drawn = sorted(found.drawn, key=lambda pair: pair[0].row_id)
     found.examples = tuple(_example(encoder, sample, row) for sample, row in drawn)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from instruct_prune.terminal import safe
@@ -16,14 +17,15 @@ NOT_NORMAL = 0.01
 NOT_NORMAL_WORDS = "the losses of the random arms lean to one side, so a rule that does nothing is called that way more often than 5 times in 100."
 
 
-def print_proof(proof: Mapping[str, Any]) -> None:
-    """The tables and the verdicts."""
+def print_proof(proof: Mapping[str, Any], run: Path) -> None:
+    """The tables and the verdicts, and where they lie."""
     from rich.console import Console
 
     console = Console(file=sys.stdout)
     for table in [*proof_tables(proof), *task_tables(proof)]:
         console.print(table)
     print("\n".join([*proof_words(proof), *task_words(proof)]))
+    print(safe(f"result: {run / 'prove' / 'prove.json'}; instruct-prune report {run} puts it into the page"))
 
 
 def proof_tables(proof: Mapping[str, Any]) -> list[Table]:

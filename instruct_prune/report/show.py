@@ -79,9 +79,19 @@ def _summary(console: Console, folder: RunFolder, tables: Tables) -> None:
     ]
     if tables.selection is not None:
         lines += [
-            f"tokens:   {counts.response_tokens_kept:,} of {counts.response_tokens:,} response tokens kept",
-            f"selected: {facts.method}, {facts.budget}, "
-            + ", ".join(f"{key} {value}" for key, value in facts.params.items() if key != "method")
+            *(
+                [f"tokens:   {counts.response_tokens_kept:,} of {counts.response_tokens:,} response tokens kept"]
+                if tables.run.score.unit == "tokens"
+                else []
+            ),
+            "selected: "
+            + ", ".join(
+                [
+                    facts.method,
+                    facts.budget,
+                    *(f"{key} {value}" for key, value in facts.params.items() if key != "method"),
+                ]
+            )
             + f"; seed {facts.seed}",
         ]
     lines += [f"WARNING:  {line}" for line in warnings_of(tables)]

@@ -60,7 +60,8 @@ def print_selection(folder: RunFolder) -> None:
             f"          {facts.unstable:,} rows would flip between kept and dropped with another mask seed (column `unstable`)"
         )
     shares = " of equal shares" if config.get("balanced") else ""
-    tell(f"selected: {told}; {facts.strata} strata{shares}, seed {config['seed']}")
+    strata = "1 stratum" if facts.strata == 1 else f"{facts.strata} strata"
+    tell(f"selected: {told}; {strata}{shares}, seed {config['seed']}")
 
 
 def print_health(folder: RunFolder) -> None:

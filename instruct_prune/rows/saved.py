@@ -147,6 +147,19 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).partition("\n")[0].rstrip(".")
 
 
+def save_silently(dataset: Any, target: Path) -> None:
+    """``save_to_disk`` without a bar for each folder, which would stand among our own lines."""
+    import datasets
+
+    silent = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        dataset.save_to_disk(str(target))
+    finally:
+        if not silent:
+            datasets.enable_progress_bars()
+
+
 def save_dataset(table: KeptTable, target: Path) -> int:
     """Write a folder for ``datasets.load_from_disk`` and return its number of rows."""
     import datasets
@@ -159,13 +172,7 @@ def save_dataset(table: KeptTable, target: Path) -> int:
         # The fingerprint is that of the rows, or datasets would make one from the time of day.
         fingerprint = sha256_of(Path(scratch) / "rows.arrow")[:16]
         dataset = datasets.Dataset(mapped, datasets.DatasetInfo(features=features), fingerprint=fingerprint)
-        silent = datasets.are_progress_bars_disabled()
-        datasets.disable_progress_bars()  # a bar for each folder would stand among our own lines
-        try:
-            dataset.save_to_disk(str(Path(scratch) / "saved"))
-        finally:
-            if not silent:
-                datasets.enable_progress_bars()
+        save_silently(dataset, Path(scratch) / "saved")
         if target.exists():
             shutil.rmtree(target)
         os.replace(Path(scratch) / "saved", target)

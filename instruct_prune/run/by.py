@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from instruct_prune.config import TargetConfig
 from instruct_prune.errors import InputError
 from instruct_prune.registry import load_attribute, suggestion
+from instruct_prune.rows.inputs import IMAGES
 
 if TYPE_CHECKING:
     from instruct_prune.run.measuring import Measuring
@@ -119,12 +120,14 @@ NAME = re.compile(r"[^\W_][\w.-]*")
 """Of a task: it is that of a folder too."""
 
 
-def tasks_of(config: TargetConfig) -> dict[str, str]:
-    """{task: file} of a target.
+def tasks_of(config: TargetConfig, kind: str | None) -> dict[str, str]:
+    """{task: file} of a target, for rows of a kind.
 
     Raises:
-        InputError: there is none, or as `named_files`.
+        InputError: there is none, the rows are labelled pictures, or as `named_files`.
     """
+    if kind == IMAGES:
+        raise InputError("--target: the rows are labelled pictures, and a target is of texts. Leave it out.")
     if not config.target:
         raise InputError("--target is missing: name a file of rows that show what the model should become good at.")
     return named_files(config.target, "--target")
@@ -152,7 +155,8 @@ def named_files(named: Sequence[str], option: str) -> dict[str, str]:
                 f"{option} {text}: the name of a task has letters, digits, '_', '-' and '.', and begins with a letter or digit. "
                 f"Name it otherwise, as in: {option} math={path}"
             )
-        if not Path(path).expanduser().exists():
-            raise InputError(f"{option} {text}: there is no such file.")
+        if not Path(path).expanduser().is_file():
+            folder = " (it is a folder)" if Path(path).expanduser().is_dir() else ""
+            raise InputError(f"{option} {text}: there is no such file{folder}.")
         found[name] = path
     return found

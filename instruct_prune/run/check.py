@@ -18,7 +18,7 @@ from instruct_prune.config import (
     SelectConfig,
 )
 from instruct_prune.errors import InputError, told_together
-from instruct_prune.export import exporters_of
+from instruct_prune.export import check_holds, exporters_of
 from instruct_prune.measure.ladder import AUTO, PRESETS, parse_subnets
 from instruct_prune.measure.subnet import SubnetSpec
 from instruct_prune.models import MODELS, names
@@ -90,14 +90,14 @@ def check_run(config: RunConfig) -> Source | None:
         lambda: check_scoring(config.encode, config.score, seen.kind),
         lambda: check_selection(config.select),
         lambda: check_ranking(config.select, config.score, seen.kind),
-        lambda: check_export(config.export),
-        lambda: check_target(config),
+        lambda: check_export(config.export, seen.kind),
+        lambda: check_target(config, seen.kind),
         lambda: _check_first(config, seen.kind),
     )
     return seen.source
 
 
-def check_target(config: RunConfig) -> None:
+def check_target(config: RunConfig, kind: str | None) -> None:
     """The tasks of a target and the way to compare.
 
     Raises:
@@ -107,7 +107,7 @@ def check_target(config: RunConfig) -> None:
         find_by(config.select.by)
     if config.target.target:
         options_of(config.select.by or DEFAULT, config.target)
-        tasks_of(config.target)
+        tasks_of(config.target, kind)
         return
     known = RunFolder(config.run.out).record(TargetFacts) if config.run.out else None
     if known is None and (config.select.by is not None or config.select.method == "targeted"):
@@ -202,13 +202,13 @@ def check_ranking(select: SelectConfig, score: ScoreConfig, kind: str | None = N
     )
 
 
-def check_export(config: ExportConfig) -> None:
-    """The formats, and what a push needs.
+def check_export(config: ExportConfig, kind: str | None = None) -> None:
+    """The formats, whether they can hold rows of a kind, and what a push needs.
 
     Raises:
         InputError: an unknown format, or a push without a repository or a login.
     """
-    told_together(lambda: exporters_of(config.to), lambda: _check_push(config))
+    told_together(lambda: exporters_of(config.to), lambda: check_holds(config.to, kind), lambda: _check_push(config))
 
 
 def _check_first(config: RunConfig, kind: str | None) -> None:

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from instruct_prune.arrays import Int32, Int64
+from instruct_prune.arrays import Float32, Int32, Int64
 from instruct_prune.errors import InputError
-from instruct_prune.report.compare import Comparison
+from instruct_prune.progress import say
+from instruct_prune.report.compare import Comparison, score_columns
 from instruct_prune.report.compare import compare as put_side_by_side
 from instruct_prune.run.folder import RunFolder
-from instruct_prune.run.records import EmbedFacts, ScoreFacts, SelectFacts
+from instruct_prune.run.records import EmbedFacts, RowsFacts, ScoreFacts, SelectFacts
 from instruct_prune.run.select import selection_of
 from instruct_prune.select import build_pool
 from instruct_prune.select.budget import check_seed
@@ -43,10 +44,34 @@ def compare(folders: Sequence[RunFolder], seed: int = 0) -> Comparison:
     return put_side_by_side(pool, kept, clusters=_cluster_labels(folders, pool.row_id), seed=seed)
 
 
+def columns_of(folders: Sequence[RunFolder]) -> dict[str, Float32]:
+    """Scores, losses and columns of probes of scored runs over the same rows, for `instruct_prune.report.compare.correlate`.
+
+    Raises:
+        InputError: a run is not scored, or they did not read the same rows.
+    """
+    for folder in folders:
+        folder.require(ScoreFacts)
+    records = [folder.require(RowsFacts) for folder in folders]
+    other = next((f for f, record in zip(folders, records, strict=True) if record.config != records[0].config), None)
+    if other is not None:
+        say(
+            f"note: {other.path} and {folders[0].path} were not read from the same files by the same options: their rows are taken to "
+            "be the same by their place alone"
+        )
+    names = _names(folders)
+    return score_columns({name: folder.read_scores() for name, folder in zip(names, folders, strict=True)})
+
+
 def _names(folders: Sequence[RunFolder]) -> list[str]:
-    """Folder names, or whole paths where names repeat."""
-    short = [folder.path.name for folder in folders]
-    return short if len(set(short)) == len(short) else [str(folder.path) for folder in folders]
+    """The ends of the paths, as long as it takes to tell them apart."""
+    parts = [folder.path.absolute().parts for folder in folders]
+    different, names = len(set(parts)), [""]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(one[-length:]) for one in parts]
+        if len(set(names)) == different:
+            break
+    return names
 
 
 def _cluster_labels(folders: Sequence[RunFolder], row_id: Int64) -> Int32 | None:

@@ -24,7 +24,7 @@ from instruct_prune.models import names
 from instruct_prune.models.model import Items, Model
 from instruct_prune.progress import Progress, say
 from instruct_prune.run.check import MODEL, TEXT_EMBEDDER
-from instruct_prune.run.encode import model_of
+from instruct_prune.run.encode import check_unchanged, model_of
 from instruct_prune.run.folder import RunFolder, left_of
 from instruct_prune.run.lock import writes
 from instruct_prune.run.measure import batch_cost, plan_work, run_work
@@ -150,6 +150,7 @@ def _measure(folder: RunFolder, model: Model, items: Items, measurement: Measure
     """One more dense pass, for states that scoring did not read; by the main process, which embeds, alone."""
     ranks = Ranks(alone=True)
     config = ScoreConfig(model=model.name)
+    check_unchanged(model, scored)
     model.load(scored["dtype"], ranks.device)
     parts = PartStore(folder / "parts" / "embed", digest([scored, measurement.column, _begun(folder)]))
     work = plan_work(model, items, [measurement], batch_cost(model, config, ranks.device.type), parts)

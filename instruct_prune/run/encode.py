@@ -61,11 +61,42 @@ def _is_kind(found: object) -> bool:
 
 
 def model_of(folder: RunFolder) -> Model:
-    """The model of a run, without its weights, as its records say."""
+    """The model of a run, without its weights: the one that scored it, or that is to.
+
+    Raises:
+        InputError: rows are not encoded, or there is no such model any more.
+    """
     folder.require(RowsFacts)
-    rows, facts = RowTable.open(folder / "rows").facts, folder.facts(EncodeFacts)
-    config = ScoreConfig(model=facts.model, model_revision=facts.revision)
-    return make_model(config, EncodeConfig(**facts.options), rows.model_kind, rows.format)
+    rows, options = RowTable.open(folder / "rows").facts, EncodeConfig(**folder.facts(EncodeFacts).options)
+    name, revision = folder.scored_by()
+    config = ScoreConfig(model=name, model_revision=revision)
+    try:
+        return make_model(config, options, rows.model_kind, rows.format, folder.loaded)
+    except InputError as error:
+        if not name.isidentifier():
+            raise
+        raise InputError(
+            f"{error} If {name} was made in Python, call Run.score with it first, in the same program; what is measured is not "
+            "measured again."
+        ) from None
+
+
+def check_unchanged(model: Model, scored: Mapping[str, Any]) -> None:
+    """Refuse to measure more of a run by a model that is not what it was.
+
+    Args:
+        model: by the name of the one that scored.
+        scored: the options that the run was scored under.
+
+    Raises:
+        InputError: its files, or its weights in memory, are others than those that scored.
+    """
+    then, now = scored.get("model", {}), dict(model.identity)
+    if any(then.get(key) != now.get(key) for key in ("name", "content", "revision")):
+        raise InputError(
+            f"the model {model.name} is not what it was when it scored these rows: its weights or files have changed since. Put "
+            "them back, or score the rows anew with --restart score."
+        )
 
 
 def encode(

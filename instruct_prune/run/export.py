@@ -13,6 +13,7 @@ from instruct_prune.export.hub import inherited_license
 from instruct_prune.export.job import KeptTokens
 from instruct_prune.export.own_format import write_own_format, write_pruned
 from instruct_prune.models.names import name_for_trainers
+from instruct_prune.progress import say
 from instruct_prune.rows.row import Row
 from instruct_prune.rows.table import RowTable
 from instruct_prune.run.check import check_export
@@ -37,21 +38,30 @@ def export(folder: RunFolder, config: ExportConfig) -> Path:
     chosen = folder.facts(SelectFacts)
     selection = selection_of(folder)
     table = rows_of(folder)
+    known = folder.record(ExportFacts)
+    before = known.facts.held if known is not None and known.facts is not None else {}
     options = {"to": list(config.to), "selected": chosen.selected_hash}
     folder.begin(ExportFacts, options, (SelectFacts,), replace=True)
     target = folder / "pruned.jsonl"
     written = write_pruned(table.raw(selection.kept), target)
     if written != chosen.kept:
         raise AssertionError(f"{written} rows were written, {chosen.kept} were kept")
-    facts = table.facts
-    kept = Kept(table, selection.kept)
-    split, subset = facts.opened_with.get("split"), facts.opened_with.get("subset")
-    own = write_own_format(kept, facts.kind, folder.path, split=split, subset=subset)
+    read, kept = table.facts, Kept(table, selection.kept)
+    split, subset = read.opened_with.get("split"), read.opened_with.get("subset")
+    own = write_own_format(kept, read.kind, folder.path, split=split, subset=subset)
     told = [f"in the input's own format: {path}" for path in own]
     if config.to:
         done = export_selection(config.to, _job(folder, config, selection, kept))
         told += [line for one in done for line in _tell(one)]
-    folder.finish(ExportFacts(rows=written, sha256=sha256_of(target), told=tuple(told)), "pruned.jsonl")
+    sha256 = sha256_of(target)
+    held = {**before, **dict.fromkeys(config.to, sha256)}
+    folder.finish(ExportFacts(rows=written, sha256=sha256, told=tuple(told), held=held), "pruned.jsonl")
+    earlier = [name for name, rows in held.items() if rows != sha256]
+    if earlier:
+        say(
+            f"note: what --to {' '.join(earlier)} wrote into {folder.path} is of an earlier selection, and was not written again: "
+            f"instruct-prune export {folder.path} --to {' '.join(earlier)}"
+        )
     return target
 
 
@@ -68,12 +78,13 @@ class Kept:
 def _job(folder: RunFolder, config: ExportConfig, selection: Selection, kept: Kept) -> ExportJob:
     source, chosen, scored = kept.table.facts, folder.facts(SelectFacts), folder.facts(ScoreFacts)
     model = model_of(folder)
+    loaded = "" if folder.loaded is None else str(getattr(folder.loaded[0], "name_or_path", ""))
     items = model.open_items(folder / "items")
     return ExportJob(
         samples=kept,
         folder=folder.path,
         name=f"{Path(source.files[0]).stem}-pruned",
-        model=name_for_trainers(scored.model),
+        model=name_for_trainers(loaded or scored.model),
         writing=model.writing(),
         tokens=KeptTokens(items, selection.kept) if isinstance(items, TokenStore) else None,
         model_kind=source.model_kind,

@@ -16,7 +16,7 @@ from instruct_prune.errors import InputError
 from instruct_prune.geometry import blocks
 from instruct_prune.measure.subnet import SubnetSpec
 from instruct_prune.run.manifest import Manifest
-from instruct_prune.run.records import EmbedFacts, ScoreFacts
+from instruct_prune.run.records import EmbedFacts, EncodeFacts, ScoreFacts
 from instruct_prune.score.table import PLAIN, ScoreTable
 from instruct_prune.select.data import Clusters, Embeddings, Selection
 from instruct_prune.storage import arrow_column, read_parquet, write_parquet
@@ -33,7 +33,23 @@ TEXTS = 1 << 16
 
 
 class RunFolder(Manifest):
-    """One run's folder: records of its stages in ``manifest.json``, tables beside it."""
+    """One run's folder: records of its stages in ``manifest.json``, tables beside it.
+
+    Attributes:
+        loaded: the model that scored here, where it was made in Python and has no name to find it by: (model, tokenizer).
+    """
+
+    loaded: tuple[Any, Any] | None = None
+
+    def scored_by(self) -> tuple[str, str | None]:
+        """Name and Hub revision of the model that scored the run; of the one that encoded it before it is scored.
+
+        They are not the same where the run was scored anew by a model that has the same tokenizer.
+        """
+        scored, encoded = self.find(ScoreFacts), self.facts(EncodeFacts)
+        if scored is None or scored.facts is None:
+            return encoded.model, encoded.revision
+        return scored.facts.model, scored.config.get("model", {}).get("revision")
 
     def write_scores(self, table: ScoreTable) -> None:
         import pyarrow as pa

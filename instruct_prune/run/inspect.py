@@ -27,4 +27,4 @@ def inspect(config: InspectCommand) -> Inspection:
             f"inspect looks at text, and these rows are for {type(model).__name__}. `instruct-prune score --dry-run` reads "
             "and encodes them and tells the plan."
         )
-    return inspect_data(source, model.encoder)
+    return inspect_data(source, model.encoder, encode=model.encode)

@@ -14,7 +14,7 @@ from typing import Any
 
 from instruct_prune.errors import InputError
 from instruct_prune.progress import say
-from instruct_prune.run.records import COSTLY, LAYOUT, RESTARTS, STAGES, Facts, Record, read_record
+from instruct_prune.run.records import COSTLY, LAYOUT, RESTARTS, STAGES, Facts, Record, RowsFacts, read_record
 from instruct_prune.storage import UNFINISHED, sha256_of, what_changed, write_json
 
 MANIFEST = "manifest.json"
@@ -247,6 +247,8 @@ class Manifest:
     def _ways_out(self, kind: type[Any]) -> str:
         keep = "Use the same options or another --out, and nothing is lost"
         gone = ", ".join(self._made_from(kind))
+        if kind is RowsFacts:
+            keep += "; or --update, which reads the data again and measures the rows that are new"
         return f"{keep}; or --restart {RESTARTS[kind.stage]}, which discards what the folder holds of: {gone}."
 
     def finish(self, facts: Any, *files: str) -> None:

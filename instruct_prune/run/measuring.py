@@ -19,6 +19,7 @@ from instruct_prune.measure.ranks import Ranks
 from instruct_prune.measure.stored import Stored, find
 from instruct_prune.models.model import Items, Model
 from instruct_prune.rows.table import RowTable
+from instruct_prune.run.encode import check_unchanged
 from instruct_prune.run.folder import RunFolder, left_of
 from instruct_prune.run.measure import plan_work, run_work
 from instruct_prune.run.records import ScoreFacts
@@ -77,6 +78,7 @@ class Measuring:
     @cached_property
     def model(self) -> Model:
         """With its weights, which are read when they are first needed."""
+        check_unchanged(self._model, self.scored)
         self._model.load(self.scored["dtype"], self.ranks.device)
         return self._model
 

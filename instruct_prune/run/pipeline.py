@@ -42,13 +42,13 @@ def run(config: RunConfig, source: Source | None = None) -> Selection | None:
 
 def _run(folder: RunFolder, config: RunConfig, source: Source | None) -> Selection | None:
     aims = bool(config.target.target)
-    scoring, choice = config.score, config.select
+    choice = config.select
+    probes: tuple[str, ...] = ()
     if aims:
-        how = find_by(choice.by or DEFAULT)
-        scoring = replace(scoring, probes=tuple(dict.fromkeys([*scoring.probes, *how.probes_of(config.target)])))
+        probes = find_by(choice.by or DEFAULT).probes_of(config.target)
         choice = replace(choice, method=choice.method or "targeted")
-    stage = Scoring(folder, config.data, config.encode, scoring, choice, config.embed)
-    if replace(stage, source=source, dedup_first=config.dedup_first).run() is None:
+    stage = Scoring(folder, config.data, config.encode, config.score, choice, config.embed)
+    if replace(stage, source=source, dedup_first=config.dedup_first, target=probes).run() is None:
         return None
     embed(folder, config.embed, restart=config.score.restart == "embed")
     if aims:

@@ -93,26 +93,31 @@ class Proof:
         average = float(self.pool.response.mean())
         self.steps = max(1, round(self.budget * config.epochs / average / config.batch_size))
         self.draws = {rule: self.pool.find(rule, self.budget) for rule in self.rules}
-        self.base = find_base(self.rows.name, pictures=self.rows.pool.facts.model_kind == IMAGES_AND_TEXT)
+        self.base = find_base(self.rows.name, self.rows.revision, self.rows.pool.facts.model_kind == IMAGES_AND_TEXT)
         self.training = TrainConfig(dtype=config.dtype)
         self.more = [times for times in planning.MORE_TIMES if times * self.budget <= self.pool.response.sum()]
         self.tests = list(self.rows.tests) or [HELD_OUT]
 
     def _budget(self) -> int:
         response, asked = self.pool.response, self.config.keep_tokens
+        most, whose = int(response.sum()) // 2, "--keep-tokens"
         if asked is None and SELECTION in self.rules:
-            asked = int(response[self.pool.selected()].sum())
-        asked = asked or round(AVERAGE_ROWS * float(response.mean()))
-        if asked > response.sum() // 2:
+            asked, whose = int(response[self.pool.selected()].sum()), "the run's selection has tokens for an arm:"
+        asked = asked or min(round(AVERAGE_ROWS * float(response.mean())), most)
+        if asked > most:
             raise InputError(
-                f"--keep-tokens {asked}: the {len(response)} rows that arms may have hold {response.sum()} response tokens. An arm may have "
-                "half of them at most: above that all subsets are much the same."
+                f"{whose} {asked}: the {len(response)} rows that arms may have hold {response.sum()} response tokens. An arm may have "
+                f"half of them at most: above that all subsets are much the same. Give --keep-tokens {most} or fewer."
             )
         if asked < 10 * float(np.median(response)):
-            raise InputError(
-                f"--keep-tokens {asked}: fewer than ten rows. Give at least {round(10 * float(response.mean()))}."
-            )
+            raise InputError(f"{whose} {asked}: fewer than ten rows. Give at least {round(10 * response.mean())}.")
         return asked
+
+    def _made_from(self) -> dict[str, str]:
+        """{stage: fingerprint} when the study begins: a selection or target made while it runs is another one."""
+        stages = (ScoreFacts, *((SelectFacts,) if SELECTION in self.rules else ()))
+        stages = (*stages, *((TargetFacts,) if any(rule.startswith("targeted") for rule in self.rules) else ()))
+        return {kind.stage: self.folder.require(kind).fingerprint for kind in stages}
 
     # ---- arms ----
 
@@ -164,6 +169,7 @@ class Proof:
         needed = [self.random(seed, first) for seed in range(config.random_arms)]
         needed += [self.rule(rule, seed, first) for rule in self.rules for seed in range(config.rule_arms)]
         needed += self._extras(first, planning.LENGTH_ARMS[0], config.rule_arms, config.extras)
+        made_from = self._made_from()
         pool = self.rows.encoded(row for arm in needed for row in arm.rows)
         bench = Bench(self.base, self.training, pool, self.rows.sets, self.tasks)
         rate = [first]
@@ -173,7 +179,8 @@ class Proof:
         losses = [done.judged.readings[HELD_OUT].per_token for done in study.finish(tried)]
         rate[0] = choose_rate(config.learning_rates, losses)
         self._make(study, plan, rate[0])
-        return self._told(bench, study, plan, rate[0], dict(zip(map(str, config.learning_rates), losses, strict=True)))
+        tried_rates = dict(zip(map(str, config.learning_rates), losses, strict=True))
+        return {"made_from": made_from, **self._told(bench, study, plan, rate[0], tried_rates)}
 
     def _make(self, study: Study, plan: Plan, rate: float) -> None:
         """Everything after the learning rate, in an order in which a study that was stopped says something already."""
@@ -257,10 +264,7 @@ class Proof:
         done: list[Done] = list(study.done.values())
         results = Results(done, self.rules, rate)
         options = dataclasses.asdict(absolute(self.config))
-        stages = (ScoreFacts, *((SelectFacts,) if SELECTION in self.rules else ()))
-        stages = (*stages, *((TargetFacts,) if any(rule.startswith("targeted") for rule in self.rules) else ()))
         found: dict[str, Any] = {
-            "made_from": {kind.stage: self.folder.require(kind).fingerprint for kind in stages},
             "options": {name: value for name, value in options.items() if name not in ("study", "out")},
             "scoring_model": self.folder.facts(ScoreFacts).model,
             "model": self.base.identity(),

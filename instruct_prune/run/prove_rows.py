@@ -58,7 +58,7 @@ class ProveRows:
         config: the options.
 
     Attributes:
-        name: of the model that is trained.
+        name, revision: of the model that is trained.
         table: the run's scores; rows that no arm may have carry the status "held_out", or that of the trained model.
         held_out: int64, rows of the pool that judge, ascending.
         tests: {name: what became of its rows}.
@@ -68,10 +68,17 @@ class ProveRows:
     def __init__(self, folder: RunFolder, config: ProveConfig) -> None:
         self.folder = folder
         self.pool = RowTable.open(folder / "rows")
+        if config.train_model is None and folder.loaded is not None:
+            raise InputError(
+                f"{folder.path} was scored with a model made in Python, and prove trains one that it can load itself, again and "
+                "again. Name it: ProveConfig(train_model=...)."
+            )
         facts = folder.facts(EncodeFacts)
-        self.name = config.train_model or facts.model
-        other = self.name != facts.model
-        scoring = ScoreConfig(model=self.name, model_revision=None if other else facts.revision)
+        scoring_model, revision = folder.scored_by()
+        self.name = config.train_model or scoring_model
+        other = self.name != scoring_model
+        self.revision = None if other else revision
+        scoring = ScoreConfig(model=self.name, model_revision=self.revision)
         model = make_model(scoring, EncodeConfig(**facts.options), self.pool.facts.model_kind, self.pool.facts.format)
         if not isinstance(model, TextModel):
             raise InputError(
@@ -146,23 +153,32 @@ class ProveRows:
         read = list(source)
         rows = [row for row in read if isinstance(row, Row)]
         fresh = _new(rows, known)
-        encoded = [row for row in self._model.encode(fresh) if row.status.scored]
+        every = self._model.encode(fresh)
+        encoded = [row for row in every if row.status.scored]
         order = np.random.default_rng([config.seed, 4]).permutation(len(encoded))
         chosen = [encoded[i] for i in np.sort(order[: config.test_rows])]
-        unusable = sum(isinstance(row, Reject) for row in read) + len(fresh) - len(encoded)
-        facts = TestFacts(path, len(read), unusable, len(rows) - len(fresh), len(chosen))
+        unusable = [row.reason for row in read if isinstance(row, Reject)]
+        unusable += [row.reason or row.status.value for row in every if not row.status.scored]
+        facts = TestFacts(path, len(read), len(unusable), len(rows) - len(fresh), len(chosen))
         self.tests[name] = facts
+        why = f" ({unusable[0]})" if unusable else ""
         if not chosen:
             raise InputError(
                 f"--test {path}: none of its {facts.read} rows can judge: {facts.repeated} repeat a row of the pool, of the target or "
-                f"of the test itself, {facts.unusable} cannot be used. Give rows that nothing was selected from or by."
+                f"of the test itself, {facts.unusable} cannot be used{why}. Give rows that nothing was selected from or by."
             )
         if facts.repeated:
             say(
                 f"note: {facts.repeated} rows of the test {name} repeat a row of the pool, of the target or of itself: left out"
             )
         if facts.unusable:
-            say(f"note: {facts.unusable} rows of the test {name} cannot be used: left out")
+            say(f"note: {facts.unusable} rows of the test {name} cannot be used{why}: left out")
+        pool = self.pool.facts.format
+        if source.format.split("-")[0] != pool.split("-")[0]:
+            say(
+                f"WARNING: the test {name} is in the format {source.format}, the pool in {pool}. The pool's template writes its rows too, and "
+                "what they judge may not be what the pool's rows teach. Give the test in the pool's format where you can."
+            )
         return chosen
 
 

@@ -217,6 +217,7 @@ class ExportFacts(StageFacts):
         rows: in ``pruned.jsonl``.
         sha256: of it.
         told: a line for people about each file.
+        held: {format of ``--to``: ``sha256`` of the rows that it was last written for}.
     """
 
     stage = "export"
@@ -225,6 +226,7 @@ class ExportFacts(StageFacts):
     rows: int
     sha256: str
     told: tuple[str, ...]
+    held: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 Facts = TypeVar("Facts", bound=StageFacts)

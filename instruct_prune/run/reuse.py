@@ -18,6 +18,7 @@ from instruct_prune.errors import InputError
 from instruct_prune.measure.engine import Known
 from instruct_prune.measure.measurement import Measurement
 from instruct_prune.models.model import Items
+from instruct_prune.registry import CODE, class_name, own_code
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.manifest import MANIFEST, differences
 from instruct_prune.run.records import ScoreFacts
@@ -28,6 +29,11 @@ BEFORE = "before"
 KEPT = (MANIFEST, "scores.parquet", "measured.parquet", "pilot.parquet", "states")
 OF_THE_LADDER = ("subnets", "probes", "batch", "auto", "dedup_first", "adapters")
 """Options that decide which columns and rows there are, and none of the numbers that are reused: losses with an adapter are not."""
+
+CODE_DIFFERS = (
+    "A number that code of your own made is that of the same code alone, and no column says which code made it: --subnets and "
+    "--probes of your own may be added, not changed or left out."
+)
 
 
 def set_aside(folder: RunFolder) -> None:
@@ -99,17 +105,27 @@ class Before:
     def check(self, identity: Mapping[str, Any]) -> None:
         """Refuse measurements of another model, type of weights or code.
 
+        Code of the user's own that took no part then is no difference: what it measures is measured for all rows (`known`).
+
         Raises:
             InputError: the message lists what differs.
         """
-        old, new = ({k: v for k, v in each.items() if k not in OF_THE_LADDER} for each in (self.config, identity))
+        added = {name for name in identity if name.startswith(CODE) and name not in self.config}
+        passed = {*OF_THE_LADDER, *added}
+        old, new = ({k: v for k, v in each.items() if k not in passed} for each in (self.config, identity))
         lines = differences(old, json.loads(json.dumps(new, default=str)))
         if lines:
             raise InputError(
                 f"nothing of {self.path} can be reused: it was measured in another way. What differs (there -> asked for):\n"
                 + "\n".join(lines)
+                + ("\n" + CODE_DIFFERS if any(line.strip().startswith(CODE) for line in lines) else "")
                 + "\nUse the same options, or score without --update and --reuse."
             )
+
+    def _column(self, one: Measurement) -> tuple[Int64, NDArray[Any]] | None:
+        """What is there of a measurement; nothing where code takes part in it that took none then."""
+        code = own_code([one.spec.kind, one.spec.view, class_name(one.probe)], "--reuse")
+        return self._columns.get(one.column) if code.keys() <= self.config.keys() else None
 
     @cached_property
     def _rows(self) -> dict[tuple[str, int], int]:
@@ -147,7 +163,7 @@ class Before:
             bool [m], and what is known of those rows; None where nothing is.
         """
         none = np.zeros(len(rows), dtype=np.bool_)
-        columns = [self._columns.get(one.column) for one in measurements]
+        columns = [self._column(one) for one in measurements]
         if any(column is None for column in columns):
             return none, None
         row_id = np.asarray(

@@ -57,6 +57,7 @@ class Scoring:
         loaded: a model made in Python: (model, tokenizer), or (module, transform) for pictures.
         source: the data, where they are open already.
         dedup_first: leave out the rows that ``select`` would take out as near-duplicates or contaminated.
+        target: probes that the target which will follow reads; scores that are there are not measured again for them.
     """
 
     folder: RunFolder
@@ -69,6 +70,7 @@ class Scoring:
     loaded: Any = None
     source: Source | None = None
     dedup_first: bool = False
+    target: tuple[str, ...] = ()
 
     @cached_property
     def ranks(self) -> Ranks:
@@ -102,7 +104,7 @@ class Scoring:
         kind, data_format = table.facts.model_kind, table.facts.format
         model = self._first_on_main(lambda: make_model(config, self.encoding, kind, data_format, self.loaded))
         # What is wrong with it is told before encoding.
-        wanted = self._first_on_main(lambda: Wanted(model, config, self.embed))
+        wanted = self._first_on_main(lambda: Wanted(model, config, self.embed, self.target))
         dtype = model.dtype(config.dtype, ranks.device)
         load_first = config.restart in ("encode", "score")  # scores are not discarded for a model that cannot be loaded
         if load_first:
@@ -158,8 +160,8 @@ class Scoring:
     def _finished(self, wanted: Wanted, identity: dict[str, Any]) -> bool:
         """Claim the stage on the main process; True, on every process, when it is done already.
 
-        It is also done where all but the states that the embedder asks for were measured: `embed` reads these in a pass of
-        their own, and nothing is scored again for another embedder.
+        It is also done where all but the states that the embedder and the target ask for were measured: `embed` and `target` read
+        these in passes of their own, and nothing is scored again for another embedder or target.
         """
         done: list[bool] = []
         work_kept = (self.folder / "parts" / "score").exists()
@@ -209,6 +211,9 @@ class Scoring:
 
 def _dry_run(model: Model, items: Items, waves: Waves, ranks: Ranks) -> None:
     plans = [one.plan for work in waves.works for one in work.passes]
+    if not any(plan.n_tokens for plan in plans):
+        print("dry run: every row was measured before, so there is nothing to measure")
+        return
     plan = waves.first.passes[0].plan
     rate = measure_speed(model, waves.first)
     total = sum(each.n_tokens + each.n_padding for each in plans)

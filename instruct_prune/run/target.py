@@ -46,11 +46,12 @@ def target(folder: RunFolder, config: TargetConfig, by: str | None = None) -> No
     """
     by = by or DEFAULT
     how, options = find_by(by), options_of(by, config)
-    tasks = tasks_of(config)
     after = {"score": ScoreFacts, "embed": EmbedFacts}[how.after]
     for kind in (ScoreFacts, after):
         folder.require(kind)
-    model, pool = model_of(folder), RowTable.open(folder / "rows")
+    pool = RowTable.open(folder / "rows")
+    tasks = tasks_of(config, pool.facts.model_kind)
+    model = model_of(folder)
     _read(folder, model, tasks, pool)
     began = time.monotonic()
     found = [_open(folder, model, task) for task in tasks]
@@ -72,10 +73,15 @@ def _read(folder: RunFolder, model: Model, tasks: dict[str, str], pool: RowTable
     began = time.monotonic()
     identity = {"tasks": [[name, sha256_of(Path(path).expanduser())] for name, path in tasks.items()]}  # in turn
     known = folder.record(TargetFacts)
-    if folder.begin(
-        TargetFacts, identity, (EncodeFacts,), replace=known is not None and dict(known.config) != identity
-    ):
+    other = known is not None and dict(known.config) != identity
+    if folder.begin(TargetFacts, identity, (EncodeFacts,), replace=other):
         return
+    if other and known is not None and known.facts is not None:
+        before = ", ".join(task.name for task in known.facts.tasks)
+        say(
+            f"note: this target takes the place of the last one ({before}), and what was compared with that one is stale. To aim at "
+            "several tasks at once, name all of them after --target"
+        )
     shutil.rmtree(folder / "targets" / "tasks", ignore_errors=True)
     found = [_task(folder, model, name, path, pool) for name, path in tasks.items()]
     repeats = _repeats(folder, model, pool, found)

@@ -46,11 +46,13 @@ class Wanted:
         ladder: the subnets, repeated as often as they count.
         score: what they are made into.
         tolerance: with ``--subnets auto``, the rank correlation at which passes are saved; else None.
-        for_score: the probes that are asked for, beside those that the embedder reads.
+        for_score: the probes that are asked for, beside those that the embedder and the target read, in a pass of their own if need be.
         texts: all probes.
     """
 
-    def __init__(self, model: Model, config: ScoreConfig, embed: EmbedConfig | None) -> None:
+    def __init__(
+        self, model: Model, config: ScoreConfig, embed: EmbedConfig | None, target: tuple[str, ...] = ()
+    ) -> None:
         presets = {**PRESETS, **model.ladders}
         self.model = model
         self.config = config
@@ -73,7 +75,7 @@ class Wanted:
         pooling = by_model(model, embed)
         reference = ["mean"] if model.compares else []
         self.for_score = tuple(dict.fromkeys([*named, *config.probes, *reference]))
-        self.texts = tuple(dict.fromkeys([*self.for_score, *([pooling] if pooling else [])]))
+        self.texts = tuple(dict.fromkeys([*self.for_score, *target, *([pooling] if pooling else [])]))
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from instruct_prune.config import EncodeConfig, ScoreConfig
 from instruct_prune.errors import InputError
 from instruct_prune.models import names as models
-from instruct_prune.models.vision_language import VisionLanguage
 from instruct_prune.train.config import TrainConfig
 from instruct_prune.train.processes import compute_device, resolved_dtype
+
+if TYPE_CHECKING:
+    from instruct_prune.models.vision_language import VisionLanguage
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,8 @@ def find_base(name: str, revision: str | None = None, pictures: bool = False) ->
     """
     source = models.find_model(name, revision)
     if pictures:
+        from instruct_prune.models.vision_language import VisionLanguage
+
         model = VisionLanguage(ScoreConfig(model=name, model_revision=revision), EncodeConfig(), None)
         return SightBase(source, model.tokenizer, models.context_length(source), model)
     return Base(source, models.load_tokenizer(source), models.context_length(source))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from instruct_prune.models.vision_language import VisionLanguage
 from instruct_prune.train.rows import IGNORED, TrainRow
+
+if TYPE_CHECKING:
+    from instruct_prune.models.vision_language import VisionLanguage
 
 
 def collate(rows: Sequence[TrainRow], packing: bool = False, keep_logits: bool = True) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import Dataset, Sampler, SequentialSampler
@@ -17,13 +17,15 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 
 from instruct_prune.arrays import Int64
 from instruct_prune.errors import InputError
-from instruct_prune.models.vision_language import VisionLanguage
 from instruct_prune.train.batch import collate, collate_pictured, loss_of_kept
 from instruct_prune.train.config import TrainConfig, step_count
 from instruct_prune.train.processes import resolved_dtype, say, world_size
 from instruct_prune.train.rows import TrainRow, training_order
 from instruct_prune.train.schedule import learning_rate_share
 from instruct_prune.train.tracking import tracker_arguments, tracker_callbacks
+
+if TYPE_CHECKING:
+    from instruct_prune.models.vision_language import VisionLanguage
 
 
 @dataclass(frozen=True)

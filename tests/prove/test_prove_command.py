@@ -256,3 +256,32 @@ def test_bad_input_is_told(scored: Path, words: list[str], told: str, capfd: pyt
     assert told in error
     assert "Traceback" not in error
     assert sorted(scored.rglob("*.json")) == before
+
+
+def test_a_test_in_another_format_and_its_unusable_rows_are_told(
+    scored: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    turns = [
+        [{"role": "user", "content": f"Why {i}?"}, {"role": "assistant", "content": "Because."}] for i in range(12)
+    ]
+    rows = [{"messages": one} for one in turns] + [{"messages": turns[0][:1]}]
+    (scored / "turns.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["--rules", "hardest", "--test", str(scored / "turns.jsonl"), "--budget-minutes", "0.0001"]
+    assert main(["prove", str(scored / "RUN"), *QUICK, *words, "--study", str(scored / "TURNS")]) == 2
+    told = capfd.readouterr().err
+    assert "WARNING: the test turns is in the format messages, the pool in alpaca" in told
+    assert "note: 1 rows of the test turns cannot be used (" in told
+    assert "Give --budget-minutes 1," in told
+
+
+def test_a_selection_of_more_than_half_of_the_pool_is_refused_by_its_own_name(
+    scored: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    at = QUICK.index("--keep-tokens")
+    quick = [*QUICK[:at], *QUICK[at + 2 :]]
+    assert main(["select", str(scored / "RUN"), "--keep", "90%", "--method", "random"]) == 0
+    capfd.readouterr()
+    assert main(["prove", str(scored / "RUN"), *quick, "--rules", "selection"]) == 2
+    told = capfd.readouterr().err
+    assert "the run's selection has tokens for an arm: " in told
+    assert "Give --keep-tokens " in told

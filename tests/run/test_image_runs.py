@@ -325,3 +325,17 @@ def test_vectors_of_an_earlier_stage(tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert main(words(out, "--keep", "5", "--embedder", "model:mean@1")) == 0
     assert np.load(out / "embeddings.npy").shape == (57, 8)
+
+
+def test_what_is_of_texts_is_refused_or_left_unsaid(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "dev.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
+    target = ["--target", str(tmp_path / "dev.jsonl")]
+    for command in (words(tmp_path / "other", "--keep", "0.5", *target), ["target", str(finished), *target]):
+        assert main(command) == 2
+        assert "--target: the rows are labelled pictures, and a target is of texts" in capsys.readouterr().err
+    assert main(["show", str(finished)]) == 0
+    assert "response tokens" not in capsys.readouterr().out
+    assert main(["export", str(finished), "--to", "disk", "-q"]) == 0
+    assert capsys.readouterr().err == ""

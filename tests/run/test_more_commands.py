@@ -14,6 +14,7 @@ import pytest
 from sample_rows import alpaca_rows, write_jsonl
 
 from instruct_prune.cli import main
+from instruct_prune.run.compare import columns_of
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.records import SelectFacts
 
@@ -177,6 +178,22 @@ def test_compare_and_correlate(run: Path, tmp_path: Path, capsys: pytest.Capture
     assert "dropout" in capsys.readouterr().out
 
 
+def test_correlate_runs_whose_folders_have_one_name(
+    run: Path, tmp_path: Path, tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run, tmp_path / "twin" / "run")
+    assert main(["correlate", str(run), str(tmp_path / "twin" / "run")]) == 0
+    assert "note" not in capsys.readouterr().err
+    names = columns_of([RunFolder(run), RunFolder(tmp_path / "twin" / "run")])
+    assert len(names) == 2 * (1 + 5)
+    assert "twin/run:loss_dropout_0200_s1" in names
+    data = write_jsonl(tmp_path / "d.jsonl", alpaca_rows(60)[::-1])  # as many rows, others
+    assert main(["score", "--data", str(data), "--model", str(tiny_model_folder), "--out", str(tmp_path / "o")]) == 0
+    capsys.readouterr()
+    assert main(["correlate", str(run), str(tmp_path / "o")]) == 0
+    assert "the same by their place alone" in capsys.readouterr().err
+
+
 def test_comparing_other_rows_is_refused(
     run: Path, tmp_path: Path, tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -195,6 +212,18 @@ def test_show_and_report(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", "--out", str(run)]) == 0
     assert (run / "report.html").stat().st_size > 10_000
     assert json.loads((run / "report.json").read_text())
+
+
+def test_exports_of_an_earlier_selection_are_told(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    selected(run, "--keep", "0.5", "--clusters", "none")
+    assert main(["export", str(run), "--to", "alpaca", "messages"]) == 0
+    assert main(["export", str(run), "--to", "trl"]) == 0
+    assert "earlier selection" not in capsys.readouterr().err
+    selected(run, "--keep", "0.2", "--method", "random")
+    assert main(["export", str(run), "--to", "messages"]) == 0
+    assert f"note: what --to alpaca trl wrote into {run} is of an earlier selection" in capsys.readouterr().err
+    assert main(["export", str(run), "--to", "alpaca", "trl"]) == 0
+    assert "earlier selection" not in capsys.readouterr().err
 
 
 def test_exports(run: Path) -> None:

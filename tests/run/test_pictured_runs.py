@@ -310,3 +310,26 @@ def test_a_loaded_model_in_python(where: Path, finished: Path, tmp_path: Path) -
         Run(tmp_path / "other").score(
             DataConfig(str(where / "llava.json"), image_folder="nowhere"), model=made("llava")
         )
+
+
+def test_what_cannot_hold_the_rows_is_told_before_they_are_scored(
+    where: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words(where, tmp_path / "r", "--keep", "0.3", "--to", "tokens", "copies")) == 2
+    told = capsys.readouterr().err
+    assert "--to tokens copies: the rows are conversations that show pictures" in told
+    assert not (tmp_path / "r").exists()
+
+
+def test_inspect_tells_rows_apart_by_their_pictures(where: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {
+            "image": name,
+            "conversations": [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "Two."}],
+        }
+        for name in ("0.png", "1.png", "1.png")
+    ]
+    (where / "same.json").write_text(json.dumps(rows))
+    more = ["--image-folder", str(where / "pics"), "--model", str(where / "model")]
+    assert main(["inspect", str(where / "same.json"), *more]) == 0
+    assert "1 rows repeat an earlier one" in capsys.readouterr().out

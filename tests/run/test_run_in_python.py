@@ -62,6 +62,18 @@ def test_an_export_of_another_selection_is_refused(run: Run) -> None:
     assert len(run.kept()) == 3
 
 
+def test_kept_rows_have_the_columns_of_any_of_them(tmp_path: Path, tiny_model_folder: Path) -> None:
+    rows = alpaca_rows(4)
+    rows[1]["note"], rows[2]["shots"], rows[3]["shots"] = "mine", "a.png", ["a.png", "b.png"]
+    run = Run(tmp_path / "run")
+    run.score(rows, ScoreConfig(str(tiny_model_folder), dtype="float32"))
+    run.select(SelectConfig(keep=4, clusters="none"))
+    run.export()
+    kept = run.kept()
+    assert list(kept["note"]) == [None, "mine", None, None]
+    assert list(kept["shots"]) == [None, None, "a.png", ["a.png", "b.png"]]
+
+
 def test_no_selection_of_rows_that_were_scored_anew(run: Run, tiny_model_folder: Path) -> None:
     run.export()
     data = DataConfig(str(run.folder.path.parent / "rows.jsonl"))

@@ -150,6 +150,20 @@ def test_a_pool_is_measured_once_for_all_targets(scored: Path, tiny_model_folder
     assert selection(out)["row_id"] == [10, 11, 12]
 
 
+def test_a_target_that_is_added_by_run_asks_for_no_scoring(
+    scored: Path, tiny_model_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["run", "--data", str(scored / "pool.jsonl"), "--model", str(tiny_model_folder), "--dtype", "float32"]
+    words += ["--embedder", "model:mean", "--keep", "3", "--out", str(tmp_path / "RUN")]
+    assert main(words) == 0
+    before = (tmp_path / "RUN" / "scores.parquet").stat().st_mtime_ns
+    for by in ("rds", "gradient"):
+        assert main([*words, "--target", str(scored / "dev.jsonl"), "--by", by]) == 0
+        assert "score: done before, skipped" in capfd.readouterr().err
+        assert selection(tmp_path / "RUN")["row_id"] == [5, 6, 7]
+    assert (tmp_path / "RUN" / "scores.parquet").stat().st_mtime_ns == before
+
+
 def test_a_selection_of_another_target_is_stale(scored: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = scored / "RUN"
     assert aim(scored, "rds") == 0
@@ -157,7 +171,7 @@ def test_a_selection_of_another_target_is_stale(scored: Path, capfd: pytest.Capt
     assert aim(scored, "gradient") == 0  # one more way to compare changes nothing for the selection
     assert main(["export", "--out", str(out)]) == 0
     assert aim(scored, "rds", "other.jsonl") == 0
-    capfd.readouterr()
+    assert "takes the place of the last one (dev)" in capfd.readouterr().err
     assert main(["export", "--out", str(out)]) == 2
     assert "the target by rds stage has changed" in capfd.readouterr().err
     assert select(scored) == 0

@@ -131,6 +131,16 @@ def test_rows_of_another_run_are_reused_and_the_run_itself_is_refused(
     assert score(large, tmp_path / "c", words, "--reuse", str(tmp_path / "a"), "--update") == 2
 
 
+def test_changed_data_are_refused_with_the_way_to_update(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_jsonl(tmp_path / "rows.jsonl", alpaca_rows(20))
+    assert score(data, tmp_path / "a", words) == 0
+    write_jsonl(data, alpaca_rows(21))
+    assert score(data, tmp_path / "a", words) == 2
+    assert "or --update, which reads the data again and measures the rows that are new" in capsys.readouterr().err
+
+
 def test_what_was_measured_in_another_way_is_refused(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -142,7 +152,7 @@ def test_what_was_measured_in_another_way_is_refused(
 
 
 def test_a_subnet_that_was_not_measured_is_measured_and_the_others_are_not(
-    words: list[str], tmp_path: Path, ran: list[int]
+    words: list[str], tmp_path: Path, ran: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = write_jsonl(tmp_path / "rows.jsonl", alpaca_rows(20))
     assert score(data, tmp_path / "a", words) == 0
@@ -150,9 +160,61 @@ def test_a_subnet_that_was_not_measured_is_measured_and_the_others_are_not(
     ran.clear()
     assert score(data, tmp_path / "b", more, "--reuse", str(tmp_path / "a")) == 0
     assert ran == []
+    capsys.readouterr()
+    assert score(data, tmp_path / "dry", words, "--reuse", str(tmp_path / "a"), "--dry-run") == 0
+    assert "nothing to measure" in capsys.readouterr().out
     old, new = (pq.read_table(tmp_path / name / "scores.parquet").to_pandas() for name in ("a", "b"))
     assert old.loss_dense.equals(new.loss_dense)
     assert np.isfinite(new.loss_magnitude_0500).all()
+
+
+OWN = """
+from contextlib import contextmanager
+
+@contextmanager
+def halved(module, value, seed):
+    weight = module.get_output_embeddings().weight
+    weight.data.mul_({})
+    yield
+    weight.data.div_({})
+"""
+
+
+def test_a_subnet_of_ones_own_may_be_added_and_not_changed_or_left_out(
+    words: list[str],
+    tmp_path: Path,
+    ran: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = write_jsonl(tmp_path / "rows.jsonl", alpaca_rows(20))
+    monkeypatch.chdir(tmp_path)
+    for name, factor in (("mine_one", 0.5), ("mine_two", 0.25)):
+        (tmp_path / f"{name}.py").write_text(OWN.format(factor, factor))
+    one, both = (
+        ["--subnets", "dense", *more, *words[words.index("--subnets") + 2 :]]
+        for more in (["mine_one:halved:0.5"], ["mine_one:halved:0.5", "mine_two:halved:0.75"])
+    )
+    first = words[: words.index("--subnets")]
+    assert score(data, tmp_path / "a", words) == 0
+    ran.clear()
+    assert score(data, tmp_path / "b", [*first, *one], "--reuse", str(tmp_path / "a")) == 0
+    assert score(data, tmp_path / "c", [*first, *both], "--reuse", str(tmp_path / "b")) == 0
+    assert ran == []
+    table = pq.read_table(tmp_path / "c" / "scores.parquet").to_pandas()
+    assert (table.loss_halved_0500_s0 != table.loss_dense).all()
+    assert (table.loss_halved_0750_s0 != table.loss_halved_0500_s0).all()
+    assert score(data, tmp_path / "d", words, "--reuse", str(tmp_path / "b")) == 2
+    assert "may be added, not changed or left out" in capsys.readouterr().err
+    # Another code's column of the same name is not taken for this one's.
+    other = [
+        {"mine_one:halved:0.5": "mine_two:halved:0.5", "mine_two:halved:0.75": "mine_one:halved:0.75"}.get(w, w)
+        for w in both
+    ]
+    assert score(data, tmp_path / "e", [*first, *other], "--reuse", str(tmp_path / "b")) == 0
+    swapped = pq.read_table(tmp_path / "e" / "scores.parquet").to_pandas()
+    assert swapped.loss_halved_0500_s0.equals(table.loss_halved_0750_s0)
+    assert swapped.loss_halved_0750_s0.equals(table.loss_halved_0500_s0)
 
 
 def test_numbers_that_are_others_than_they_should_be_are_not_taken_over(
