@@ -18,14 +18,14 @@ NOT_NORMAL_WORDS = "the losses of the random arms lean to one side, so a rule th
 
 
 def print_proof(proof: Mapping[str, Any], run: Path) -> None:
-    """The tables and the verdicts, and where they lie."""
+    """The tables, where they lie, and last the verdicts."""
     from rich.console import Console
 
     console = Console(file=sys.stdout)
     for table in [*proof_tables(proof), *task_tables(proof)]:
         console.print(table)
-    print("\n".join([*proof_words(proof), *task_words(proof)]))
     print(safe(f"result: {run / 'prove' / 'prove.json'}; instruct-prune report {run} puts it into the page"))
+    print("\n".join([*proof_words(proof), *task_words(proof)]))
 
 
 def proof_tables(proof: Mapping[str, Any]) -> list[Table]:
