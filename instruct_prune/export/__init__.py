@@ -43,12 +43,12 @@ def check_holds(to: Sequence[str], kind: str | None) -> None:
     Raises:
         InputError: one cannot.
     """
-    wrong = [name for name in to if name in CANNOT_HOLD.get(kind or "", ())]
+    if kind not in CANNOT_HOLD:  # not known yet, or the user's own kind
+        return
+    wrong = [name for name in to if name in CANNOT_HOLD[kind]]
     if wrong:
-        rows = {TEXT: "text", IMAGES_AND_TEXT: "conversations that show pictures", IMAGES: "labelled pictures"}[
-            kind or ""
-        ]
-        held = [name for name in EXPORTS if name not in CANNOT_HOLD[kind or ""]]
+        rows = {TEXT: "text", IMAGES_AND_TEXT: "conversations that show pictures", IMAGES: "labelled pictures"}[kind]
+        held = [name for name in EXPORTS if name not in CANNOT_HOLD[kind]]
         raise InputError(
             f"--to {' '.join(wrong)}: the rows are {rows}, which it cannot hold. There is: {', '.join(held)}."
         )

@@ -143,19 +143,19 @@ class Ranks:
             leave_group()
 
 
-def join_group(on_cpu: bool, **options: timedelta) -> Any:
-    """Accelerate's view of the processes that the launcher started; the first call joins them.
+def join_group(on_cpu: bool, timeout: timedelta | None = None) -> Any:
+    """``accelerate.PartialState``: the processes that the launcher started; the first call joins them.
 
     Args:
         on_cpu: without a GPU, Accelerate reads torchrun's environment only when told that it is to use the CPU: otherwise every
             process would take itself for the main one.
-        options: ``timeout``, how long one waits for the others.
+        timeout: how long one waits for the others; that of PyTorch when not given.
     """
     # This module takes the open group as the default of its functions, and would keep it for ever when imported later.
     import torch.distributed.nn.functional  # noqa: F401
     from accelerate import PartialState
 
-    return PartialState(cpu=on_cpu, **options)
+    return PartialState(cpu=on_cpu, **({} if timeout is None else {"timeout": timeout}))
 
 
 def leave_group() -> None:

@@ -85,13 +85,14 @@ class Bench:
         self.base, self.config, self.pool, self.sets, self.tasks = base, config, pool, sets, tasks
 
     @cached_property
-    def _model(self) -> Any:
-        return self.base.load(self.config).to(compute_device())
-
-    @cached_property
     def _held(self) -> CausalLM:
-        """The model as it measures, with whatever adapter it has."""
-        return self.base.held or CausalLM.holding(self._model)
+        """The model as it measures, with whatever adapter it has. What it can do was tried before it had any."""
+        model = self.base.load(self.config).to(compute_device())
+        return self.base.held or CausalLM.holding(model)
+
+    @property
+    def _model(self) -> Any:
+        return self._held.module
 
     @cached_property
     def _common(self) -> list[Any]:
@@ -126,7 +127,6 @@ class Bench:
     @contextmanager
     def _adapted(self, arm: Arm) -> Iterator[Any]:
         """The model with a fresh adapter; without it again afterwards."""
-        assert self._held  # what it can do is tried without an adapter, whose dropout would take part
         with warnings.catch_warnings():
             # peft asks transformers 5 for an attribute by its old name; users can do nothing about it.
             warnings.filterwarnings(

@@ -68,8 +68,9 @@ class Plan:
     def words(self, rules: Sequence[str], rates: int) -> str:
         """For people, before anything is trained."""
         left_out = f"; no time for: {', '.join(self.left_out)}" if self.left_out else ""
+        each = f"the rule {rules[0]}" if len(rules) == 1 else f"each of {len(rules)} rules ({', '.join(rules)})"
         return (
-            f"plan: {self.random} random arms, {self.rule} of each of {len(rules)} rules ({', '.join(rules)}), {rates} learning rates; "
+            f"plan: {self.random} random arms, {self.rule} of {each}, {rates} learning rate{'s' if rates > 1 else ''}; "
             f"beside it: {', '.join(self.extras) or 'nothing'}{left_out}\n"
             f"plan: {self.arms} arms, about {clock(self.seconds)} in one process; a difference above {self.detectable:.4f} nats a token "
             f"will be seen, if random arms spread by {TYPICAL_SPREAD:g} as they commonly do"
@@ -136,7 +137,7 @@ def _extra(costs: Costs, name: str, rule: int, length: int) -> tuple[float, int]
 
 
 def choose_rate(rates: Sequence[float], losses: Sequence[float]) -> float:
-    """The learning rate with the lowest loss, which is said.
+    """The learning rate with the lowest loss, which is said where there was a choice.
 
     Raises:
         InputError: training diverged at every one.
@@ -145,7 +146,9 @@ def choose_rate(rates: Sequence[float], losses: Sequence[float]) -> float:
     if not finite:
         raise InputError("--learning-rates: training diverged at every one of them. Give lower ones.")
     found = min(finite, key=lambda rate: finite[rate])
-    edge = len(rates) > 1 and found in (min(rates), max(rates))
+    if len(rates) == 1:
+        return found
+    edge = found in (min(rates), max(rates))
     say(
         f"learning rate {found:g}, by the held-out loss of random rows"
         + ("; it is the last of --learning-rates on this side: one beyond it may be better" if edge else "")

@@ -47,8 +47,11 @@ def _run(folder: RunFolder, config: RunConfig, source: Source | None) -> Selecti
     if aims:
         probes = find_by(choice.by or DEFAULT).probes_of(config.target)
         choice = replace(choice, method=choice.method or "targeted")
-    stage = Scoring(folder, config.data, config.encode, config.score, choice, config.embed)
-    if replace(stage, source=source, dedup_first=config.dedup_first, target=probes).run() is None:
+    scoring = Scoring(
+        folder, config.data, config.encode, config.score, choice, config.embed, source=source,
+        dedup_first=config.dedup_first, target=probes,
+    )  # fmt: skip
+    if scoring.run() is None:
         return None
     embed(folder, config.embed, restart=config.score.restart == "embed")
     if aims:

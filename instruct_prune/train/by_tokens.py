@@ -72,7 +72,7 @@ def train_by_tokens(
     rows: Sequence[TrainRow],
     steps: Sequence[Sequence[Piece]],
     config: TrainConfig,
-    held: CausalLM | None = None,
+    held: CausalLM,
 ) -> None:
     """Train the adapter of a model by AdamW; each step takes the mean loss over its response tokens.
 
@@ -81,9 +81,8 @@ def train_by_tokens(
         rows: n rows.
         steps: as `steps_of` makes them.
         config: learning rate, schedule, weight decay and dtype.
-        held: the same model as it measures.
+        held: the same model as it measures, held before it had an adapter.
     """
-    held = held or CausalLM.holding(model.get_base_model())
     device = next(model.parameters()).device
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)

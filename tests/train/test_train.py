@@ -14,6 +14,7 @@ import torch
 from instruct_prune import Encoded, InputError
 from instruct_prune.encode.item import Status
 from instruct_prune.models import names as models
+from instruct_prune.models.causal_lm import CausalLM
 from instruct_prune.train import (
     TokenLosses,
     TrainConfig,
@@ -78,8 +79,9 @@ def test_steps_by_tokens_are_steps_of_adamw_on_the_models_own_loss(
     config = TrainConfig(rank=4, dropout=0.0, dtype="float32", learning_rate=0.01, warmup=0, target_modules=targets)
     plan = steps_of([row.n_targets for row in rows], 3, sum(row.n_targets for row in rows), seed=1)
     assert any(piece.first for step in plan for piece in step)
-    found = attach_lora(tiny_llama(), config)
-    train_by_tokens(found, rows, plan, config)
+    held = CausalLM.holding(tiny_llama())
+    found = attach_lora(held.module, config)
+    train_by_tokens(found, rows, plan, config, held)
 
     expected = attach_lora(tiny_llama(), config)
     trained = [p for p in expected.parameters() if p.requires_grad]
