@@ -162,11 +162,12 @@ def leave_group() -> None:
     """Leave the group of processes and end its threads.
 
     A thread of the group that still runs when Python ends aborts, now and then, a process that has done its work. The threads end
-    when nothing holds the group any more; a model that was trained with the others holds it, in a cycle.
+    when nothing holds the group any more. A model that was trained with the others holds it, in a cycle, and lets it go first: as
+    the last to hold it, it would wait for the group's threads without giving up Python's lock, which they may be waiting for.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
         gc.collect()
+        torch.distributed.destroy_process_group()
 
 
 def _told(error: Exception | None) -> str:

@@ -34,24 +34,20 @@ def run_script(name: str, action: Callable[[], object]) -> int:
     """Exit code: 0 done, 1 incomplete, 2 wrong input (told in a sentence, once), 130 interrupted."""
     # peft asks transformers 5 for an attribute by its old name; users can do nothing about it.
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+    code = 0
     try:
         action()
-        _leave()
     except IncompleteRunError as error:
         print(f"{name}: incomplete: {error}", file=sys.stderr, flush=True)
         return 1
     except InputError as error:
         if is_main():
             print(f"{name}: error: {error}", file=sys.stderr, flush=True)
-        _leave()
-        return 2
+        code = 2
     except KeyboardInterrupt:
         print(f"{name}: interrupted; run the same command again to go on from the last checkpoint.", file=sys.stderr)
         return 130
-    return 0
-
-
-def _leave() -> None:
     from instruct_prune.measure.ranks import leave_group  # loads torch
 
-    leave_group()
+    leave_group()  # here, where no error holds the model any more
+    return code

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from instruct_prune.errors import IncompleteRunError, InputError
-from instruct_prune.measure.ranks import Ranks
+from instruct_prune.measure.ranks import Ranks, leave_group
 
 
 def two(monkeypatch: pytest.MonkeyPatch, rank: int, other: Any) -> Ranks:
@@ -52,3 +54,21 @@ def test_the_main_process_tells_the_error_of_any(monkeypatch: pytest.MonkeyPatch
 def test_a_process_that_died(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(IncompleteRunError, match="run the same command again"):
         two(monkeypatch, 0, RuntimeError("connection closed by peer")).on_all(lambda: 1)
+
+
+def test_what_holds_the_group_goes_before_the_group(tmp_path: Path) -> None:
+    """A model in a cycle that were freed after the group would wait for the group's threads, and they for Python's lock."""
+    seen: list[bool] = []
+
+    class Holder:
+        def __init__(self) -> None:
+            self.itself = self
+
+        def __del__(self) -> None:
+            seen.append(torch.distributed.is_initialized())
+
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    Holder()
+    leave_group()
+    assert seen == [True]
+    assert not torch.distributed.is_initialized()

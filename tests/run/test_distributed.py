@@ -67,7 +67,7 @@ def test_a_machine_that_vanishes_loses_no_row_and_one_machine_completes_the_run(
 
 
 LEAVES = """
-import os, pathlib, sys
+import os, pathlib, sys, time
 if sys.argv[1] == "lora":
     sys.path.insert(0, "recipes")
     from lora import main
@@ -76,8 +76,20 @@ else:
     from instruct_prune.cli import main
     code = main(sys.argv[1:])
 import torch
-threads = [task.read_text() for task in pathlib.Path("/proc/self/task").glob("*/comm")]
-open_ = torch.distributed.is_initialized() or any("gloo" in name for name in threads)
+
+def threads_of_the_group():
+    for task in pathlib.Path("/proc/self/task").glob("*/comm"):
+        try:
+            if "gloo" in task.read_text():
+                return True
+        except OSError:  # ended meanwhile
+            pass
+    return False
+
+until = time.monotonic() + 10  # a thread that has ended may be listed for a moment
+while threads_of_the_group() and time.monotonic() < until:
+    time.sleep(0.01)
+open_ = torch.distributed.is_initialized() or threads_of_the_group()
 print("in the group" if open_ else "has left", flush=True)
 os._exit(code)
 """
