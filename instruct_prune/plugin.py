@@ -8,88 +8,18 @@ from __future__ import annotations
 
 import functools
 import inspect
-import numbers
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from instruct_prune.errors import InputError
+from instruct_prune.parameter import Parameter, Value
 from instruct_prune.registry import resolve, suggestion
 
-Value = bool | int | float | str | None
 Needs = Sequence[str] | Callable[..., Sequence[str]]
-"""Names of columns, or a function that takes the parameters by name and returns them (and may refuse the parameters)."""
-
-SIMPLE = (bool, int, float, str)
-TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One parameter of a plug-in.
-
-    Attributes:
-        name: as in the signature.
-        types: those of bool, int, float and str that its annotation allows.
-        words: single values that it allows besides (members of a Literal, None).
-        default: its value when the user sets none; ``inspect.Parameter.empty`` where it must be set.
-    """
-
-    name: str
-    types: tuple[type, ...]
-    words: tuple[Value, ...]
-    default: Any
-
-    @property
-    def required(self) -> bool:
-        return self.default is inspect.Parameter.empty
-
-    @property
-    def takes(self) -> str:
-        """What may be written: "float, auto or mmd"."""
-        options = [kind.__name__ for kind in self.types] + [_written(word) for word in self.words]
-        return " or ".join([", ".join(options[:-1]), options[-1]]) if len(options) > 1 else options[0]
-
-    def read(self, text: str) -> Value:
-        """The value that a text stands for.
-
-        Raises:
-            ValueError: it stands for none.
-        """
-        for word in self.words:
-            if text == _written(word):
-                return word
-        if bool in self.types and text.lower() in TRUTH:
-            return TRUTH[text.lower()]
-        for kind in (int, float):
-            if kind in self.types:
-                try:
-                    return kind(text)
-                except ValueError:
-                    continue
-        if str in self.types:
-            return text
-        raise ValueError(text)
-
-    def accept(self, value: Any) -> Value:
-        """A value given in Python, as one of the plain types (a numpy integer becomes an int).
-
-        Raises:
-            ValueError: it is none that the parameter takes.
-        """
-        for word in self.words:
-            if type(value) is type(word) and value == word:
-                return word
-        if isinstance(value, bool | str):
-            if type(value) in self.types:
-                return value
-        elif isinstance(value, numbers.Integral) and int in self.types:
-            return int(value)
-        elif isinstance(value, numbers.Real) and float in self.types:
-            return float(value)
-        raise ValueError(value)
+"""Names of columns, or a function that takes the parameters by name and returns them."""
 
 
 @dataclass(frozen=True)
@@ -134,18 +64,7 @@ class Plugin:
             if parameter.kind not in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD):
                 raise InputError(f"{self}: {parameter} cannot be set by name. Give each parameter a name of its own.")
         hints = _annotations(self, [parameter.name for parameter in rest])
-        return {p.name: self._parameter(p.name, hints.get(p.name, type(p.default)), p.default) for p in rest}
-
-    def _parameter(self, name: str, hint: Any, default: Any) -> Parameter:
-        leaves = list(_leaves(hint))
-        kinds = tuple(leaf for leaf in leaves if isinstance(leaf, type))
-        words = tuple(leaf for leaf in leaves if not isinstance(leaf, type))
-        if not leaves or not set(kinds) <= set(SIMPLE) or not all(isinstance(w, (*SIMPLE, type(None))) for w in words):
-            raise InputError(
-                f"{self}: the parameter {name!r} has the type {hint}, which cannot be read from text. Annotate it with "
-                "bool, int, float, str, None, a Literal of such values, or a union of these."
-            )
-        return Parameter(name, kinds, words, default)
+        return {p.name: Parameter.of(str(self), p.name, hints.get(p.name, type(p.default)), p.default) for p in rest}
 
     def parse(self, texts: Iterable[str], option: str = "--param") -> dict[str, Value]:
         """Read ``name=value`` texts by the annotated types.
@@ -250,25 +169,9 @@ def _annotations(plugin: Plugin, names: Sequence[str]) -> dict[str, Any]:
     bare = types.FunctionType(function.__code__, function.__globals__, closure=function.__closure__)
     bare.__annotations__ = {name: hint for name, hint in function.__annotations__.items() if name in names}
     try:
-        return typing.get_type_hints(bare)
+        return typing.get_type_hints(bare, include_extras=True)
     except NameError as error:
         raise InputError(
             f"{plugin}: the type of a parameter cannot be found: {error}. Import it when the module runs, not only under "
             "TYPE_CHECKING."
         ) from error
-
-
-def _leaves(hint: Any) -> Iterable[Any]:
-    """Types and single values that an annotation allows."""
-    origin = typing.get_origin(hint)
-    if origin is Literal:
-        yield from typing.get_args(hint)
-    elif origin in (typing.Union, types.UnionType):
-        for member in typing.get_args(hint):
-            yield from _leaves(member)
-    else:
-        yield None if hint in (None, type(None)) else hint
-
-
-def _written(word: Value) -> str:
-    return "none" if word is None else str(word)

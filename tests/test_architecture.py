@@ -18,7 +18,8 @@ import instruct_prune
 ROOT = Path(instruct_prune.__file__).parent
 
 GROUND = {
-    "arrays", "command_options", "config", "config_file", "errors", "geometry", "menu", "plugin", "progress", "registry", "storage", "terminal",
+    "arrays", "command_options", "config", "config_file", "errors", "geometry", "menu", "parameter", "plugin", "progress", "registry",
+    "storage", "terminal",
 }  # fmt: skip
 """Files at the top of the package that every room may import; they import each other alone."""
 

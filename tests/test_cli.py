@@ -120,6 +120,18 @@ def test_a_score_that_the_subnets_do_not_measure_is_told_before_scoring(
     assert not (tmp_path / "r").exists()
 
 
+@pytest.mark.parametrize(
+    ("method", "param"), [("ccs", "cut=1"), ("ccs", "bins=0"), ("d2", "spread=-1"), ("deita", "threshold=0")]
+)
+def test_a_parameter_out_of_range_is_told_before_scoring(
+    method: str, param: str, score_words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["run", *score_words, "--keep", "0.5", "--method", method, "--param", param, "--out", str(tmp_path / "r")]
+    name, _, value = param.partition("=")
+    assert f"{name} is '{value}', it takes" in refused(capsys, *words)
+    assert not (tmp_path / "r").exists()
+
+
 def test_both_default_wheels_are_told_together(
     score_words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

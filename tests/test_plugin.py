@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pytest
+from annotated_types import Interval
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,7 +18,7 @@ def rule(
     thing: NameThatOnlyATypeCheckerKnows,  # noqa: F821
     count: int = 3,
     *,
-    share: float = 0.5,
+    share: Annotated[float, Interval(gt=0, le=1)] = 0.5,
     split: float | Literal["auto", "mmd"] = "auto",
     flag: bool = False,
     word: str | None = None,
@@ -36,7 +37,7 @@ PLUGIN = Plugin("rule", rule, ("score",))
     ("text", "value"),
     [
         ("count=7", 7),
-        ("share=7", 7.0),
+        ("share=1", 1.0),
         ("share=1e-3", 0.001),
         ("split=0.25", 0.25),
         ("split=mmd", "mmd"),
@@ -61,6 +62,9 @@ def test_text_is_read_by_the_annotation(text: str, value: Any) -> None:
         ("count=seven", "the plug-in 'rule': count is 'seven'"),
         ("split=half", "split is 'half', it takes float, auto or mmd"),
         ("flag=maybe", "it takes bool"),
+        ("share=0", "share is '0', it takes float above 0 and at most 1"),
+        ("share=1.01", "share is '1.01'"),
+        ("share=nan", "share is 'nan'"),
         ("shar=1", r"has no parameter 'shar'\. Did you mean 'share'\? It takes count, share"),
         ("thing=1", "has no parameter 'thing'"),
         ("share", "write name=value"),
@@ -84,14 +88,23 @@ def test_values_of_python_become_plain_and_defaults_are_filled_in() -> None:
 
 @pytest.mark.parametrize(
     "params",
-    [{"count": 1.0}, {"count": True}, {"share": "1"}, {"split": "half"}, {"flag": 1}, {"word": 3}, {"share": None}],
+    [
+        {"count": 1.0},
+        {"count": True},
+        {"share": "1"},
+        {"split": "half"},
+        {"flag": 1},
+        {"word": 3},
+        {"share": None},
+        {"share": 0.0},
+    ],
 )
-def test_values_of_another_type(params: dict[str, Any]) -> None:
+def test_values_that_it_does_not_take(params: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=f"{next(iter(params))} is"):
         PLUGIN.bind(params)
 
 
-@given(st.integers(), st.floats(allow_nan=False), st.booleans(), st.text())
+@given(st.integers(), st.floats(0, 1, exclude_min=True), st.booleans(), st.text())
 def test_what_is_written_is_read_back(count: int, share: float, flag: bool, word: str) -> None:
     given_ = {"count": count, "share": share, "flag": flag, "word": word}
     if word != "none":

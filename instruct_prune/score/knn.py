@@ -6,8 +6,10 @@ Source: the first version of the paper (arXiv 2402.05356 v1), section on images 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge
 
 from instruct_prune.arrays import Bool, Float32, Int64
 from instruct_prune.errors import InputError
@@ -28,7 +30,7 @@ NEAREST = 1e-6
 
 
 @score(needs=(POOLED, LABEL))
-def knn_lc(columns: Columns, *, k: int | None = None) -> Float32:
+def knn_lc(columns: Columns, *, k: Annotated[int, Ge(1)] | None = None) -> Float32:
     """One minus the mean over depths of the weighted k-NN confidence in the row's own class.
 
     At each depth the confidence is the sum over the k nearest others of [same class] / distance, divided by the sum of
@@ -39,15 +41,15 @@ def knn_lc(columns: Columns, *, k: int | None = None) -> Float32:
         k: number of neighbours; chosen at each depth by `choose_k` when not given.
 
     Raises:
-        InputError: fewer than two rows have states, or k is less than 1 or more than the other rows.
+        InputError: fewer than two rows have states, or k is more than the other rows.
     """
     states, labels = columns.pooled(), columns[LABEL]
     known = np.logical_and.reduce([np.isfinite(depth).all(axis=1) for depth in states])
     n = int(known.sum())
     if n < 2:
         raise InputError(f"knn_lc compares rows with one another, and {n} rows have pooled states. Score more rows.")
-    if k is not None and not 1 <= k < n:
-        raise InputError(f"knn_lc: k is {k}, it must be at least 1 and less than the {n} rows.")
+    if k is not None and k >= n:
+        raise InputError(f"knn_lc: k is {k}, it must be less than the {n} rows.")
     classes = np.unique(labels[known], return_inverse=True)[1].astype(np.int64)
     sure = np.zeros(n)
     for depth in states:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import numpy as np
+from annotated_types import Ge, Interval
 
 from instruct_prune.arrays import Int64
-from instruct_prune.errors import InputError
 from instruct_prune.select.budget import largest_remainder
 from instruct_prune.select.methods import method
 from instruct_prune.select.stratum import BUDGET, PICKED, TOO_HARD, Codes, Stratum, fitting
 
 
 @method(needs=("score",))
-def ccs(stratum: Stratum, *, cut: float = 0.1, bins: int = 50) -> Codes:
+def ccs(
+    stratum: Stratum, *, cut: Annotated[float, Interval(ge=0, lt=1)] = 0.1, bins: Annotated[int, Ge(1)] = 50
+) -> Codes:
     """Cut off the hardest rows, divide the range of scores into equal bins, draw as many from each as from any other.
 
     A bin that has too few gives what it has, and the others give equally more. Where the budget is more than the cut
@@ -21,14 +25,9 @@ def ccs(stratum: Stratum, *, cut: float = 0.1, bins: int = 50) -> Codes:
 
     Args:
         stratum: the rows, easiest first.
-        cut: share of the rows that is cut off, in [0, 1).
+        cut: share of the rows that is cut off.
         bins: number of ranges.
-
-    Raises:
-        InputError: a parameter is out of range.
     """
-    if not 0 <= cut < 1 or bins < 1:
-        raise InputError(f"ccs: cut is {cut} and bins {bins}; they must lie in [0, 1) and be at least 1.")
     needed = int(np.searchsorted(np.cumsum(stratum.cost), stratum.budget)) + 1  # so many easy rows fill the budget
     left_in = max(len(stratum) - int(cut * len(stratum)), needed)
     cut_off = (np.arange(len(stratum)) >= left_in) & ~stratum.forced

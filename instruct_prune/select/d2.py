@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Annotated
 
-from instruct_prune.errors import InputError
+import numpy as np
+from annotated_types import Ge
+
 from instruct_prune.geometry import nearest_neighbors
 from instruct_prune.select.methods import method
 from instruct_prune.select.stratum import Codes, Stratum
 
 
 @method(needs=("score", "embeddings"))
-def d2(stratum: Stratum, *, neighbors: int = 10, spread: float = 1.0, penalty: float = 1.0) -> Codes:
+def d2(
+    stratum: Stratum,
+    *,
+    neighbors: Annotated[int, Ge(1)] = 10,
+    spread: Annotated[float, Ge(0)] = 1.0,
+    penalty: Annotated[float, Ge(0)] = 1.0,
+) -> Codes:
     """A row's value is its score plus its neighbours', weighted by nearness; picking it lowers its neighbours' value.
 
     Scores are scaled to 0..1. Forward: x_i += sum over neighbours j of exp(-spread * d_ij^2) x_j. Then again and again
@@ -26,10 +34,6 @@ def d2(stratum: Stratum, *, neighbors: int = 10, spread: float = 1.0, penalty: f
         spread: the paper's gamma_f.
         penalty: the paper's gamma_r; the larger, the less diversity counts.
     """
-    if neighbors < 1 or spread < 0 or penalty < 0:
-        raise InputError(
-            f"d2: neighbors is {neighbors}, spread {spread}, penalty {penalty}; neighbors must be at least 1, the others 0."
-        )
     if len(stratum) == 1:
         return stratum.take(np.arange(1))
     score = stratum.score.astype(np.float64)

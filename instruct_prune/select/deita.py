@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Annotated
 
-from instruct_prune.errors import InputError
+import numpy as np
+from annotated_types import Interval
+
 from instruct_prune.geometry import nearest_similarity
 from instruct_prune.select.methods import method
 from instruct_prune.select.stratum import PICKED, TOO_SIMILAR, Codes, Stratum
@@ -13,7 +15,7 @@ BLOCK = 1024
 
 
 @method(needs=("score", "embeddings"))
-def deita(stratum: Stratum, *, threshold: float = 0.9) -> Codes:
+def deita(stratum: Stratum, *, threshold: Annotated[float, Interval(gt=0, le=1)] = 0.9) -> Codes:
     """Hardest first, passing over each row whose cosine with a kept one reaches the threshold.
 
     Where the rows run out before the budget does, rows that were passed over fill it, hardest first: never a short
@@ -22,10 +24,8 @@ def deita(stratum: Stratum, *, threshold: float = 0.9) -> Codes:
 
     Args:
         stratum: the rows, easiest first.
-        threshold: cosine at which two rows are too similar, in (0, 1].
+        threshold: cosine at which two rows are too similar.
     """
-    if not 0 < threshold <= 1:
-        raise InputError(f"deita: threshold is {threshold}, it must lie above 0 and be at most 1.")
     vectors, codes, left = stratum.vectors(), stratum.kept_so_far(), stratum.left
     kept = np.flatnonzero(stratum.forced).tolist()
     order = np.flatnonzero(~stratum.forced)[::-1]

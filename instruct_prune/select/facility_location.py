@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import numpy as np
+from annotated_types import Ge
 
 from instruct_prune.arrays import Float32, Int64
-from instruct_prune.errors import InputError
 from instruct_prune.geometry import nearest_neighbors
 from instruct_prune.select.methods import method
 from instruct_prune.select.stratum import Codes, Stratum
 
 
 @method(needs=("embeddings",))
-def facility_location(stratum: Stratum, *, neighbors: int = 32) -> Codes:
+def facility_location(stratum: Stratum, *, neighbors: Annotated[int, Ge(1)] = 32) -> Codes:
     """Greedily maximise the sum over all rows of the cosine to the nearest kept one.
 
     Only a row's nearest neighbours (and itself) can represent it, so memory is rows x neighbours; finding them takes
@@ -23,8 +25,6 @@ def facility_location(stratum: Stratum, *, neighbors: int = 32) -> Codes:
         stratum: the rows.
         neighbors: how many nearest rows can represent a row.
     """
-    if neighbors < 1:
-        raise InputError(f"facility_location: neighbors is {neighbors}, it must be at least 1.")
     served, by, cosine = _edges(stratum, neighbors)
     order = np.argsort(by, kind="stable")
     served, cosine = served[order], cosine[order]

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from annotated_types import Interval
 
 from instruct_prune.arrays import Bool, Int64
-from instruct_prune.errors import InputError
-from instruct_prune.plugin import Value
+from instruct_prune.parameter import Value
 from instruct_prune.select.draw import Draw
 from instruct_prune.select.methods import method
 from instruct_prune.select.mmd_split import mmd_curve
 from instruct_prune.select.stratum import EASY_POOL, HARD_POOL, Codes, Stratum, fitting
 
-Split = float | Literal["auto", "mmd"]
+Split = Annotated[float, Interval(gt=0, lt=1)] | Literal["auto", "mmd"]
 
 
 def auto_split(kept_share: float) -> float:
@@ -29,16 +29,7 @@ def auto_split(kept_share: float) -> float:
 
 
 def columns_for(*, split: Split) -> tuple[str, ...]:
-    """What flexrand needs with this split.
-
-    Raises:
-        InputError: the split is a number that does not lie between 0 and 1.
-    """
-    if not isinstance(split, str) and not 0 < split < 1:
-        raise InputError(
-            f"flexrand: split is {split}, it must lie between 0 and 1 (0.25: the easiest quarter is the easy pool), or be "
-            "auto or mmd."
-        )
+    """What flexrand needs with this split."""
     return ("score", "embeddings") if split == "mmd" else ("score",)
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from instruct_prune.errors import InputError
-from instruct_prune.plugin import Needs, Plugin, Value, find_plugin
+from instruct_prune.parameter import Value
+from instruct_prune.plugin import Needs, Plugin, find_plugin
 from instruct_prune.registry import suggestion
 from instruct_prune.select.data import Pool
 from instruct_prune.select.draw import Draw

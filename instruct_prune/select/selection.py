@@ -10,7 +10,7 @@ import numpy as np
 
 from instruct_prune.arrays import Bool, Int64
 from instruct_prune.errors import InputError
-from instruct_prune.plugin import Value
+from instruct_prune.parameter import Value
 from instruct_prune.select.data import Budget, Pool, Selection
 from instruct_prune.select.draw import Draw, forced_rows, rank_rows
 from instruct_prune.select.methods import Method, Rule, find_method

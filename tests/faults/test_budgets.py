@@ -58,13 +58,13 @@ REFUSED: list[tuple[str, str]] = [
     (f"--keep=5 --seed={2**32}", "a whole number from 0"),
     ("--keep=5 --dedup=nan", "--dedup nan"),
     ("--keep=5 --dedup=0", "--dedup 0"),
-    ("--keep=5 --split=0", "between 0 and 1"),
-    ("--keep=5 --split=nan", "between 0 and 1"),
+    ("--keep=5 --split=0", "above 0 and below 1"),
+    ("--keep=5 --split=nan", "above 0 and below 1"),
     ("--keep=5 --min-per-stratum=-1", "0 or more"),
     ("--keep=5 --clusters=3 --min-per-stratum=9", "the budget is 5"),
     ("--keep=5 --score-subnets dense --score-weights nan", "finite and not negative"),
     ("--keep=5 --score-subnets dense --score-weights 0", "no subnet is left"),
-    ("--keep=5 --method=deita --param threshold=nan", "threshold is nan"),
+    ("--keep=5 --method=deita --param threshold=nan", "threshold is 'nan'"),
 ]
 
 

@@ -83,5 +83,5 @@ def test_what_is_missing_is_named():
         aggregate(Columns({"pooled_mean": features}), "knn_lc")
     with pytest.raises(InputError, match="1 rows have pooled states"):
         aggregate(columns_of(labels[:1], features[:1]), "knn_lc")
-    with pytest.raises(InputError, match="k is 5, it must be at least 1 and less than the 5 rows"):
+    with pytest.raises(InputError, match="k is 5, it must be less than the 5 rows"):
         aggregate(columns_of(labels, features), "knn_lc", {"k": 5})

@@ -149,8 +149,8 @@ def test_answers_that_are_no_selection(answer):
 def test_the_table_of_methods(own):
     rows = {row.name: row for row in methods_table(["own_methods:weighted"])}
     assert set(rows) == {*METHODS, "own_methods:weighted"}
-    assert rows["flexrand"].parameters == "split=auto (float, auto or mmd)"
-    assert rows["ccs"][1:4] == ("score", "all", "cut=0.1 (float), bins=50 (int)")
+    assert rows["flexrand"].parameters == "split=auto (float above 0 and below 1, auto or mmd)"
+    assert rows["ccs"][1:4] == ("score", "all", "cut=0.1 (float at least 0 and below 1), bins=50 (int at least 1)")
     assert rows["random"].needs == "nothing"
     assert all(row.about for row in rows.values())
 
