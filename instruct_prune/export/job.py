@@ -109,6 +109,7 @@ class ExportJob:
         folder: where the files go.
         name: of the data set, in trainers' files.
         model: the base model to name in trainers' files, as a trainer can load it from any folder.
+        revision: the commit, tag or branch of the base model on the Hub; None where it lies in a folder.
         writing: how rows are written as text for the model; None for rows that are no text.
         tokens: what the model was given of them; None for rows that are no text.
         model_kind: the kind of model that the rows are for.
@@ -127,6 +128,7 @@ class ExportJob:
     name: str
     model: str
     writing: Writing | None
+    revision: str | None = None
     tokens: KeptTokens | None = None
     model_kind: str = "causal_lm"
     format: str = ""

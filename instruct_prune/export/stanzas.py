@@ -40,6 +40,11 @@ def _schedule(dpo: bool) -> dict[str, Any]:
     }
 
 
+def _model(job: ExportJob, name: str, revision: str = "model_revision") -> dict[str, str]:
+    """The model that scored, under the names that a trainer has for a model and its revision."""
+    return {name: job.model} | ({} if job.revision is None else {revision: job.revision})
+
+
 def for_trl(job: ExportJob, data: Mapping[str, Any], *, dpo: bool = False) -> dict[str, Any]:
     """For ``trl sft`` or ``trl dpo``.
 
@@ -49,7 +54,7 @@ def for_trl(job: ExportJob, data: Mapping[str, Any], *, dpo: bool = False) -> di
         dpo: the rows are preference pairs.
     """
     return {
-        "model_name_or_path": job.model,
+        **_model(job, "model_name_or_path"),
         **data,
         "max_length": job.text.max_length,
         **({"beta": BETA} if dpo else {"packing": False}),
@@ -66,7 +71,7 @@ def for_llamafactory(job: ExportJob, data: Mapping[str, Any], stage: str) -> dic
     """For ``llamafactory-cli train``; ``stage`` is "sft", "dpo" or "pt", the rest as in `for_trl`."""
     dpo = stage == "dpo"
     return {
-        "model_name_or_path": job.model,
+        **_model(job, "model_name_or_path"),
         "stage": stage,
         "do_train": True,
         "finetuning_type": "lora",
@@ -83,7 +88,7 @@ def for_llamafactory(job: ExportJob, data: Mapping[str, Any], stage: str) -> dic
 def for_axolotl(job: ExportJob, source: Mapping[str, Any], *, dpo: bool = False) -> dict[str, Any]:
     """For ``axolotl train``; ``source`` is the entry of ``datasets``, the rest as in `for_trl`."""
     return {
-        "base_model": job.model,
+        **_model(job, "base_model", "revision_of_model"),
         **({"rl": "dpo", "rl_beta": BETA} if dpo else {}),
         "datasets": [dict(source)],
         **({} if dpo else {"train_on_inputs": False, "sample_packing": False}),
@@ -108,7 +113,7 @@ def for_axolotl(job: ExportJob, source: Mapping[str, Any], *, dpo: bool = False)
 def for_swift(job: ExportJob, data: Mapping[str, Any]) -> dict[str, Any]:
     """For ``swift sft``; as in `for_trl`."""
     return {
-        "model": job.model,
+        **_model(job, "model"),
         "use_hf": True,
         **data,
         "max_length": job.text.max_length,

@@ -85,6 +85,7 @@ def _job(folder: RunFolder, config: ExportConfig, selection: Selection, kept: Ke
         folder=folder.path,
         name=f"{Path(source.files[0]).stem}-pruned",
         model=name_for_trainers(loaded or scored.model),
+        revision=None if loaded else folder.scored_by()[1],
         writing=model.writing(),
         tokens=KeptTokens(items, selection.kept) if isinstance(items, TokenStore) else None,
         model_kind=source.model_kind,
