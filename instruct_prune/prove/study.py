@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -131,9 +132,14 @@ class Study:
         done = Done(arm, *self.bench.tokens(arm), judged, round(time.monotonic() - began, 3))
         write_json(self._path(arm), {**done.facts(), "row_ids": list(arm.rows), "seconds": done.seconds})
         first = next(iter(judged.readings.values())).per_token
-        told = self._told([*self.done.values(), done])
+        made = [*self.done.values(), done]
+        told = self._told(made)
+        usual = statistics.fmean(
+            each.seconds for each in made
+        )  # arms that take longer than was planned use up the planned time
+        left = max(0.0, self._expected - done.seconds, (self._left - 1) * usual)
         say(
-            f"arm {len(self.done) + 1} of {len(self.done) + self._left}, {arm.name}: loss {first:.4f}; about "
-            f"{clock(max(0.0, self._expected - done.seconds))} left{'; ' if told else ''}{told}"
+            f"arm {len(made)} of {len(self.done) + self._left}, {arm.name}: loss {first:.4f}; about {clock(left)} left"
+            f"{'; ' if told else ''}{told}"
         )
         return done
