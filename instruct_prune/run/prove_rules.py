@@ -138,7 +138,10 @@ class Rules:
     def _method(self, name: str, config: SelectConfig) -> Draw:
         def draw(tokens: int, seed: int) -> Int64:
             if name not in self._drawings:
-                self._drawings[name] = prepare(self.folder, config, self.table)
+                try:
+                    self._drawings[name] = prepare(self.folder, config, self.table)
+                except InputError as error:
+                    raise InputError(f"--rules {name}: {error}") from None
             drawing = self._drawings[name]
             kept = drawing.draw(drawing.table, keep_tokens=tokens, seed=seed).kept
             return positions_of(kept, self.row_id, "the pool")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import struct
@@ -210,6 +211,22 @@ def test_listing_of_paths(tmp_path: Path, kind: str) -> None:
     assert found[0].columns == {"path": path, "label": "one"}
     assert isinstance(found[1], Reject)
     assert "no label" in found[1].reason
+
+
+def test_listing_of_data_uris_and_addresses(tmp_path: Path) -> None:
+    data = encoded(two_halves(), "PNG")
+    named = [
+        "data:image/png;base64," + base64.b64encode(data).decode(),
+        "https://host/x.png",
+        f"file://{tmp_path}/x.png",
+    ]
+    listing = tmp_path / "list.jsonl"
+    listing.write_text("".join(json.dumps({"image": name, "label": "one"}) + "\n" for name in named))
+    held, remote, path = opened(listing)
+    assert picture(held).data == data
+    assert isinstance(remote, Reject)
+    assert "remote address" in remote.reason
+    assert picture(path) == ImageRef(f"{tmp_path}/x.png")
 
 
 def test_text_is_no_image_data(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from instruct_prune.rows.formats.format import Fields, Format, Parsed
-from instruct_prune.rows.pictures import LISTED
+from instruct_prune.rows.pictures import LISTED, picture_of
 from instruct_prune.rows.reader import RowError
 from instruct_prune.rows.row import ImageRef, Message, Part
 from instruct_prune.rows.tree import SUFFIXES
@@ -91,7 +91,8 @@ def _reference(value: Any, fields: Fields, column: str) -> ImageRef:
         return ImageRef(name, value)
     if not isinstance(value, str) or not value:
         raise RowError("there is no picture in this row", column)
-    return ImageRef(str(fields.folder / Path(value).expanduser()))
+    picture = picture_of(value, column)
+    return picture if picture.data is not None else ImageRef(str(fields.folder / Path(picture.path).expanduser()))
 
 
 def _summary(messages: Sequence[Message]) -> dict[str, Any]:
