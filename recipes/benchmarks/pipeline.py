@@ -21,12 +21,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from memory import own_memory
 from pipeline_model import NAME
 
 from instruct_prune import DataConfig, EmbedConfig, EncodeConfig, ExportConfig, ScoreConfig, SelectConfig
@@ -124,26 +124,12 @@ def measure(name: str, folder: Path) -> None:
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
     work = stage_of(name, folder)
-    own, done = [0], threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.1):
-            own[0] = max(own[0], own_memory())
-
-    threading.Thread(target=watch, daemon=True).start()
     began, processor = time.perf_counter(), time.process_time()
-    work()
-    took = {"seconds": time.perf_counter() - began, "processor": time.process_time() - processor}
-    done.set()
+    with own_memory() as own:
+        work()
+        took = {"seconds": time.perf_counter() - began, "processor": time.process_time() - processor}
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
-    print(json.dumps({**took, "own": own[0], "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}))
-
-
-def own_memory() -> int:
-    """Bytes of this process that are no pages of files; 0 where the system does not say."""
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")), 0)
+    print(json.dumps({**took, "own": own.bytes, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}))
 
 
 def run_stage(name: str, folder: Path, processes: int) -> dict[str, float]:
