@@ -138,7 +138,7 @@ def proof_section(folder: RunFolder) -> ProofView | None:
     budget, training = proof["budget"], proof["training"]
     made = (
         f"{proof['model']['name']}, LoRA rank {training['rank']}, learning rate {training['learning_rate']:.3g}; every arm "
-        f"{budget['response_tokens']:,} response tokens, {budget['epochs']:g} epochs, {budget['steps']} steps"
+        f"{budget['response_tokens']:,} response tokens, {budget['epochs']:g} epoch{'' if budget['epochs'] == 1 else 's'}, {budget['steps']} steps"
     )
     tests = tuple(_test(name, proof) for name in proof["tests"])
     if "lm_eval" not in proof:

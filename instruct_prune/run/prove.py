@@ -254,7 +254,8 @@ class Proof:
         average = self.budget / float(self.pool.response.mean())
         say(
             f"model {self.rows.name}; pool {len(self.pool.row_id)} rows; judged on: {sets}\n"
-            f"an arm: {self.budget} response tokens (of {average:.0f} average rows), {self.steps} steps, {self.config.epochs:g} epochs\n"
+            f"an arm: {self.budget} response tokens (of {average:.0f} average rows), {self.steps} steps, {self.config.epochs:g} "
+            f"epoch{'' if self.config.epochs == 1 else 's'}\n"
             + plan.words(self.rules, len(self.config.learning_rates))
         )
 
