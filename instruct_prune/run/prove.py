@@ -255,8 +255,7 @@ class Proof:
         say(
             f"model {self.rows.name}; pool {len(self.pool.row_id)} rows; judged on: {sets}\n"
             f"an arm: {self.budget} response tokens (of {average:.0f} average rows), {self.steps} steps, {self.config.epochs:g} "
-            f"epoch{'' if self.config.epochs == 1 else 's'}\n"
-            + plan.words(self.rules, len(self.config.learning_rates))
+            f"epoch{'' if self.config.epochs == 1 else 's'}\n" + plan.words(self.rules, len(self.config.learning_rates))
         )
 
     # ---- what came of it ----
