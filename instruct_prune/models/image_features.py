@@ -116,7 +116,9 @@ class ImageModel:
     def stages(self, pixels: Tensor) -> list[Tensor]:
         """Pooled output of each stage, float32 [b, d_l] each; the last is the model's own."""
         if _is_transformers(self.model):
-            return _joined(self._in_pieces(self._hidden_states, pixels))
+            states = _joined(self._in_pieces(self._hidden_states, pixels))
+            if len(states) > 1:  # SigLIP's vision part gives none before transformers 5
+                return states
         found: dict[int, list[Tensor]] = {}  # by thread, because several pieces run at a time
         hooks = [
             m.register_forward_hook(lambda _, __, out: found[get_ident()].append(pooled(out)))

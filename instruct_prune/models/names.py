@@ -199,7 +199,9 @@ def load_vision_model(source: ModelSource, dtype: str) -> Any:
 
     model = whole(AutoModel, source, ("pool", "head"), dtype=getattr(torch, dtype))
     model = getattr(model, "vision_model", model)
-    if getattr(model, "main_input_name", "") != "pixel_values":
+    if not hasattr(model, "main_input_name"):  # before transformers 5 the vision part is a bare module
+        model.main_input_name = next(iter(inspect.signature(model.forward).parameters), "")
+    if model.main_input_name != "pixel_values":
         raise InputError(
             f"model {source.name!r} ({type(model).__name__}) takes no pictures. Name an image model (ResNet, ViT, ConvNeXt, "
             "DINOv2, CLIP, SigLIP, ...), a module:factory, or efficientnet-lite0."

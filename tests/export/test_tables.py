@@ -154,7 +154,7 @@ def test_push_errors_are_in_our_words(data: Path, job_of: Callable[..., ExportJo
 
 def test_push_without_a_token(data: Path, job_of: Callable[..., ExportJob], monkeypatch: pytest.MonkeyPatch) -> None:
     """The Hub's own client, against a server that answers as the Hub does when nobody is logged in."""
-    from huggingface_hub import HfApi, constants
+    from huggingface_hub import HfApi, constants, utils
 
     class Refusing(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -167,6 +167,8 @@ def test_push_without_a_token(data: Path, job_of: Callable[..., ExportJob], monk
             pass
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    if hasattr(utils, "reset_sessions"):  # before huggingface_hub 1.0 a session that was opened offline stays so
+        utils.reset_sessions()
     server = HTTPServer(("127.0.0.1", 0), Refusing)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
