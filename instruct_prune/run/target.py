@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,12 @@ def target(folder: RunFolder, config: TargetConfig, by: str | None = None) -> No
     took = round(time.monotonic() - began, 3)
     files = (compared.pool, compared.rows, compared.queries)
     folder.finish(kind(*files, took), *filter(None, files))
-    shutil.rmtree(folder / "parts" / "target" / by, ignore_errors=True)
+    parts = folder / "parts"
+    for used in (parts / "target" / by, parts / "alive"):
+        shutil.rmtree(used, ignore_errors=True)
+    with suppress(OSError):  # another way to compare, or the vectors, are half done
+        (parts / "target").rmdir()
+        parts.rmdir()
 
 
 def _read(folder: RunFolder, model: Model, tasks: dict[str, str], pool: RowTable) -> None:

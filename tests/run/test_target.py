@@ -313,7 +313,7 @@ def test_killed_and_run_again_it_is_the_same(
     assert len(files) == 4
     for name in files:
         assert (killed / name).read_bytes() == (whole / name).read_bytes()
-    assert not (killed / "parts" / "target" / "gradient").exists()
+    assert not (killed / "parts").exists()
 
 
 def test_parts_of_a_target_that_was_given_up_are_not_those_of_another(
