@@ -23,6 +23,7 @@ from instruct_prune.geometry import blocks
 from instruct_prune.registry import suggestion
 from instruct_prune.select.data import Picks, Pool
 from instruct_prune.select.draw import forced_rows
+from instruct_prune.select.rounded import Rounded
 
 KEEP_RULES = ("hardest", "longest", "first")
 """Which row of a group of near-duplicates stands for the others."""
@@ -34,6 +35,8 @@ CELL = 500
 """Most rows of a cell."""
 FAN = 64
 """Parts that a set of rows is cut into at once."""
+MOST_BYTES = 1 << 32
+"""Vectors of more bytes are rounded for the search, so that it stays in memory; each pair that it finds is looked at as it is."""
 NOBODY = np.iinfo(np.int64).max
 PUNCTUATION = re.compile(r"(?<!\d)[.,]|[.,](?!\d)|[\s;:!?'\"‘’“”…。、¿¡]+")
 
@@ -148,11 +151,12 @@ def _stars(vectors: Float32, rows: Picks, priority: Int64, threshold: float) -> 
     rank[order] = np.arange(len(rows))
     first = rank.copy()  # the rank of the row that stands for each: its own until another does
     undecided, kept = np.ones(len(rows), dtype=bool), np.zeros(len(rows), dtype=bool)
+    search = Rounded(vectors) if vectors.nbytes > MOST_BYTES else vectors
     # Each product runs on one thread: the same numbers on any number of cores.
     with threadpool_limits(limits=1):
         while undecided.sum() > ALL_PAIRS:
             among = np.flatnonzero(undecided | kept)
-            found = _first_neighbors(vectors, rows[among], rank[among], threshold)
+            found = _first_neighbors(search, rows[among], rank[among], threshold)
             open_, later = undecided[among], found < rank[among]
             kept[among[open_ & ~later]] = True
             dropped = open_ & later & kept[order[np.minimum(found, len(rows) - 1)]]
@@ -185,7 +189,7 @@ def _one_by_one(vectors: Float32, rows: Picks, rank: Int64, threshold: float, re
     return np.concatenate(answers) if answers else np.empty(0, dtype=np.int64)
 
 
-def _first_neighbors(vectors: Float32, rows: Picks, rank: Int64, threshold: float) -> Int64:
+def _first_neighbors(vectors: Float32 | Rounded, rows: Picks, rank: Int64, threshold: float) -> Int64:
     """int64 [m]: for each row, the lowest rank of a neighbour; NOBODY where it has none."""
 
     def search(tree: int) -> Int64:
@@ -200,7 +204,7 @@ def _first_neighbors(vectors: Float32, rows: Picks, rank: Int64, threshold: floa
         return functools.reduce(np.minimum, threads.map(search, range(TREES)))
 
 
-def _cells(vectors: Float32, rows: Picks, rng: np.random.Generator) -> Iterator[Picks]:
+def _cells(vectors: Float32 | Rounded, rows: Picks, rng: np.random.Generator) -> Iterator[Picks]:
     """Cut the rows (positions in ``rows``) into cells: each goes to the nearest of a few random rows, again and again."""
     parts = [np.arange(len(rows))]
     while parts:
@@ -219,14 +223,22 @@ def _cells(vectors: Float32, rows: Picks, rng: np.random.Generator) -> Iterator[
         parts += [piece for piece in np.split(by_label, np.cumsum(sizes)[:-1]) if len(piece)]
 
 
-def _near_pairs(vectors: Float32, rows: Picks, cell: Picks, threshold: float) -> Iterator[tuple[Picks, Picks]]:
-    """The pairs of a cell whose cosine reaches the threshold; a pair within one block comes twice."""
+def _near_pairs(
+    vectors: Float32 | Rounded, rows: Picks, cell: Picks, threshold: float
+) -> Iterator[tuple[Picks, Picks]]:
+    """The pairs of a cell whose cosine reaches the threshold, each once."""
+    least = threshold - (vectors.slack if isinstance(vectors, Rounded) else 0)
     for right in blocks(len(cell)):
         among = np.asarray(vectors[rows[cell[right]]])
         for left in blocks(len(cell)):
             if left.start < right.start:
                 continue
             queries = among if left == right else np.asarray(vectors[rows[cell[left]]])
-            i, j = np.nonzero(queries @ among.T >= threshold)
+            i, j = np.nonzero(queries @ among.T >= least)
             i, j = cell[left][i], cell[right][j]
-            yield i[i != j], j[i != j]
+            if left == right:
+                i, j = i[i < j], j[i < j]
+            if isinstance(vectors, Rounded):
+                near = vectors.reach(rows[i], rows[j], threshold)
+                i, j = i[near], j[near]
+            yield i, j

@@ -48,14 +48,15 @@ def test_the_same_as_one_by_one(n, seed, threshold):
     assert found.tolist() == one_by_one(vectors, priority, threshold)
 
 
-@settings(deadline=None, max_examples=25)
-@given(n=st.integers(30, 120), seed=st.integers(0, 10**6), threshold=st.floats(0.5, 0.99))
-def test_rounds_end_as_one_by_one_does(n, seed, threshold):
+@settings(deadline=None, max_examples=40)
+@given(n=st.integers(30, 120), seed=st.integers(0, 10**6), threshold=st.floats(0.5, 0.99), rounded=st.booleans())
+def test_rounds_end_as_one_by_one_does(n, seed, threshold, rounded):
     rng = np.random.default_rng(seed)
     vectors, priority = unit(rng.standard_normal((n, 3))), rng.permutation(n)
     with pytest.MonkeyPatch.context() as patch:  # cells that hold everything: no pair is missed
         patch.setattr(duplicates, "ALL_PAIRS", 3)
         patch.setattr(duplicates, "CELL", 1000)
+        patch.setattr(duplicates, "MOST_BYTES", 0 if rounded else 1 << 32)
         found = find_duplicates(np.arange(n), priority, vectors=vectors, threshold=threshold)
     assert found.tolist() == one_by_one(vectors, priority, threshold)
 
