@@ -134,9 +134,8 @@ class Study:
         first = next(iter(judged.readings.values())).per_token
         made = [*self.done.values(), done]
         told = self._told(made)
-        usual = statistics.fmean(
-            each.seconds for each in made
-        )  # arms that take longer than was planned use up the planned time
+        # Arms that take longer than was planned use up the planned time before the last is made.
+        usual = statistics.fmean(each.seconds for each in made)
         left = max(0.0, self._expected - done.seconds, (self._left - 1) * usual)
         say(
             f"arm {len(made)} of {len(self.done) + self._left}, {arm.name}: loss {first:.4f}; about {clock(left)} left"
