@@ -63,7 +63,10 @@ class ImageModel:
         if not any(True for _ in self.model.parameters()):
             raise InputError(f"{type(model).__name__} has no weights, so it has no subnets.")
         try:
-            self.widths = [z.shape[1] for z in self.stages(transform(Image.new("RGB", (64, 64), "gray"))[None])]
+            trial = transform(Image.new("RGB", (64, 64), "gray"))[None]
+            # SigLIP's vision part says nothing of its blocks before transformers 5: then they are listened to.
+            self._tells = _is_transformers(model) and len(self._in_pieces(self._hidden_states, trial)[0]) > 1
+            self.widths = [z.shape[1] for z in self.stages(trial)]
         except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise InputError(
                 f"{type(model).__name__} cannot be used as an image backbone with its transform: "
@@ -115,10 +118,8 @@ class ImageModel:
 
     def stages(self, pixels: Tensor) -> list[Tensor]:
         """Pooled output of each stage, float32 [b, d_l] each; the last is the model's own."""
-        if _is_transformers(self.model):
-            states = _joined(self._in_pieces(self._hidden_states, pixels))
-            if len(states) > 1:  # SigLIP's vision part gives none before transformers 5
-                return states
+        if self._tells:
+            return _joined(self._in_pieces(self._hidden_states, pixels))
         found: dict[int, list[Tensor]] = {}  # by thread, because several pieces run at a time
         hooks = [
             m.register_forward_hook(lambda _, __, out: found[get_ident()].append(pooled(out)))
