@@ -10,24 +10,9 @@ from typing import Any
 
 from instruct_prune.errors import InputError
 from instruct_prune.export.job import Exported, ExportJob
-from instruct_prune.rows.row import ImageRef, Row
+from instruct_prune.rows.row import ImageRef, Row, suffix_of
 from instruct_prune.rows.saved import save_silently
 from instruct_prune.storage import replaced_folder
-
-SUFFIX_OF = {
-    b"\x89PNG": ".png",
-    b"\xff\xd8\xff": ".jpg",
-    b"GIF8": ".gif",
-    b"RIFF": ".webp",
-    b"BM": ".bmp",
-    b"II*\0": ".tif",
-    b"MM\0*": ".tif",
-}
-
-
-def suffix_of(data: bytes) -> str:
-    """The ending of a picture's file name, by its first bytes."""
-    return next((suffix for magic, suffix in SUFFIX_OF.items() if data.startswith(magic)), ".img")
 
 
 def links(job: ExportJob) -> Exported:

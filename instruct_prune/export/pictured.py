@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 from instruct_prune.errors import InputError
 from instruct_prune.export import stanzas
 from instruct_prune.export.conversations import check_masks, mask_notes, messages_row, sharegpt_row
-from instruct_prune.export.images import suffix_of
 from instruct_prune.export.job import CannotExpressError, Exported, ExportJob, write_json_rows
 from instruct_prune.rows.arrow_tables import KeptTable, write_parquet_table
 from instruct_prune.rows.pictures import MARK
-from instruct_prune.rows.row import ImageRef, Message, Row
+from instruct_prune.rows.row import ImageRef, Message, Row, suffix_of
 from instruct_prune.storage import atomic, make_folder, write_json
 
 if TYPE_CHECKING:

@@ -77,18 +77,9 @@ def _inferred(samples: Iterable[Row]) -> KeptTable:
 
 
 def _batches(samples: Iterable[Row]) -> Iterator[list[Mapping[str, Any]]]:
-    rows = map(_raw, samples)
+    rows = (as_mapping(sample.raw) for sample in samples)
     while batch := list(islice(rows, BATCH_ROWS)):
         yield batch
-
-
-def _raw(sample: Row) -> Mapping[str, Any]:
-    if not sample.raw:
-        raise InputError(
-            f"{sample.source}, line {sample.line}: the row holds bytes, which are not stored beside rows of other inputs. Prune"
-            " this input in a run of its own."
-        )
-    return as_mapping(sample.raw)
 
 
 def _features(rows: list[Mapping[str, Any]]) -> Mapping[str, Any]:

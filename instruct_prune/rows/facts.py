@@ -14,7 +14,7 @@ from instruct_prune.rows.inputs import IMAGES_AND_TEXT
 from instruct_prune.rows.source import Source, open_data
 from instruct_prune.storage import what_changed
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)

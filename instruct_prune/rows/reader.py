@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from instruct_prune.rows.row import suffix_of
 
 RowData = bytes | Mapping[str, Any]
 
@@ -172,10 +175,23 @@ def _bare(row: object) -> str:
 
 
 def line_of(raw: bytes | Mapping[str, Any]) -> bytes:
-    """One JSONL line without its newline: the row's own bytes, or its object as JSON (same keys, order, values)."""
+    """One JSONL line without its newline: the row's own bytes, or its object as JSON (same keys, order, values).
+
+    What JSON has no type for is written as text: bytes as a data URI, by which pictures are found in a row.
+    """
     if isinstance(raw, bytes):
         return raw
-    return json.dumps(raw, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass")
+    return json.dumps(raw, ensure_ascii=False, default=_as_text).encode("utf-8", "surrogatepass")
+
+
+def _as_text(value: object) -> str:
+    if not isinstance(value, bytes):
+        return str(value)
+    suffix = suffix_of(value)
+    kind = {".img": "application/octet-stream", ".jpg": "image/jpeg", ".tif": "image/tiff"}.get(
+        suffix, f"image/{suffix[1:]}"
+    )
+    return f"data:{kind};base64,{base64.b64encode(value).decode()}"
 
 
 def check_encodable(row: Mapping[str, Any]) -> None:

@@ -8,6 +8,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+SUFFIX_OF = {
+    b"\x89PNG": ".png",
+    b"\xff\xd8\xff": ".jpg",
+    b"GIF8": ".gif",
+    b"RIFF": ".webp",
+    b"BM": ".bmp",
+    b"II*\0": ".tif",
+    b"MM\0*": ".tif",
+}
+"""The first bytes of a picture: the ending of its file name."""
+
+
+def suffix_of(data: bytes) -> str:
+    """The ending of a picture's file name, by its first bytes; ".img" where they are unknown."""
+    return next((suffix for magic, suffix in SUFFIX_OF.items() if data.startswith(magic)), ".img")
+
 
 @dataclass(frozen=True, slots=True)
 class ImageRef:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -12,7 +12,7 @@ from instruct_prune.errors import InputError
 from instruct_prune.rows.find import Data, find_readers
 from instruct_prune.rows.formats import find_format
 from instruct_prune.rows.inputs import IMAGES, TEXT, Input, open_input
-from instruct_prune.rows.reader import RowData, RowError, as_mapping
+from instruct_prune.rows.reader import RowData, RowError
 from instruct_prune.rows.row import ImageRef, Reject, Row
 from instruct_prune.rows.tree import ListingHash
 
@@ -105,39 +105,6 @@ def _strictly(found: Reject) -> str:
         f"{found.source}, line {found.line}{where}: {found.reason}. Mend the row, or run without --strict"
         " to list such rows and go on."
     )
-
-
-def read_raw(source: Source, row_ids: Iterable[int]) -> Iterator[tuple[int, bytes | Mapping[str, Any]]]:
-    """Read rows again as they lie in the input: exact bytes of the line for JSONL, else the parsed row.
-
-    Args:
-        source: where they came from.
-        row_ids: ascending; rows that were rejected cannot be asked for.
-
-    Yields:
-        (row_id, raw) in input order.
-
-    Raises:
-        InputError: the data have changed since, or a row id is not there.
-    """
-    wanted = iter(row_ids)
-    next_id = next(wanted, None)
-    for row_id, (each, line, data) in enumerate(source._rows()):
-        if next_id is None:
-            return
-        if row_id != next_id:
-            continue
-        try:
-            raw = data if isinstance(data, bytes) and each.reader.kind == "jsonl" else as_mapping(data)
-        except RowError as error:
-            raise InputError(
-                f"{each.reader.name}, line {line}: this row could be read before and cannot now ({error.reason});"
-                " the file was changed during the run."
-            ) from None
-        yield row_id, raw
-        next_id = next(wanted, None)
-    if next_id is not None:
-        raise InputError(f"{', '.join(source.files)}: there is no row {next_id}; the data were changed during the run.")
 
 
 def open_data(

@@ -22,7 +22,7 @@ DEFAULTS = {
     for field in dataclasses.fields(Message)
 }
 Pictures = NDArray[np.uint8]
-"""uint8 [bytes]: the encoded pictures of a table, one behind the other."""
+"""uint8 [bytes]: the bytes that rows hold, which are pictures as a rule, one behind the other."""
 
 
 class RowWriter:
@@ -41,37 +41,33 @@ class RowWriter:
         options = pa.ipc.IpcWriteOptions(compression="zstd")
         self.file = pa.ipc.new_file(table, self.schema, options=options)
         self.pictures = pictures
+        self.held: dict[
+            bytes, tuple[int, int]
+        ] = {}  # of one row, whose pictures stand both in its turns and in its own object
         self.waiting: list[tuple[Any, ...]] = []
         self.bytes = 0
 
     def add(self, row: Row) -> None:
         """Store one row."""
-        raw = row.raw if isinstance(row.raw, bytes) else _text_of(row.raw)
-        said = {"messages": [self._message(m) for m in row.messages], "tools": row.tools, "columns": row.columns}
-        text = dumps(said).encode("utf-8", "surrogatepass")
+        self.held.clear()
+        raw = row.raw if isinstance(row.raw, bytes) else self._text(row.raw)
+        said = {"messages": [_message(m) for m in row.messages], "tools": row.tools, "columns": row.columns}
+        text = self._text(said)
         source = row.source.encode("utf-8", "surrogatepass")
         self.waiting.append((row.row_id, source, row.line, raw, isinstance(row.raw, bytes), text))
-        self.bytes += len(text) + len(raw or b"")
+        self.bytes += len(text) + len(raw)
         if len(self.waiting) == BATCH_ROWS or self.bytes >= BATCH_BYTES:
             self._flush()
 
-    def _message(self, message: Message) -> dict[str, Any]:
-        """What a message has that is not as it is by default."""
-        said = {name: getattr(message, name) for name in DEFAULTS}
-        said = {name: value for name, value in said.items() if value != DEFAULTS[name]}
-        if not isinstance(message.content, str):
-            said["content"] = [self._part(part) for part in message.content]
-        return said
+    def _text(self, value: Any) -> bytes:
+        return dumps(value, self._hold).encode("utf-8", "surrogatepass")
 
-    def _part(self, part: Part) -> Any:
-        picture = part.value
-        if isinstance(picture, str):
-            return picture
-        if picture.data is None:
-            return [picture.path, None, None]
-        at = self.pictures.tell()
-        self.pictures.write(picture.data)
-        return [picture.path, at, len(picture.data)]
+    def _hold(self, data: bytes) -> tuple[int, int]:
+        """Where some bytes lie in ``pictures.bin``, and how many they are."""
+        if data not in self.held:
+            self.held[data] = self.pictures.tell(), len(data)
+            self.pictures.write(data)
+        return self.held[data]
 
     def _flush(self) -> None:
         import pyarrow as pa
@@ -89,46 +85,61 @@ class RowWriter:
         self.file.close()
 
 
-def _text_of(raw: Mapping[str, Any]) -> bytes | None:
-    """A parsed row as text; None where it holds bytes, which would be stored twice."""
-    text = dumps(raw).encode("utf-8", "surrogatepass")
-    return None if b'{"$bytes":' in text and _holds_bytes(raw) else text
+def _message(message: Message) -> dict[str, Any]:
+    """What a message has that is not as it is by default."""
+    said = {name: getattr(message, name) for name in DEFAULTS}
+    said = {name: value for name, value in said.items() if value != DEFAULTS[name]}
+    if not isinstance(message.content, str):
+        said["content"] = [_part(part.value) for part in message.content]
+    return said
 
 
-def _holds_bytes(value: Any) -> bool:
-    if isinstance(value, Mapping | list):
-        return any(map(_holds_bytes, value.values() if isinstance(value, Mapping) else value))
-    return isinstance(value, bytes)
+def _part(value: str | ImageRef) -> Any:
+    return value if isinstance(value, str) else [value.path, value.data]
 
 
-def raw_of(raw: bytes, is_line: bool) -> bytes | Mapping[str, Any]:
+class Held(dict[tuple[int, int], bytes]):
+    """{(where they lie, how many they are): bytes} of one row, each read once."""
+
+    def __init__(self, pictures: Pictures) -> None:
+        super().__init__()
+        self.pictures = pictures
+
+    def __missing__(self, place: tuple[int, int]) -> bytes:
+        at, size = place
+        self[place] = self.pictures[at : at + size].tobytes()
+        return self[place]
+
+    def of(self, text: bytes) -> Any:
+        """The value of a stored text."""
+        return loads(text, lambda place: self[tuple(place)])
+
+
+def raw_of(raw: bytes, is_line: bool, held: Held) -> bytes | Mapping[str, Any]:
     """A row as it lay in the input, from its stored text."""
-    return raw if is_line else loads(raw)
+    return raw if is_line else held.of(raw)
 
 
 def rows_of(batch: pa.RecordBatch, pictures: Pictures) -> Iterator[Row]:
     """The rows of a record batch."""
     names = ("row_id", "source", "line", "raw", "is_line", "row")
     for row_id, source, line, raw, is_line, row in zip(*(batch.column(n).to_pylist() for n in names), strict=True):
-        said = loads(row)
-        messages = tuple(_message_of(message, pictures) for message in said["messages"])
-        whole: bytes | Mapping[str, Any] = {} if raw is None else raw_of(raw, is_line)
+        held = Held(pictures)
+        said = held.of(row)
+        messages = tuple(_message_of(message) for message in said["messages"])
         where = source.decode("utf-8", "surrogatepass")
-        yield Row(row_id, messages, where, line, whole, said["columns"], tuple(said["tools"]))
+        yield Row(row_id, messages, where, line, raw_of(raw, is_line, held), said["columns"], tuple(said["tools"]))
 
 
-def _message_of(said: dict[str, Any], pictures: Pictures) -> Message:
+def _message_of(said: dict[str, Any]) -> Message:
     content = said["content"]
     if not isinstance(content, str):
-        said["content"] = tuple(_part_of(part, pictures) for part in content)
+        said["content"] = tuple(_part_of(part) for part in content)
     restored: dict[str, Any] = {
         name: tuple(value) if isinstance(DEFAULTS[name], tuple) else value for name, value in said.items()
     }
     return Message(**restored)
 
 
-def _part_of(part: str | list[Any], pictures: Pictures) -> Part:
-    if isinstance(part, str):
-        return Part("text", part)
-    path, at, size = part
-    return Part("image", ImageRef(path, None if at is None else pictures[at : at + size].tobytes()))
+def _part_of(part: str | list[Any]) -> Part:
+    return Part("text", part) if isinstance(part, str) else Part("image", ImageRef(*part))

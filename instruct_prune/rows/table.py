@@ -1,7 +1,7 @@
 """The stored table: every row of the input read, hashed and parsed once; later stages read this and not the input.
 
 ``rows.arrow`` holds the rows that could be read, ``rejects.jsonl`` the others, ``rows.json`` what is known of them all.
-Pictures that lay inside a table are kept once, in ``pictures.bin``.
+Pictures that lay inside a table, and other bytes that rows hold, are kept once, in ``pictures.bin``.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from instruct_prune.arrays import Int64, positions_of
 from instruct_prune.errors import InputError
 from instruct_prune.rows.facts import VERSION, RowFacts, facts_of, stamps_of
 from instruct_prune.rows.row import Reject, Row
-from instruct_prune.rows.source import Source, read_raw
-from instruct_prune.rows.stored import Pictures, RowWriter, raw_of, rows_of
+from instruct_prune.rows.source import Source
+from instruct_prune.rows.stored import Held, Pictures, RowWriter, raw_of, rows_of
 from instruct_prune.storage import atomic, make_folder, write_json
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class RowTable:
         return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
 
     def __iter__(self) -> Iterator[Row]:
-        """Yield the rows in input order. ``Row.raw`` is empty where `raw` has to read the input again."""
+        """Yield the rows in input order."""
         for batch in self._batches():
             yield from rows_of(batch, self._pictures)
 
@@ -94,8 +94,6 @@ class RowTable:
     def raw(self, row_ids: Int64) -> Iterator[tuple[int, bytes | Mapping[str, Any]]]:
         """Rows as they lay in the input: the exact bytes of the line for JSONL, else the parsed row.
 
-        Rows that hold bytes (tables with pictures beside text) are not stored twice and come from the input again.
-
         Args:
             row_ids: int64 [m], ascending.
 
@@ -103,21 +101,12 @@ class RowTable:
             (row_id, raw) in input order.
 
         Raises:
-            InputError: the table lacks one of the rows; or the input has to be read again, and changed or lay in memory.
+            InputError: the table lacks one of the rows.
         """
-        again: Iterator[tuple[int, bytes | Mapping[str, Any]]] | None = None
         for batch, ids in self._taken(row_ids, ["row_id", "raw", "is_line"]):
             raws, is_line = batch.column("raw").to_pylist(), batch.column("is_line").to_pylist()
             for row_id, raw, whole in zip(ids.tolist(), raws, is_line, strict=True):
-                if raw is not None:
-                    yield row_id, raw_of(raw, whole)
-                    continue
-                again = again or self._read_again(row_ids)
-                yield next(found for found in again if found[0] == row_id)
-
-    def _read_again(self, row_ids: Int64) -> Iterator[tuple[int, bytes | Mapping[str, Any]]]:
-        self.facts.require_unchanged()
-        return read_raw(self.facts.opened_again(), row_ids.tolist())
+                yield row_id, raw_of(raw, whole, Held(self._pictures))
 
     def _batches(self, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
         import pyarrow as pa

@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 from stored import kept_of
 
-from instruct_prune.export.own_format import write_own_format
+from instruct_prune.export.own_format import write_own_format, write_pruned
 from instruct_prune.rows import open_data
+from instruct_prune.rows.row import Row
 
 KEEP = [0, 2, 3]
 ROWS = [
@@ -158,3 +159,29 @@ def test_the_same_selection_gives_the_same_bytes(tmp_path: Path) -> None:
         for file in files:
             twin = second if first.is_file() else second / file.name
             assert file.read_bytes() == twin.read_bytes(), file.name
+
+
+def test_pictures_of_a_table_stand_in_the_lines_and_are_read_from_there(tmp_path: Path) -> None:
+    import io
+
+    from PIL import Image
+
+    pictures = []
+    for shade, kind in ((10, "PNG"), (20, "JPEG"), (30, "TIFF")):
+        Image.new("RGB", (8, 8), (shade, 0, 0)).save(held := io.BytesIO(), kind)
+        pictures.append(held.getvalue())
+    says = [{"role": "user", "content": "<image>What is it?"}, {"role": "assistant", "content": "Red."}]
+    rows = [{"image": {"bytes": data, "path": None}, "messages": says, "key": b"\x00\xff"} for data in pictures]
+    source = open_data(rows)
+    kept = kept_of(tmp_path / "stored", source)
+    assert [row.raw for row in kept] == rows
+    held_once = (tmp_path / "stored" / "pictures.bin").read_bytes()
+    assert [held_once.count(data) for data in pictures] == [1, 1, 1]
+    write_pruned(kept.table.raw(kept.row_id), tmp_path / "pruned.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "pruned.jsonl").read_text().splitlines()]
+    assert [line["image"]["bytes"].split(",")[0] for line in lines] == [
+        "data:image/png;base64", "data:image/jpeg;base64", "data:image/tiff;base64",
+    ]  # fmt: skip
+    assert lines[0]["key"] == "data:application/octet-stream;base64,AP8="
+    again = open_data([str(tmp_path / "pruned.jsonl")])
+    assert [row.messages[0].images[0].read() for row in again if isinstance(row, Row)] == pictures

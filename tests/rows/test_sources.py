@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from instruct_prune.errors import InputError
-from instruct_prune.rows import open_data, read_raw
+from instruct_prune.rows import open_data
 from instruct_prune.rows.row import Reject, Row
 
 ROWS = [{"instruction": f"do {i}", "input": "NA" if i % 2 else "", "output": f"0070{i}\né\u2028x"} for i in range(700)]
@@ -96,31 +96,6 @@ def test_identity_is_of_the_files_as_they_lie(files: dict[str, str]) -> None:
     [entry] = open_data([files["splits"]], split="test").identity()
     assert entry["path"] == files["splits"] + "/test/data-00000-of-00001.arrow"
     assert open_data([files["x.jsonl"], files["x.csv"]]).identity()[1]["path"] == files["x.csv"]
-
-
-def test_read_raw_gives_rows_as_they_came(files: dict[str, str]) -> None:
-    wanted = [0, 3, 299, 300, 698]
-    lines = Path(files["x.jsonl"]).read_bytes().split(b"\n")
-    assert list(read_raw(open_data([files["x.jsonl"]]), wanted)) == [(i, lines[i]) for i in wanted]
-    for name in ("x.json", "x.csv", "x.parquet", "saved"):
-        assert list(read_raw(open_data([files[name]]), wanted)) == [(i, ROWS[i]) for i in wanted]
-    both = open_data([files["x.jsonl"], files["x.csv"]], limit=800)
-    assert both.kind == "mixed"
-    assert list(read_raw(both, [1, 701])) == [(1, lines[1]), (701, ROWS[1])]
-    with pytest.raises(InputError, match="there is no row 800"):
-        list(read_raw(both, [5, 800]))
-
-
-def test_read_raw_counts_rejected_rows_too(tmp_path: Path) -> None:
-    path = tmp_path / "x.jsonl"
-    path.write_bytes(b"broken\n\n" + as_jsonl(ROWS[:2]) + b"{}\n" + as_jsonl(ROWS[2:3]))
-    source = open_data([str(path)])
-    kept = {row.row_id: row.raw for row in source if isinstance(row, Row)}
-    assert list(kept) == [1, 2, 4]
-    assert dict(read_raw(source, kept)) == kept
-    path.write_bytes(b"broken\n\n")
-    with pytest.raises(InputError, match="changed during the run"):
-        list(read_raw(source, [1]))
 
 
 def test_several_files_keep_their_own_formats(files: dict[str, str], tmp_path: Path) -> None:

@@ -186,7 +186,7 @@ def test_pictures_of_tables_are_stored_once_and_come_back(tmp_path: Path) -> Non
     assert table.facts.model_kind == "image_encoder"
 
 
-def test_rows_beside_pictures_are_fetched_again(tmp_path: Path) -> None:
+def test_rows_beside_pictures_are_stored_whole(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -195,7 +195,8 @@ def test_rows_beside_pictures_are_fetched_again(tmp_path: Path) -> None:
     assert all(isinstance(row, Reject) and row.field == "image" for row in open_data([str(tmp_path / "x.parquet")]))
     table = stored(tmp_path, tmp_path / "x.parquet", columns={"instruction": "instruction", "output": "output"})
     assert "without its pictures (image)" in table.facts.description
-    assert [(row.columns, row.raw) for row in table] == [({}, {})] * 3
+    (tmp_path / "x.parquet").unlink()
+    assert [(row.columns, row.raw) for row in table] == [({}, row) for row in rows]
     assert list(table.raw(ids(0, 2))) == [(0, rows[0]), (2, rows[2])]
 
 
@@ -284,3 +285,11 @@ def test_values_that_json_has_not(tmp_path: Path) -> None:
     assert first.columns == {"when": datetime.datetime(2024, 1, 2), "cost": decimal.Decimal("1.10")}
     assert second.columns == {"pair": [1, [2]]}
     assert first.raw == rows[0]
+
+
+def test_an_object_with_a_key_of_the_store_is_told_from_bytes(tmp_path: Path) -> None:
+    rows = [
+        {"instruction": "q", "output": "a", "odd": {name: value}, "data": b"x"}
+        for name, value in (("$held", [0, 1]), ("$bytes", "eA=="), ("$object", [["k", 1]]), ("$held", {"$held": b"y"}))
+    ]
+    assert [raw for _, raw in stored(tmp_path, rows).raw(ids(0, 1, 2, 3))] == rows
