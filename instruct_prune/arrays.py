@@ -1,15 +1,18 @@
-"""Names for the types of arrays; each use says its shape."""
+"""Names for the types of arrays, each use of which says its shape, and what stands under all rooms: rows in step, and in batches."""
 
 from __future__ import annotations
 
 import mmap
-from typing import Any
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from instruct_prune.errors import InputError
 
+T = TypeVar("T")
 Int32 = NDArray[np.int32]
 
 
@@ -42,6 +45,13 @@ def positions_of(wanted: Int64, row_id: Int64, what: str) -> Int64:
             "Make it again."
         )
     return at.astype(np.int64)
+
+
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of ``size`` items, the last of what is left (``itertools.batched`` of Python 3.12)."""
+    rest = iter(items)
+    while batch := list(islice(rest, size)):
+        yield batch
 
 
 def let_go(array: NDArray[Any]) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from instruct_prune.arrays import Int64, positions_of
 from instruct_prune.encode.item import Tokens
-from instruct_prune.encode.rendering import Writing
+from instruct_prune.encode.rendering import Writing, trained
 from instruct_prune.encode.store import TokenStore
 from instruct_prune.errors import InputError
 from instruct_prune.rows.formats.conversations import PREFERENCE, answered
@@ -217,8 +217,7 @@ class ExportJob:
 
     def trained(self, sample: Row) -> set[int]:
         """Positions of the messages that are trained on."""
-        found = [i for i, message in enumerate(sample.messages) if message.trained]
-        return set(found[-1:] if self.writing is not None and self.writing.turns == "last" else found)
+        return set(trained(sample, "last" if self.writing is not None and self.writing.turns == "last" else "all"))
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from instruct_prune.arrays import batched
 from instruct_prune.errors import InputError
 from instruct_prune.export import stanzas
 from instruct_prune.export.conversations import check_masks, mask_notes, messages_row, sharegpt_row
@@ -178,8 +178,7 @@ def _messages_table(job: ExportJob, last: bool) -> KeptTable:
     features = datasets.Features({**dict.fromkeys(names, turns), "images": datasets.List(datasets.Image())})
 
     def chunks() -> Iterator[pa.Table]:
-        rows = iter(job.samples)
-        while batch := list(islice(rows, BATCH_ROWS)):
+        for batch in batched(job.samples, BATCH_ROWS):
             made = [_messages(sample, last) for sample in batch]
             yield datasets.Dataset.from_list(made, features=features).data.table.cast(features.arrow_schema)
 

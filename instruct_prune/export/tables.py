@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from instruct_prune.arrays import batched
 from instruct_prune.errors import InputError
 from instruct_prune.export.images import dataset
 from instruct_prune.export.job import Exported, ExportJob
@@ -77,9 +77,7 @@ def _inferred(samples: Iterable[Row]) -> KeptTable:
 
 
 def _batches(samples: Iterable[Row]) -> Iterator[list[Mapping[str, Any]]]:
-    rows = (as_mapping(sample.raw) for sample in samples)
-    while batch := list(islice(rows, BATCH_ROWS)):
-        yield batch
+    return batched((as_mapping(sample.raw) for sample in samples), BATCH_ROWS)
 
 
 def _features(rows: list[Mapping[str, Any]]) -> Mapping[str, Any]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from instruct_prune.arrays import batched
 from instruct_prune.errors import InputError
 from instruct_prune.export import stanzas
 from instruct_prune.export.job import Exported, ExportJob, KeptTokens
@@ -91,8 +91,7 @@ def token_table(kept: KeptTokens, *, row_ids: bool) -> KeptTable:
     def chunks() -> Iterator[pa.Table]:
         import pyarrow as pa
 
-        rows = iter(kept)
-        while batch := list(islice(rows, BATCH_ROWS)):
+        for batch in batched(kept, BATCH_ROWS):
             items = [each for _, each in batch]
             offsets = np.cumsum([0, *(len(each.ids) for each in items)]).astype(np.int32)
             ids = np.concatenate([each.ids for each in items]).astype(np.int32)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from instruct_prune.arrays import Float32
+from instruct_prune.arrays import Float32, batched
 from instruct_prune.errors import InputError
 from instruct_prune.models.pretrained import PICKLED
 from instruct_prune.rows.row import Row
@@ -74,11 +73,10 @@ def embed_rows(
         InputError: the number of samples is not n (the data changed since it was encoded).
     """
     make_folder(parts)
-    rows = iter(samples)
     made: TextEncoder | None = None
     paths: list[Path] = []
     count = 0
-    while piece := list(islice(rows, PART_ROWS)):
+    for piece in batched(samples, PART_ROWS):
         path = parts / f"{len(paths):06d}.npy"
         if _rows_in(path) != len(piece):
             made = made or encoder()

@@ -7,12 +7,12 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from instruct_prune.arrays import Int32
+from instruct_prune.arrays import Int32, batched
 from instruct_prune.encode.item import Encoded
 from instruct_prune.encode.tokenize import Encoder
 from instruct_prune.report.scripts import script_of
@@ -217,8 +217,7 @@ def inspect_data(
         InputError: the data cannot be read on, or are read strictly and a row is rejected.
     """
     found = Inspection(source.description, encoder.template_name, np.random.default_rng(seed))
-    rows = iter(source)
-    while chunk := list(islice(rows, BATCH)):
+    for chunk in batched(source, BATCH):
         samples = [row for row in chunk if isinstance(row, Row)]
         found.reject([row for row in chunk if isinstance(row, Reject)])
         for sample, row in zip(samples, (encode or encoder.encode)(samples), strict=True):

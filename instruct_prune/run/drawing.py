@@ -150,8 +150,10 @@ def duplicates_of(
     if contaminated is not None:  # a row that goes must not stand for one that could be kept
         order = np.lexsort((priority, contaminated))
         priority[order] = np.arange(len(priority))
-    keys = None if facts.keys is None else facts.keys[table.scored]
-    return find_duplicates(pool.row_id, priority, keys=keys, vectors=pool.embeddings, threshold=config.dedup)
+    keys, apart = facts.keys[table.scored], facts.apart[table.scored]
+    return find_duplicates(
+        pool.row_id, priority, keys=keys, apart=apart, vectors=pool.embeddings, threshold=config.dedup
+    )
 
 
 def _under_score(

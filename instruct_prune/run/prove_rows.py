@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from instruct_prune.arrays import Bool, Int64
+from instruct_prune.arrays import Bool, Int64, batched
 from instruct_prune.config import EncodeConfig, ScoreConfig
 from instruct_prune.encode.item import Encoded
 from instruct_prune.errors import InputError
@@ -104,8 +103,7 @@ class ProveRows:
         wanted = np.unique(np.asarray(list(row_ids), dtype=np.int64))
         missing = np.asarray([row for row in wanted.tolist() if row not in self._encoded], dtype=np.int64)
         if len(missing):
-            rows = self.pool.take(missing)
-            while batch := list(islice(rows, BATCH)):
+            for batch in batched(self.pool.take(missing), BATCH):
                 self._encoded |= {row.row_id: row for row in self._model.encode(batch)}
         return {row: self._encoded[row] for row in wanted.tolist()}
 
@@ -113,10 +111,9 @@ class ProveRows:
         """The table with the trained model's tokens; what it cannot read is not in the pool."""
         status, prompt, response = table.status.astype("<U32"), table.n_prompt.copy(), table.n_response.copy()
         wanted = np.flatnonzero(table.scored)
-        rows = self.pool.take(table.row_id[wanted])
         at = 0
         with Progress("encoding for the trained model", len(wanted), "rows") as progress:
-            while batch := list(islice(rows, BATCH)):
+            for batch in batched(self.pool.take(table.row_id[wanted]), BATCH):
                 for row in self._model.encode(batch):
                     i = wanted[at]
                     status[i], response[i] = row.status, int(row.response_mask.sum())

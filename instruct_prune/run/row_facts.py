@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from instruct_prune.arrays import Int64, positions_of
+from instruct_prune.arrays import Int64, batched, positions_of
 from instruct_prune.config import SelectConfig
 from instruct_prune.errors import InputError
+from instruct_prune.rows.exact import dumps
+from instruct_prune.rows.formats.conversations import PREFERENCE
 from instruct_prune.rows.reader import as_mapping
 from instruct_prune.rows.row import Row
 from instruct_prune.rows.table import RowTable
@@ -26,6 +27,7 @@ from instruct_prune.select.duplicates import text_keys
 SOURCE = "source"
 NAMED_ROWS = 50_000  # rows that clusters are named by
 NAMED_CHARACTERS = 500
+BATCH_ROWS = 1024
 
 
 @dataclass
@@ -34,14 +36,16 @@ class RowFacts:
 
     Attributes:
         strata: value of --stratify's column for each row, or None.
-        keys: int64 [n], hash of each row's normalised text (--dedup), or None.
+        keys: int64 [n], hash of each row's normalised text; empty without --dedup.
+        apart: int64 [n], hash of what a row trains besides its text (`beside_text`); likewise.
         named_rows: row ids of the rows in ``texts``.
         texts: some rows' texts, for the names of clusters.
         must_keep: int64, row ids.
     """
 
     strata: list[Any] | None = None
-    keys: Int64 | None = None
+    keys: Int64 = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    apart: Int64 = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     named_rows: list[int] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     must_keep: Int64 = field(default_factory=lambda: np.empty(0, dtype=np.int64))
@@ -60,26 +64,25 @@ def read_facts(folder: RunFolder, table: ScoreTable, config: SelectConfig, namin
     if not (config.stratify or column or naming or config.dedup is not None):
         return facts
     facts.strata = [] if config.stratify else None
+    rows = rows_of(folder)
+    rejected = rejected_of(rows)
     every = max(1, len(table) // NAMED_ROWS)
-    scored = table.scored
     forced: list[int] = []
-
-    def texts() -> Iterator[str]:
-        for i, sample in enumerate(rows_of(folder).take(table.row_id)):
+    keys, apart = [facts.keys], [facts.apart]
+    numbered = zip(range(len(table)), table.scored.tolist(), rows.take(table.row_id), strict=True)
+    for batch in batched(numbered, BATCH_ROWS):
+        for i, scored, row in batch:
             if facts.strata is not None:
-                facts.strata.append(stratum_of(sample, str(config.stratify)))
-            if column is not None and scored[i] and str(field_of(sample, column)) == value:
-                forced.append(sample.row_id)
-            if naming and scored[i] and i % every == 0:
-                facts.named_rows.append(sample.row_id)
-                facts.texts.append(sample.text[:NAMED_CHARACTERS])
-            yield sample.text
-
-    if config.dedup is not None:
-        facts.keys = text_keys(texts())
-    else:
-        for _ in texts():
-            pass
+                facts.strata.append(stratum_of(row, str(config.stratify)))
+            if column is not None and scored and str(field_of(row, column)) == value:
+                forced.append(row.row_id)
+            if naming and scored and i % every == 0:
+                facts.named_rows.append(row.row_id)
+                facts.texts.append(row.text[:NAMED_CHARACTERS])
+        if config.dedup is not None:
+            keys.append(text_keys(row.text for _, _, row in batch))
+            apart.append(text_keys(beside_text(row, rejected) for _, _, row in batch))
+    facts.keys, facts.apart = np.concatenate(keys), np.concatenate(apart)
     if facts.strata is not None and all(v is None for v in facts.strata):
         raise InputError(
             f"--stratify {config.stratify}: the data has no column of this name (or it is empty in every row)."
@@ -89,6 +92,25 @@ def read_facts(folder: RunFolder, table: ScoreTable, config: SelectConfig, namin
             raise InputError(f"--must-keep {config.must_keep}: no scored row has {column!r} equal to {value!r}.")
         facts.must_keep = np.asarray(forced, dtype=np.int64)
     return facts
+
+
+def rejected_of(rows: RowTable) -> str | None:
+    """The column of the rejected answers, where rows are pairs of a chosen and a rejected one."""
+    pairs = any(name.startswith(PREFERENCE.name) for name in rows.facts.format.split("+"))
+    return (rows.facts.opened_with.get("columns") or {}).get("rejected", "rejected") if pairs else None
+
+
+def beside_text(row: Row, rejected: str | None) -> str:
+    """What a row trains besides its text: calls, thoughts, and its rejected answer (of this column); "" where it has none.
+
+    Rows that differ here are no copies of one another, however alike their texts are.
+    """
+    said: list[Any] = []
+    for message in row.messages:
+        if message.tool_calls or message.reasoning.strip():
+            said.append([message.reasoning, [call.get("function") for call in message.tool_calls]])
+    other = None if rejected is None else field_of(row, rejected)
+    return dumps([said, other]) if said or other is not None else ""
 
 
 def field_of(sample: Row, name: str) -> Any:

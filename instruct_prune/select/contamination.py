@@ -12,13 +12,12 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from instruct_prune.arrays import Float32, Int64
+from instruct_prune.arrays import Float32, Int64, batched
 from instruct_prune.geometry import blocks
 from instruct_prune.select.duplicates import text_keys
 
@@ -69,7 +68,7 @@ class References:
         hashes: list[UInt64] = []
         owners: list[Int64] = []
         start = 0
-        for batch in _batches(texts):
+        for batch in batched(texts, BATCH):
             keys.append(text_keys(batch))
             found, at = _ngrams([[self._learn(word) for word in words(text)] for text in batch])
             hashes.append(found)
@@ -88,7 +87,7 @@ class References:
 
     def repeated_by(self, texts: Iterable[str]) -> Repeats:
         """Look through the texts of a pool, in order."""
-        parts = [self._batch(batch) for batch in _batches(texts)]
+        parts = [self._batch(batch) for batch in batched(texts, BATCH)]
         empty = Repeats(np.empty(0, np.int64), np.empty(0, np.int8))
         return Repeats(
             np.concatenate([part.of for part in (*parts, empty)]),
@@ -152,12 +151,6 @@ def _ngrams(rows: Sequence[list[int]]) -> tuple[UInt64, Int64]:
         hashes += codes[j : len(codes) - N + 1 + j]
     start = np.flatnonzero(within)
     return hashes[start], row[start]
-
-
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    rest = iter(texts)
-    while batch := list(islice(rest, BATCH)):
-        yield batch
 
 
 def _joined(rows: Sequence[list[int]]) -> Iterator[int]:

@@ -127,6 +127,17 @@ def test_turns_last_marks_earlier_turns(tmp_path: Path, job_of: Callable[..., Ex
     assert [turn.get("weight") for turn in lines(done.paths[0])[0]["messages"]] == [None, 0, None, 1]
 
 
+@pytest.mark.parametrize(("turns", "expected"), [("last", [None, 1, None, 0]), ("all", [None, 1, None, 0])])
+def test_a_blank_turn_was_not_scored_and_is_not_trained(
+    tmp_path: Path, job_of: Callable[..., ExportJob], turns: str, expected: list[int | None]
+) -> None:
+    said = (("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", " "))
+    row = {"messages": [{"role": role, "content": text} for role, text in said]}
+    job = job_of(jsonl(tmp_path / "a.jsonl", [row]), template="chat", turns=turns)
+    (done,) = export_selection(["messages"], job)
+    assert [turn.get("weight") for turn in lines(done.paths[0])[0]["messages"]] == expected
+
+
 # ---- LLaMA-Factory: its rules, as in data/parser.py and data/converter.py of 0.9.5 ----
 
 

@@ -465,3 +465,27 @@ def test_formats_are_declared_whole(name: str) -> None:
     assert found.name == name
     assert found.model in ("causal_lm", "image_encoder")
     assert {*found.structures, *found.turns} <= set(found.names) | {"history"}
+
+
+@pytest.mark.parametrize("missing", [{"context": None}, {}, {"context": ""}])
+@pytest.mark.parametrize("n_missing", [1, 3, 5])
+def test_a_row_without_its_context_takes_none_away_from_the_others(missing: dict[str, Any], n_missing: int) -> None:
+    rows = [{"instruction": f"q{i}", "context": f"c{i}", "response": "a"} for i in range(6)]
+    rows[:n_missing] = [{"instruction": f"q{i}", **missing, "response": "a"} for i in range(n_missing)]
+    found = [row.messages for row in open_data(rows) if isinstance(row, Row)]
+    assert found == [(U(f"q{i}", "" if i < n_missing else f"c{i}"), A("a")) for i in range(6)]
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"question": "", "query": "q", "answer": " ", "response": "a"}, [U("q"), A("a")]),
+        ({"instruction": "q", "output": "a", "system": "", "system_prompt": "s"}, [S("s"), U("q"), A("a")]),
+        ({"instruction": "q", "input": "c", "response": "", "target": "a"}, [U("q", "c"), A("a")]),
+        ({"instruction": "q", "output": ""}, [U("q"), A("")]),
+    ],
+)  # fmt: skip
+def test_blank_fields_of_tables_put_together_give_way(row: dict[str, Any], expected: list[Message]) -> None:
+    (found,) = open_data([row])
+    assert isinstance(found, Row)
+    assert list(found.messages) == expected

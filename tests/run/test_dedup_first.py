@@ -14,8 +14,10 @@ from sample_rows import alpaca_rows, write_jsonl
 from instruct_prune import Run
 from instruct_prune.cli import main
 from instruct_prune.measure import engine
+from instruct_prune.rows.row import Message, Row
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.records import EmbedFacts, ScoreFacts, SelectFacts
+from instruct_prune.run.row_facts import beside_text
 
 N, COPIED, TESTED = 30, (2, 7, 11), 5
 SAME = ("scores.parquet", "measured.parquet", "set_aside.parquet", "states/rows.npy", "states/mean_dense.npy")
@@ -222,3 +224,38 @@ def test_tests_alone_need_no_embedder(words: list[str], tmp_path: Path) -> None:
     assert aside is not None
     assert (aside.duplicates, aside.contaminated) == (0, 1)
     assert folder.facts(EmbedFacts).embedder == "model:mean"
+
+
+def test_pairs_with_other_rejected_answers_are_no_copies(
+    tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = [
+        {"prompt": f"Question {i}?", "chosen": f"Answer {i}.", "refused": refused}
+        for i in range(4)
+        for refused in ("No.", "Never.", "no")
+    ]
+    data = write_jsonl(tmp_path / "pairs.jsonl", pairs)
+    words[words.index("--data") + 1] = str(data)
+    at = words.index("--decontaminate")
+    del words[at : at + 2]
+    assert main(["run", *words, "--columns", "rejected=refused", "--out", str(tmp_path / "run")]) == 0
+    assert [(row["row_id"], row["duplicate_of"]) for row in set_aside(tmp_path / "run")] == [
+        (i, i - 2) for i in (2, 5, 8, 11)
+    ]
+    capsys.readouterr()
+
+
+def test_calls_and_thoughts_set_rows_apart() -> None:
+    def row(**said: Any) -> Row:
+        return Row(
+            0, (Message("user", "q"), Message("assistant", "a", trained=True, **said)), "x", 1, b'{"rejected": "r"}'
+        )
+
+    def called(name: str, number: str) -> dict[str, Any]:
+        return {"tool_calls": ({"id": number, "type": "function", "function": {"name": name, "arguments": {}}},)}
+
+    assert beside_text(row(), None) == ""
+    assert beside_text(row(**called("f", "1")), None) == beside_text(row(**called("f", "2")), None)
+    different = [row(), row(**called("f", "1")), row(**called("g", "1")), row(reasoning="so"), row(reasoning="thus")]
+    assert len({beside_text(each, None) for each in different}) == 5
+    assert beside_text(row(), "rejected") != ""

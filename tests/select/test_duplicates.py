@@ -154,3 +154,16 @@ def test_planted_case_and_punctuation_copies_of_real_rows():
     found = find_duplicates(np.arange(n + 500), np.arange(n + 500), keys=text_keys(texts + planted))
     assert (found[n:] == chosen).mean() >= 0.98
     assert (found[:n] >= 0).mean() <= 0.01
+
+
+@settings(deadline=None, max_examples=40)
+@given(n=st.integers(1, 40), seed=st.integers(0, 10**6))
+def test_rows_that_are_apart_never_stand_for_one_another(n, seed):
+    rng = np.random.default_rng(seed)
+    vectors, priority = unit(rng.standard_normal((n, 2))), rng.permutation(n)
+    keys, apart = rng.integers(0, 5, n), rng.integers(0, 3, n)
+    found = find_duplicates(np.arange(n), priority, keys=keys, apart=apart, vectors=vectors, threshold=0.9)
+    for group in range(3):
+        rows = np.flatnonzero(apart == group)
+        alone = find_duplicates(rows, priority[rows], keys=keys[rows], vectors=vectors[rows], threshold=0.9)
+        assert found[rows].tolist() == alone.tolist()

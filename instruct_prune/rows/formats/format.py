@@ -47,14 +47,15 @@ class Fields:
         return None if column is None else self.row.get(column)
 
     def present(self, *names: str) -> str | None:
-        """The first of these names that the row has a value for."""
-        return next((name for name in names if self.get(name) is not None), None)
+        """The first of these names that the row has a value for; a blank one counts where there is no other."""
+        there = [name for name in names if self.get(name) is not None]
+        return next((name for name in there if not _is_blank(self.get(name))), there[0] if there else None)
 
     def required(self, *names: str) -> str:
-        """The first of these names that the row has a value for.
+        """As `present`.
 
         Raises:
-            RowError: it has none.
+            RowError: the row has a value for none of these names.
         """
         name = self.present(*names)
         if name is None:
@@ -65,7 +66,7 @@ class Fields:
         return name
 
     def text(self, *names: str, required: bool = True) -> str:
-        """The text of the first of these fields that is there.
+        """The text of the first of these fields that is there, as `present` finds it.
 
         Raises:
             RowError: none is there and one is required, or it is no text.
@@ -78,6 +79,11 @@ class Fields:
             column = self.column(name)
             raise RowError(f"the field {column!r} must be text, this is {named_type(value)}", column)
         return value
+
+
+def _is_blank(value: object) -> bool:
+    """Whether a value says nothing: tables that were put together fill the columns of one with such values for the other."""
+    return not value.strip() if isinstance(value, str) else value in ([], {})
 
 
 @dataclass(frozen=True)

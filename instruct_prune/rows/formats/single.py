@@ -52,8 +52,8 @@ DOLLY = Format(
 GPTEACHER = Format(
     "gpteacher",
     (("instruction",), ("response", "target")),
-    ("input", "history", *SYSTEM),
-    _single(["instruction"], ["input"], ["response", "target"]),
+    ("input", "context", "history", *SYSTEM),
+    _single(["instruction"], ["input", "context"], ["response", "target"]),
     structures=("history",),
 )
 DOLLY_HHRLHF = Format("dolly_hhrlhf", (("prompt",), ("response",)), SYSTEM, _single(["prompt"], [], ["response"]))
