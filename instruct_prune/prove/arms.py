@@ -148,7 +148,7 @@ def draw_of_lengths(like: Int64, response: Int64, budget: int, seed: int) -> Int
     return best_draw(draw, ((response, budget),), (seed, 3))
 
 
-def at_total(draw: Callable[[int], Int64], total: Int64, wanted: int, budget: int) -> Int64:
+def at_total(draw: Callable[[int], Int64], total: Int64, wanted: int, budget: int, most: int) -> Int64 | None:
     """A rule's rows whose total tokens are nearest to what is wanted, found by halving the interval of response tokens.
 
     Args:
@@ -156,15 +156,20 @@ def at_total(draw: Callable[[int], Int64], total: Int64, wanted: int, budget: in
         total: int64 [n], all tokens of the rows.
         wanted: total tokens.
         budget: response tokens to begin from.
+        most: response tokens of all rows.
+
+    Returns:
+        int64 [k]; None where no draw comes within TOLERANCE of what is wanted.
     """
-    low, high = 0, 2 * budget
-    best = draw(budget)
-    for _ in range(16):
+    low, high = 0, budget
+    best = draw(high)
+    while total[best].sum() < wanted and high < most:
+        low, high = high, min(2 * high, most)
+        best = draw(high)
+    while high - low > 1 and abs(int(total[best].sum()) / wanted - 1) > NEAR:
         middle = (low + high) // 2
-        if middle <= low:
-            break
         rows = draw(middle)
         if abs(int(total[rows].sum()) - wanted) < abs(int(total[best].sum()) - wanted):
             best = rows
         low, high = (middle, high) if total[rows].sum() < wanted else (low, middle)
-    return best
+    return best if abs(int(total[best].sum()) / wanted - 1) <= TOLERANCE else None

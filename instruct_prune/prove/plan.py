@@ -12,8 +12,8 @@ from instruct_prune.prove.config import LEAST_RANDOM
 from instruct_prune.prove.statistics import detectable
 
 TYPICAL_SPREAD = 0.015
-"""Standard deviation of the test loss over random arms, in nats a token, until six arms of the study have been seen; measured with
-SmolLM2-135M on random subsets of 79 average rows (docs/study.md)."""
+"""Standard deviation of the test loss over random arms, in nats a token, as plans suppose it: measured with SmolLM2-135M on random
+subsets of 79 average rows (docs/study.md). Verdicts go by the spread of the study's own random arms."""
 MORE_TIMES, MORE_ARMS, WHOLE_ARMS, LENGTH_ARMS = (2.0, 4.0), 2, 2, (4, 2)
 
 

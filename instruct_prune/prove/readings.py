@@ -55,7 +55,7 @@ def read(values: Float32, offset: Int64) -> Readings:
     ends = values[offset[:-1]].astype(np.float64) + values[offset[1:] - 1]
     inner = (sums - ends)[inside] / (counts - 2)[inside]
     thirds = np.array_split(np.argsort(counts, kind="stable"), 3)
-    short, middle, long = (float(sums[rows].sum() / max(1, counts[rows].sum())) for rows in thirds)
+    short, middle, long = (float(sums[rows].sum() / counts[rows].sum()) if len(rows) else np.nan for rows in thirds)
     return Readings(
         per_token=float(sums.sum() / counts.sum()),
         per_row=float((sums / counts).mean()),

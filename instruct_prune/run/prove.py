@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,12 +139,16 @@ class Proof:
     def rule(self, rule: str, seed: int, rate: float, kind: Kind = "rule") -> Arm:
         return self.arm(kind, rule, seed, rate, self.draws[rule](self.budget, self._seed(seed)))
 
-    def at_total(self, rule: str, seed: int, rate: float) -> Arm:
-        """The rule's rows at the total tokens of an average random arm."""
+    def at_total(self, rule: str, seed: int, rate: float) -> Arm | None:
+        """The rule's rows at the total tokens of an average random arm; None where it has no such rows."""
         draw, total = self.draws[rule], self.pool.total
         wanted = round(self.budget * float(total.sum() / self.pool.response.sum()))
-        at = at_total(lambda tokens: draw(max(1, tokens), self._seed(seed)), total, wanted, self.budget)
-        return self.arm("total", rule, seed, rate, at)
+        most = int(self.pool.response.sum())
+        try:
+            at = at_total(lambda tokens: draw(tokens, self._seed(seed)), total, wanted, self.budget, most)
+        except InputError:  # the rule has not as many rows
+            return None
+        return None if at is None else self.arm("total", rule, seed, rate, at)
 
     def of_lengths(self, rule: str, seed: int, rate: float) -> Arm:
         like = self.draws[rule](self.budget, self._seed(seed))
@@ -198,7 +202,7 @@ class Proof:
             study.finish(third)
 
     def _extras(self, rate: float, length: int, rule_arms: int, extras: Sequence[str]) -> list[Arm]:
-        made = {
+        made: dict[str, Callable[[], list[Arm | None]]] = {
             "more": lambda: [
                 self.random(seed, rate, "more", times) for times in self.more for seed in range(planning.MORE_ARMS)
             ],
@@ -206,7 +210,7 @@ class Proof:
             "whole": lambda: [self.whole(seed, rate) for seed in range(planning.WHOLE_ARMS)],
             "total": lambda: [self.at_total(rule, seed, rate) for rule in self.rules for seed in range(rule_arms)],
         }
-        return [arm for name in extras if name in made for arm in made[name]()]
+        return [arm for name in extras if name in made for arm in made[name]() if arm is not None]
 
     # ---- the plan ----
 
@@ -252,6 +256,12 @@ class Proof:
         sets = ", ".join(f"{name} {len(rows)} rows" for name, rows in bench.sets.items())
         sets += bench.tasks.words()
         average = self.budget / float(self.pool.response.mean())
+        unequal = [rule for rule in self.rules if "total" in plan.extras and self.at_total(rule, 0, 0.0) is None]
+        if unequal:
+            say(
+                f"note: no subset by {', '.join(unequal)} comes within {TOLERANCE:.0%} of the total tokens of average rows; equal total "
+                "tokens cannot be compared there"
+            )
         say(
             f"model {self.rows.name}; pool {len(self.pool.row_id)} rows; judged on: {sets}\n"
             f"an arm: {self.budget} response tokens (of {average:.0f} average rows), {self.steps} steps, {self.config.epochs:g} "

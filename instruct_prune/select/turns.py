@@ -43,7 +43,7 @@ class Taken:
 class Turns:
     """Whose turn it is, and who took what: one for a selection, shared by its strata as the generator is.
 
-    The turn goes on from one stratum to the next, so that every query is served before any is served twice.
+    The turn goes on from one stratum to the next, so that of a task every query is served before any is served twice.
 
     Args:
         target: n rows and q queries.

@@ -64,10 +64,16 @@ def test_among_some_rows_alone() -> None:
 
 
 @pytest.mark.parametrize("order", [np.argsort(RESPONSE), np.argsort(-RESPONSE)])
-def test_equal_total_tokens(order: np.ndarray) -> None:  # type: ignore[type-arg]
-    wanted = 6000
-    rows = at_total(lambda tokens: take(order, RESPONSE, tokens), TOTAL, wanted, BUDGET)
-    assert TOTAL[rows].sum() == pytest.approx(wanted, rel=0.02)
+@pytest.mark.parametrize("wanted", [3000, 6000, 20_000])
+def test_equal_total_tokens(order: np.ndarray, wanted: int) -> None:  # type: ignore[type-arg]
+    rows = at_total(lambda tokens: take(order, RESPONSE, tokens), TOTAL, wanted, BUDGET, int(RESPONSE.sum()))
+    assert rows is not None
+    assert TOTAL[rows].sum() == pytest.approx(wanted, rel=0.01)
+
+
+def test_total_tokens_that_a_rule_cannot_have() -> None:
+    few = np.arange(5)
+    assert at_total(lambda tokens: take(few, RESPONSE, tokens), TOTAL, 9000, BUDGET, int(RESPONSE.sum())) is None
 
 
 # ---- steps ----
