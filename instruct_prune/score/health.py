@@ -25,6 +25,7 @@ class SubnetHealth:
         same_order: share of row pairs that the dense model puts in the same order, (1 + Kendall's tau) / 2 (NaN likewise).
         collapsed: mean loss has reached that of guessing tokens by their frequency.
         identical_to: names of subnets with the same losses on all rows.
+        averaged: whether scores that are averages over subnets read it.
     """
 
     name: str
@@ -33,6 +34,7 @@ class SubnetHealth:
     same_order: float
     collapsed: bool
     identical_to: tuple[str, ...]
+    averaged: bool = True
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,11 @@ class Health:
         lines = []
         for row in self.subnets:
             if row.collapsed:
-                fate = (
-                    "It is the model itself, so it stays in the score; check that model, template and data belong together."
-                    if row.name == "dense"
-                    else "It carries no signal and is left out of the score while another subnet remains (--include-collapsed keeps it)."
-                )
+                fate = "It carries no signal and is left out of the score while another subnet remains (--include-collapsed keeps it)."
+                if row.name == "dense":
+                    fate = "It is the model itself, so it stays in the score; check that model, template and data belong together."
+                elif not row.averaged:
+                    fate = "No score averages it, so nothing is left out."
                 lines.append(
                     f"subnet {row.name} has collapsed: its mean loss {row.mean_loss:.2f} has reached that of guessing tokens "
                     f"by frequency ({self.unigram_loss:.2f}). {fate}"
@@ -85,29 +87,37 @@ def concordance(a: NDArray[Any], b: NDArray[Any]) -> float:
 
 
 def subnet_health(losses: Mapping[SubnetSpec, Float32], scored: Bool, unigram: Float32) -> Health:
-    """Health of every subnet on the scored rows.
+    """Health of every subnet on the scored rows; correlations are over those that all views say something of.
 
     Args:
         losses: {subnet: float32 [n]}.
         scored: bool [n].
         unigram: float32 [number of scored rows], loss of guessing by unigram frequency.
     """
+    from scipy.stats import rankdata
+
     specs = list(losses)
-    columns = [losses[s][scored] for s in specs]
+    table = np.stack([losses[s][scored] for s in specs])
+    columns = list(table[:, np.isfinite(table).all(axis=0)])
     dense = next((c for s, c in zip(specs, columns, strict=True) if s == DENSE), None)
     guess = float(unigram.mean()) if len(unigram) else float("nan")
-    rho = tuple(tuple(spearman(a, b) for b in columns) for a in columns)
+    n = len(columns[0])
+    with np.errstate(invalid="ignore"):  # a constant column has no correlation
+        ranks = np.corrcoef(rankdata(np.stack(columns), axis=1)) if n > 1 else np.full((len(specs), len(specs)), np.nan)
+    rho = tuple(map(tuple, np.atleast_2d(ranks).tolist()))
     rows = []
-    for spec, column in zip(specs, columns, strict=True):
-        mean = float(column.mean()) if len(column) else float("nan")
+    for i, (spec, column) in enumerate(zip(specs, columns, strict=True)):
+        own = table[i][np.isfinite(table[i])]
+        mean = float(own.mean()) if len(own) else float("nan")
         twins = [
             other.name
             for other, values in zip(specs, columns, strict=True)
             if other != spec and len(values) and np.array_equal(values, column)
         ]
         unchanged = concordance(column, dense) if dense is not None else float("nan")
-        rho_dense = spearman(column, dense) if dense is not None else float("nan")
-        rows.append(SubnetHealth(spec.name, mean, rho_dense, unchanged, bool(mean >= guess), tuple(twins)))
+        rho_dense = rho[i][specs.index(DENSE)] if dense is not None else float("nan")
+        collapsed = bool(mean >= guess)
+        rows.append(SubnetHealth(spec.name, mean, rho_dense, unchanged, collapsed, tuple(twins), spec.is_averaged))
     return Health(tuple(rows), rho, guess)
 
 

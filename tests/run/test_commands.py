@@ -413,6 +413,29 @@ def test_ifd_and_depth_presets(score_words: list[str], tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_row_that_the_score_cannot_rank_is_listed_and_stops_nothing(
+    tmp_path: Path, tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bare.jinja").write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
+    said = ["a longer answer", "another answer", "a", "the last of them"]
+    turns = [
+        [{"role": "user", "content": f"Question {i}?"}, {"role": "assistant", "content": text}]
+        for i, text in enumerate(said)
+    ]
+    data = write_jsonl(tmp_path / "rows.jsonl", [{"messages": each} for each in turns])
+    out = tmp_path / "run"
+    words = ["--data", str(data), "--model", str(tiny_model_folder), "--template", str(tmp_path / "bare.jinja"), *SMALL]
+    assert main(["run", *words, "--subnets", "ifd", "--keep", "2", "--clusters", "none", "--out", str(out)]) == 0
+    table = pq.read_table(out / "scores.parquet").to_pandas()
+    assert table.status.tolist() == ["ok", "ok", "nonfinite", "ok"]
+    assert table.loss_dense.isna().tolist() == table.score.isna().tolist() == [False, False, True, False]
+    (listed,) = [json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines()]
+    assert (listed["row_id"], listed["reason"]) == (2, "its score ifd is no number (loss_alone is none)")
+    told = capsys.readouterr()
+    assert "4 read = 3 scored + 1 rejected; 3 scored = 2 kept + 1 dropped" in told.out
+    assert " nan" not in told.out + told.err
+
+
 def test_killed_and_run_again_gives_the_same_bytes(score_words: list[str], tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     words = ["score", *score_words, "--batch-tokens", "64"]
