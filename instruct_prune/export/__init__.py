@@ -36,13 +36,22 @@ CANNOT_HOLD: dict[str, tuple[str, ...]] = {
 }
 """{kind of model: the formats that cannot hold its rows, or those of them that show pictures}."""
 
+NO_PAIRS = ("tokens", "alpaca", "messages", "swift")
+"""Formats that have no place for a rejected answer."""
 
-def check_holds(to: Sequence[str], kind: str | None) -> None:
-    """Refuse formats that cannot hold rows of a kind, before the rows are scored.
+
+def check_holds(to: Sequence[str], kind: str | None, row_format: str | None = None) -> None:
+    """Refuse formats that cannot hold rows of a kind and format, before the rows are scored.
 
     Raises:
         InputError: one cannot.
     """
+    single = [name for name in to if name in NO_PAIRS]
+    if single and row_format is not None and row_format.startswith("preference"):
+        raise InputError(
+            f"--to {' '.join(single)}: the rows are pairs of a chosen and a rejected answer, and it has no place for the rejected one. "
+            "Use --to trl, llamafactory or axolotl (DPO), or pruned.jsonl, which has the rows as they came."
+        )
     if kind not in CANNOT_HOLD:  # not known yet, or the user's own kind
         return
     wrong = [name for name in to if name in CANNOT_HOLD[kind]]

@@ -155,6 +155,13 @@ def open_data(
         told.append(sentence)
     if any(each.shows for each in inputs):  # files of text alone are read as rows without a picture
         inputs = [replace(each, shows=True) for each in inputs]
+    kinds = {each.reader.kind for each in inputs}
+    for option, given, of in (
+        ("--data-split", split, ("hub", "dataset", "imagefolder")),
+        ("--data-subset", subset, ("hub",)),
+    ):
+        if given is not None and not kinds & set(of):
+            raise InputError(f"{option} {given}: {inputs[0].reader.name} has none (it is {kinds.pop()}). Leave it out.")
     named = isinstance(data, Sequence) and all(isinstance(item, str) for item in data)
     arguments = {
         "data": list(data) if named else None,

@@ -7,10 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from instruct_prune.arrays import Int32
 from instruct_prune.config import SelectConfig
 from instruct_prune.errors import InputError, told_together
+from instruct_prune.progress import say
+from instruct_prune.rows.find import find_readers, is_hub_id
 from instruct_prune.run.chosen import chosen_by
 from instruct_prune.run.folder import RunFolder
+from instruct_prune.run.row_facts import must_keep_of
 from instruct_prune.score.scores import find_score
 from instruct_prune.select import Method, find_method, resolve_budget
 from instruct_prune.select.budget import check_seed
@@ -35,15 +39,45 @@ def check_selection(config: SelectConfig) -> None:
         lambda: check_budget(config, None),
         check_method,
         lambda: _check_dedup(config),
+        lambda: _refuse_idle(config),
+        lambda: _check_tests(config),
+        lambda: must_keep_of(config.must_keep),
         lambda: config.score is None or score_params(config, config.score),
         lambda: clusters_wanted(config),
         lambda: check_seed(config.seed),
     )
 
 
+def _refuse_idle(config: SelectConfig) -> None:
+    """``--clusters N`` and ``--dedup-keep`` where nothing goes by them.
+
+    Raises:
+        InputError: one of them is given and would change nothing, whatever the method.
+    """
+    if config.clusters not in ("auto", "none") and config.stratify is not None:
+        raise InputError(f"--clusters {config.clusters}: the strata are those of --stratify. Give one of the two.")
+    if config.dedup_keep is not None and config.dedup is None:
+        raise InputError(f"--dedup-keep {config.dedup_keep} is for near-duplicates, which --dedup 0.95 looks for.")
+
+
 def _check_dedup(config: SelectConfig) -> None:
     if config.dedup is not None and not 0 < config.dedup <= 1:
         raise InputError(f"--dedup {config.dedup:g}: a cosine similarity above 0, at most 1 (0.95 is usual).")
+
+
+def _check_tests(config: SelectConfig) -> None:
+    """``--decontaminate`` and what belongs to it."""
+    above = config.decontaminate_above
+    if above is not None and not config.decontaminate:
+        raise InputError("--decontaminate-above needs --decontaminate: the files whose rows must not be repeated.")
+    if above is not None and not 0 < above <= 1:
+        raise InputError(f"--decontaminate-above {above:g}: a cosine similarity above 0, at most 1 (0.95 is usual).")
+    for path in config.decontaminate:
+        if not is_hub_id(path):
+            try:
+                list(find_readers([path], None, None))
+            except InputError as error:
+                raise InputError(f"--decontaminate: {error}") from None
 
 
 def check_first(select: SelectConfig, by_model: bool) -> None:
@@ -75,20 +109,27 @@ def compares_vectors(select: SelectConfig) -> bool:
     return select.dedup is not None or select.decontaminate_above is not None
 
 
-def check_budget(config: SelectConfig, n: int | None) -> None:
-    """Refuse a budget that ``n`` rows cannot meet; with None, one that no dataset can.
+def check_budget(config: SelectConfig, n_response: Int32 | None) -> None:
+    """Refuse a budget that rows cannot meet; with None, one that no dataset can.
+
+    Args:
+        config: the options.
+        n_response: int32 [n], response tokens of the rows.
 
     Raises:
         InputError: as `resolve_budget` says it.
     """
     if config.keep is None and config.keep_tokens is None:
         raise InputError("say how much to keep: --keep 0.3 (a share), --keep 5000 (rows) or --keep-tokens 2000000.")
-    if config.keep is None:
+    wanted = clusters_wanted(config)
+    if n_response is not None and isinstance(wanted, int) and config.stratify is None and wanted > len(n_response):
+        raise InputError(f"--clusters {wanted} is more than the {len(n_response)} rows that can be scored.")
+    # Where nothing is known yet, 2**60 rows of any length, which take no memory.
+    lengths = np.broadcast_to(np.int32(1), 2**60) if n_response is None else n_response
+    if config.keep is None and n_response is None:
         return
-    known = n if n is not None else 2**60
-    # A pool of the right length and no memory: only the number of rows matters here.
-    empty = np.broadcast_to(np.int32(0), known)
-    resolve_budget(config.keep, config.keep_tokens, Pool(empty, empty, empty, empty))  # type: ignore[arg-type]
+    empty = np.broadcast_to(np.int32(0), len(lengths))
+    resolve_budget(config.keep, config.keep_tokens, Pool(empty, empty, lengths, empty))  # type: ignore[arg-type]
 
 
 def method_of(config: SelectConfig) -> tuple[Method, dict[str, Any]]:
@@ -148,6 +189,8 @@ def ask(folder: RunFolder, config: SelectConfig, strata: str | None) -> Asked:
     wants = method.strata == "clusters" and config.stratify is None
     if wants and config.clusters == "auto" and strata is not None:
         config, wants = dataclasses.replace(config, stratify=strata), False
+    if config.clusters not in ("auto", "none") and method.strata != "clusters":
+        say(f"note: --clusters {config.clusters} changes nothing: {method} takes all rows as one stratum")
     needs = method.needs_of(params)
     compares = config.dedup is not None or "embeddings" in needs
     if "target" in needs:

@@ -19,11 +19,10 @@ from instruct_prune.config import (
 )
 from instruct_prune.errors import InputError, told_together
 from instruct_prune.export import check_holds, exporters_of
-from instruct_prune.measure.ladder import AUTO, PRESETS, parse_subnets
-from instruct_prune.measure.subnet import SubnetSpec
-from instruct_prune.models import MODELS, names
+from instruct_prune.measure.ladder import AUTO, parse_subnets
+from instruct_prune.models import names
 from instruct_prune.models.sources import check_on_hub, logged_in
-from instruct_prune.registry import is_reference, load_attribute, resolve
+from instruct_prune.registry import is_reference, load_attribute
 from instruct_prune.rows import Source
 from instruct_prune.rows.find import is_hub_id
 from instruct_prune.rows.inputs import IMAGES_AND_TEXT
@@ -31,12 +30,16 @@ from instruct_prune.rows.table import RowTable
 from instruct_prune.run.asked import check_first, check_selection
 from instruct_prune.run.by import DEFAULT, find_by, options_of, tasks_of
 from instruct_prune.run.folder import RunFolder, new_run
+from instruct_prune.run.ranking import (
+    check_method,
+    check_score_measured,
+    refuse_idle_ranking,
+    refuse_idle_revision,
+    refuse_idle_scoring,
+)
 from instruct_prune.run.records import RowsFacts
-from instruct_prune.run.row_facts import predicate_of
 from instruct_prune.run.rows import absolute, open_source
 from instruct_prune.run.target_facts import TargetFacts
-from instruct_prune.score.columns import ADAPTED, LOSS
-from instruct_prune.score.scores import find_score
 
 TEMPLATES = ("auto", "alpaca", "chat", "plain")
 TEXT, MODEL, TEXT_EMBEDDER = "causal_lm", "model", "all-minilm-l6-v2"
@@ -53,6 +56,11 @@ class Seen:
 
     kind: str | None = None
     source: Source | None = None
+
+    @property
+    def format(self) -> str | None:
+        """The rows' format, where the data were opened."""
+        return None if self.source is None else self.source.format
 
     def look_at(self, out: str, data: DataConfig) -> None:
         """Find out what the rows are, from the run folder where it has them, else from the first rows."""
@@ -90,7 +98,7 @@ def check_run(config: RunConfig) -> Source | None:
         lambda: check_scoring(config.encode, config.score, seen.kind),
         lambda: check_selection(config.select),
         lambda: check_ranking(config.select, config.score, seen.kind),
-        lambda: check_export(config.export, seen.kind),
+        lambda: check_export(config.export, seen.kind, seen.format),
         lambda: check_target(config, seen.kind),
         lambda: _check_first(config, seen.kind),
     )
@@ -103,12 +111,13 @@ def check_target(config: RunConfig, kind: str | None) -> None:
     Raises:
         InputError: a file or a name is wrong, or the selection needs a target and there is none.
     """
+    if config.target.target:
+        told_together(
+            lambda: options_of(config.select.by or DEFAULT, config.target), lambda: tasks_of(config.target, kind)
+        )
+        return
     if config.select.by is not None:
         find_by(config.select.by)
-    if config.target.target:
-        options_of(config.select.by or DEFAULT, config.target)
-        tasks_of(config.target, kind)
-        return
     known = RunFolder(config.run.out).record(TargetFacts) if config.run.out else None
     if known is None and (config.select.by is not None or config.select.method == "targeted"):
         raise InputError(
@@ -184,7 +193,8 @@ def check_scoring(encode: EncodeConfig, score: ScoreConfig, kind: str | None = N
         lambda: _check_length(encode),
         lambda: check_batches(score),
         lambda: check_tolerance(score),
-        lambda: _ladder(score, kind),
+        lambda: refuse_idle_scoring(score, kind),
+        lambda: refuse_idle_revision(score, kind),
         lambda: _check_probes(score),
     )
 
@@ -196,19 +206,24 @@ def check_ranking(select: SelectConfig, score: ScoreConfig, kind: str | None = N
         InputError: ``--score`` needs a loss that ``--subnets`` does not measure, or a value makes no sense.
     """
     told_together(
-        lambda: predicate_of(select.must_keep),
         lambda: parse_subnets(select.score_subnets) if select.score_subnets else None,
-        lambda: _check_score(select, score, kind),
+        lambda: check_score_measured(select, score, kind),
+        lambda: check_method(select, score, kind),
+        lambda: refuse_idle_ranking(select, score, kind),
     )
 
 
-def check_export(config: ExportConfig, kind: str | None = None) -> None:
-    """The formats, whether they can hold rows of a kind, and what a push needs.
+def check_export(config: ExportConfig, kind: str | None = None, row_format: str | None = None) -> None:
+    """The formats, whether they can hold rows of a kind and format, and what a push needs.
 
     Raises:
         InputError: an unknown format, or a push without a repository or a login.
     """
-    told_together(lambda: exporters_of(config.to), lambda: check_holds(config.to, kind), lambda: _check_push(config))
+    told_together(
+        lambda: exporters_of(config.to),
+        lambda: check_holds(config.to, kind, row_format),
+        lambda: _check_push(config),
+    )
 
 
 def _check_first(config: RunConfig, kind: str | None) -> None:
@@ -221,6 +236,8 @@ def _check_push(config: ExportConfig) -> None:
     if "hub" not in config.to:
         if config.hub_repo or config.hub_public:
             raise InputError("--hub-repo and --hub-public are of --to hub, which is not asked for.")
+        if config.license:
+            raise InputError(f"--license {config.license} is for the dataset card of --to hub, which is not asked for.")
         return
     if not config.hub_repo:
         raise InputError("--to hub needs --hub-repo owner/name: where the dataset is pushed to.")
@@ -262,36 +279,9 @@ def check_tolerance(score: ScoreConfig) -> None:
         raise InputError(f"--tolerance {score.tolerance:g} is for --subnets auto: other ladders save no pass.")
 
 
-def _ladder(score: ScoreConfig, kind: str | None) -> tuple[SubnetSpec, ...] | None:
-    """The subnets that will be measured; None where they depend on a kind of model that is not known yet."""
-    if kind is None or (score.model is not None and is_reference(score.model)):
-        return None
-    own = {} if kind == TEXT else resolve(MODELS, kind, "kind of model").ladders
-    return parse_subnets(score.subnets, score.subnet_seeds, {**PRESETS, **own})
-
-
 def _check_probes(score: ScoreConfig) -> None:
     if score.probes:
         from instruct_prune.measure.probes import parse_probe
 
         for text in score.probes:
             parse_probe(text)
-
-
-def _check_score(select: SelectConfig, score: ScoreConfig, kind: str | None) -> None:
-    if select.score is None:
-        return
-    needs = find_score(select.score).needs_of(None)
-    ladder = _ladder(score, kind)
-    if ladder is None:
-        return
-    measured = {LOSS + spec.name for spec in ladder}
-    if any(name.startswith(ADAPTED) for name in measured):
-        measured.add(ADAPTED)  # any adapter will do
-    missing = [need for need in needs if need.startswith(LOSS) and need not in measured]
-    if missing:
-        wanted = "an adapter" if missing[0] == ADAPTED else repr(missing[0].removeprefix(LOSS))
-        raise InputError(
-            f"--score {select.score} needs the loss under {wanted}, which --subnets "
-            f"{' '.join(score.subnets)} does not measure. Name it there too, or a preset that measures it."
-        )

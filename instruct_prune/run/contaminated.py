@@ -122,12 +122,8 @@ def find_contaminated(folder: RunFolder, table: ScoreTable, config: SelectConfig
         InputError: a file is wrong, or embeddings are asked for and there are none.
     """
     if not config.decontaminate:
-        if config.decontaminate_above is not None:
-            raise InputError("--decontaminate-above needs --decontaminate: the files whose rows must not be repeated.")
         return None
     above = config.decontaminate_above
-    if above is not None and not 0 < above <= 1:
-        raise InputError(f"--decontaminate-above {above:g}: a cosine similarity above 0, at most 1 (0.95 is usual).")
     listed = Listed()
     for path in config.decontaminate:
         listed.add(path)

@@ -18,6 +18,7 @@ from instruct_prune.run.asked import Asked, ask, clusters_wanted, score_params
 from instruct_prune.run.chosen import load_target
 from instruct_prune.run.contaminated import Contaminated, find_contaminated
 from instruct_prune.run.folder import RunFolder
+from instruct_prune.run.ranking import refuse_idle_average
 from instruct_prune.run.records import EmbedFacts, RowsFacts, ScoreFacts
 from instruct_prune.run.row_facts import RowFacts, columns_for, read_facts
 from instruct_prune.score.scores import rescored
@@ -172,9 +173,10 @@ def _under_score(
         and not (config.score_subnets or config.score_weights)
     ):
         return measured  # a predicted score is no average over the subnets that all rows went through
+    refuse_idle_average(config, config.score or measured.score_name, scored.ladder, scored.collapsed)
     named = parse_subnets(config.score_subnets) if config.score_subnets else ()
     return rescore(
-        subnets=tuple(s for s in named if s.is_full) if named else tuple(s for s in scored.ladder if s.is_averaged),
+        subnets=named or tuple(s for s in scored.ladder if s.is_averaged),
         weights=config.score_weights or None,
         leave_out=() if config.include_collapsed else scored.collapsed,
     )

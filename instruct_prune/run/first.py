@@ -18,7 +18,7 @@ from instruct_prune.run.contaminated import Contaminated, content_of, find_conta
 from instruct_prune.run.drawing import duplicates_of
 from instruct_prune.run.embed import by_model, vectors_of
 from instruct_prune.run.embed import embed as embed_rows
-from instruct_prune.run.folder import ASIDE, RunFolder
+from instruct_prune.run.folder import ASIDE, RunFolder, left_of
 from instruct_prune.run.records import EncodeFacts, SetAside
 from instruct_prune.run.row_facts import RowFacts, read_facts
 from instruct_prune.score.table import ScoreTable
@@ -95,7 +95,8 @@ class First:
                 "--dedup-first: every row repeats a row of --decontaminate, so there is nothing left to score. Is one of these files the "
                 "data themselves?"
             )
-        check_budget(self._select, n - found.rows)
+        left = left_of(self._items, self.read())
+        check_budget(self._select, left.n_response[left.scorable])
 
     def facts(self) -> SetAside:
         """How many rows, for the record."""

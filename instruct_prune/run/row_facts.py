@@ -58,9 +58,7 @@ def read_facts(folder: RunFolder, table: ScoreTable, config: SelectConfig, namin
         InputError: no such column, a predicate or file of --must-keep that makes no sense, data that changed.
     """
     facts = RowFacts()
-    column, value = predicate_of(config.must_keep)
-    if config.must_keep and column is None:
-        facts.must_keep = _listed(config.must_keep)
+    column, value, facts.must_keep = must_keep_of(config.must_keep)
     if not (config.stratify or column or naming or config.dedup is not None):
         return facts
     facts.strata = [] if config.stratify else None
@@ -84,9 +82,7 @@ def read_facts(folder: RunFolder, table: ScoreTable, config: SelectConfig, namin
             apart.append(text_keys(beside_text(row, rejected) for _, _, row in batch))
     facts.keys, facts.apart = np.concatenate(keys), np.concatenate(apart)
     if facts.strata is not None and all(v is None for v in facts.strata):
-        raise InputError(
-            f"--stratify {config.stratify}: the data has no column of this name (or it is empty in every row)."
-        )
+        raise InputError(_no_column(str(config.stratify)))
     if column is not None:
         if not forced:
             raise InputError(f"--must-keep {config.must_keep}: no scored row has {column!r} equal to {value!r}.")
@@ -126,17 +122,45 @@ def stratum_of(row: Row, column: str) -> Any:
     return Path(row.source).name.partition(".")[0] if value is None and column == SOURCE else value
 
 
-def predicate_of(text: str | None) -> tuple[str | None, str]:
-    """("source", "identity") of source=identity; (None, "") of a file's name or nothing."""
-    if text is None or Path(text).expanduser().is_file():
-        return None, ""
+def check_columns(rows: RowTable, config: SelectConfig) -> None:
+    """Refuse columns and rows that the data do not have, before they are scored; reading ends where they are found.
+
+    Raises:
+        InputError: ``--stratify`` or ``--must-keep`` names what is not there.
+    """
+    column, value, wanted = must_keep_of(config.must_keep)
+    if config.stratify is not None and all(stratum_of(row, config.stratify) is None for row in rows):
+        raise InputError(_no_column(config.stratify))
+    if column is not None and not any(str(field_of(row, column)) == value for row in rows):
+        raise InputError(f"--must-keep {config.must_keep}: no row has {column!r} equal to {value!r}.")
+    missing = np.setdiff1d(wanted, rows.row_id)
+    if len(missing):
+        raise InputError(
+            f"--must-keep {config.must_keep}: there is no row {missing[0]} that can be used (and of {len(missing) - 1} more)."
+        )
+
+
+def _no_column(name: str) -> str:
+    return f"--stratify {name}: the data has no column of this name (or it is empty in every row)."
+
+
+def must_keep_of(text: str | None) -> tuple[str | None, str, Int64]:
+    """("source", "identity", no rows) of source=identity; (None, "", the row ids) of a file of them.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if text is None:
+        return None, "", np.empty(0, dtype=np.int64)
+    if Path(text).expanduser().is_file():
+        return None, "", _listed(text)
     column, sign, value = text.partition("=")
     if not (column and sign):
         raise InputError(
             f"--must-keep {text}: there is no such file, and it is no predicate either. Name a file of row ids, one a line, or "
             "write column=value, as in --must-keep source=identity."
         )
-    return column, value
+    return column, value, np.empty(0, dtype=np.int64)
 
 
 def _listed(path: str) -> Int64:

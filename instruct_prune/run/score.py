@@ -30,6 +30,7 @@ from instruct_prune.run.measure import batch_cost
 from instruct_prune.run.merge import merge
 from instruct_prune.run.records import EmbedFacts, EncodeFacts, RowsFacts, ScoreFacts
 from instruct_prune.run.reuse import BEFORE, Before, before_of, set_aside
+from instruct_prune.run.row_facts import check_columns
 from instruct_prune.run.rows import InMemory, read_rows
 from instruct_prune.run.waves import Measured, Wanted, Waves
 from instruct_prune.score.table import ScoreTable
@@ -101,6 +102,9 @@ class Scoring:
             lambda: read_rows(folder, self.data, config.restart == "read", self.memory, self.source, config.update)
         )
         table = RowTable.open(folder / "rows")
+        if self.select is not None:
+            choice = self.select
+            ranks.on_main(lambda: check_columns(table, choice))
         kind, data_format = table.facts.model_kind, table.facts.format
         model = self._first_on_main(lambda: make_model(config, self.encoding, kind, data_format, self.loaded))
         # What is wrong with it is told before encoding.
@@ -112,8 +116,7 @@ class Scoring:
         encode(folder, table, model, config, self.encoding, self.data.strict, ranks)
         items = model.open_items(folder / "items")
         if self.select is not None:
-            choice = self.select
-            ranks.on_main(lambda: check_budget(choice, int(items.scorable.sum())))
+            ranks.on_main(lambda: check_budget(choice, items.n_response[items.scorable]))
         identity = wanted.identity | {"dtype": dtype, "batch": batch_cost(model, config, ranks.device.type)}
         first = First(folder, model, items, self.select, self.embed) if self.dedup_first else None
         identity |= {} if first is None else {"dedup_first": first.identity}

@@ -57,7 +57,18 @@ def test_nothing_of_the_data_runs(browser: Any, run_words: list[str], tmp_path: 
     broken = [json.dumps({"instruction": code, "output": 3, code: code}) for code in INJECTED] + list(INJECTED)
     data.write_text("\n".join([*lines, *broken]) + "\n")
     out = folder / "RUN"
-    words = ["run", "--data", str(data), *run_words[3:], "--stratify", "category", "--out", str(out)]
+    words = [
+        "run",
+        "--data",
+        str(data),
+        *run_words[3:],
+        "--clusters",
+        "auto",
+        "--stratify",
+        "category",
+        "--out",
+        str(out),
+    ]
     told = tell(*words)
     assert told.is_clean(0)
     assert not set(told.text) & set("\x1b\x07\u202e")

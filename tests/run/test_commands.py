@@ -216,6 +216,61 @@ def test_wrong_options_are_told_before_the_work(
 
 
 @pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (["--decontaminate", "none.jsonl"], "--decontaminate: none.jsonl does not exist"),
+        (["--must-keep", "{ids}"], "line 2: 'two' is not a row id"),
+        (["--must-keep", "{far}"], "there is no row 999 that can be used"),
+        (["--must-keep", "category=zzz"], "no row has 'category' equal to 'zzz'"),
+        (["--stratify", "nope"], "--stratify nope: the data has no column"),
+        (["--method", "ifd"], "needs the loss under 'alone', which --subnets dense does not measure"),
+        (["--score", "knn_lc"], "goes by the classes of labelled pictures"),
+        (["--clusters", "500"], "--clusters 500 is more than the 60 rows"),
+        (["--clusters", "5", "--stratify", "category"], "Give one of the two"),
+        (["--keep-tokens", "999999"], "--keep-tokens 999999 is more than the"),
+        (["--subnets", "dlc", "--score-weights", "1", "2"], "2 weights for 3 subnets"),
+        (["--score-subnets", "dense"], "the score 'loss' is no average over subnets"),
+        (["--subnets", "dlc", "--score-subnets", "magnitude:0.5"], "'magnitude_0500' is not measured"),
+        (["--subnets", "dlc", "alone", "--score-subnets", "dense", "alone"], "under 'alone' are not averaged"),
+        (["--include-collapsed"], "--include-collapsed: the score 'loss' is no average"),
+        (["--dedup-keep", "longest"], "--dedup-keep longest is for near-duplicates"),
+        (["--subnet-seeds", "2"], "--subnet-seeds 2 is for random and dropout subnets"),
+        (["--include-head"], "--include-head is for subnets with masked weights"),
+        (["--image-size", "64"], "--image-size 64: the rows are texts"),
+        (["--model-revision", "main"], "--model-revision main names a commit, tag or branch on the Hub"),
+        (["--data-split", "train"], "--data-split train"),
+        (["--license", "mit"], "--license mit is for the dataset card"),
+    ],
+)
+def test_options_that_cannot_hold_or_change_nothing_are_refused_before_scoring(
+    data: Path,
+    tiny_model_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: list[str],
+    says: str,
+) -> None:
+    (tmp_path / "ids.txt").write_text("1\ntwo\n")
+    (tmp_path / "far.txt").write_text("1\n999\n")
+    change = [word.format(ids=tmp_path / "ids.txt", far=tmp_path / "far.txt") for word in change]
+    keep = [] if "--keep-tokens" in change else ["--keep", "0.3"]
+    words = ["run", "--data", str(data), "--model", str(tiny_model_folder), "--subnets", "dense", *SMALL, *keep]
+    told = bad([*words, *change, "--out", str(tmp_path / "r")], capsys)
+    assert says in told
+    assert not (tmp_path / "r" / "parts").exists()
+
+
+def test_formats_without_a_place_for_the_rejected_answer_are_refused_before_scoring(
+    tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = [{"prompt": f"q {i}", "chosen": f"a {i}", "rejected": f"b {i}"} for i in range(8)]
+    words = ["--data", str(write_jsonl(tmp_path / "pairs.jsonl", pairs)), "--model", str(tiny_model_folder)]
+    told = bad(["run", *words, "--keep", "4", "--to", "trl", "tokens", "alpaca", "--out", str(tmp_path / "r")], capsys)
+    assert "--to tokens alpaca: the rows are pairs of a chosen and a rejected answer" in told
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
     ("name", "content", "says"),
     [
         ("empty.jsonl", b"", "empty"),
