@@ -39,17 +39,15 @@ def main(run: str, key_path: str) -> None:
     extra = sum(len(group) - 1 for group in key[GROUPS] if group)
     ours = dropped_duplicates(key[GROUPS], kept)
     chance = np.mean([dropped_duplicates(key[GROUPS], draw) for draw in draws])
-    print(f"  superfluous near-duplicates ({extra})            {ours:>6}          {chance:>6.1f}")
+    print(f"  {f'superfluous near-duplicates ({extra})':<45}{ours:>6}          {chance:>6.1f}")
     for name in ("garbled", "wrong", "trivial", "hard"):
         planted = set(key[name])
         ours = len(planted - kept)
         chance = np.mean([len(planted - draw) for draw in draws])
-        print(f"  {name:<9}({len(planted)})                              {ours:>6}          {chance:>6.1f}")
+        print(f"  {f'{name:<9}({len(planted)})':<45}{ours:>6}          {chance:>6.1f}")
     code = set(key["code"])
     chance = np.mean([len(code & draw) for draw in draws])
-    print(
-        f"rows of code kept, of {len(code):<3}                          {len(code & kept):>6}          {chance:>6.1f}"
-    )
+    print(f"{f'rows of code kept, of {len(code)}':<47}{len(code & kept):>6}          {chance:>6.1f}")
 
 
 if __name__ == "__main__":

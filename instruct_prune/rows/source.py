@@ -155,13 +155,7 @@ def open_data(
         told.append(sentence)
     if any(each.shows for each in inputs):  # files of text alone are read as rows without a picture
         inputs = [replace(each, shows=True) for each in inputs]
-    kinds = {each.reader.kind for each in inputs}
-    for option, given, of in (
-        ("--data-split", split, ("hub", "dataset", "imagefolder")),
-        ("--data-subset", subset, ("hub",)),
-    ):
-        if given is not None and not kinds & set(of):
-            raise InputError(f"{option} {given}: {inputs[0].reader.name} has none (it is {kinds.pop()}). Leave it out.")
+    _check_split(inputs, split, subset)
     named = isinstance(data, Sequence) and all(isinstance(item, str) for item in data)
     arguments = {
         "data": list(data) if named else None,
@@ -171,3 +165,12 @@ def open_data(
     }
     arguments |= {"split": split, "subset": subset, "image_folder": image_folder}
     return Source(inputs, "; ".join(told), limit, strict, arguments)
+
+
+def _check_split(inputs: Sequence[Input], split: str | None, subset: str | None) -> None:
+    """Refuse a split or subset of data that have none."""
+    kinds = {each.reader.kind for each in inputs}
+    split_of, subset_of = {"hub", "dataset", "imagefolder"}, {"hub"}
+    for option, given, known in (("--data-split", split, split_of), ("--data-subset", subset, subset_of)):
+        if given is not None and not kinds & known:
+            raise InputError(f"{option} {given}: {inputs[0].reader.name} has none (it is {kinds.pop()}). Leave it out.")

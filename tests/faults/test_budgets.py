@@ -112,7 +112,7 @@ SMALL: list[tuple[str, list[dict[str, Any]], Sequence[str], int | str]] = [
     ("one", ROWS[:1], ["--keep=1"], 1),
     ("one, by its share", ROWS[:1], ["--keep=1.0"], 1),
     ("half of one", ROWS[:1], ["--keep=0.4"], "less than one row"),
-    ("one, two clusters", ROWS[:1], ["--keep=1", "--clusters=2"], "from 1 to 1"),
+    ("one, two clusters", ROWS[:1], ["--keep=1", "--clusters=2"], "more than the 1 rows that can be scored"),
     ("two", ROWS, ["--keep=1"], 1),
     ("two in two clusters", ROWS, ["--keep=2", "--clusters=2"], 2),
     ("two, split by MMD", ROWS, ["--keep=1", "--split=mmd"], "at least two kept rows"),
