@@ -7,7 +7,8 @@ goes back too), the loss with an adapter (drop) and the loss behind a row of a t
 Passes take turns (all lines once, again from the start), each in a process of its own, so that peak memory can be told apart;
 medians are printed. What is timed is the engine's loop: batches, forward passes, probes, and writing the parts. The ratio is
 that of seconds, and, for machines that have other work too, of processor seconds. Peak memory is the resident set on a CPU, the
-memory that torch held on a GPU. The adapter has rank 1, and is not trained here; the target is the first 32 rows.
+memory that torch held on a GPU. What many rows begin with is computed once for all of them, but not where gradients are read:
+the ratio "a token" is that for as many tokens. The adapter has rank 1, and is not trained here; the target is the first 32 rows.
 """
 
 from __future__ import annotations
@@ -65,11 +66,12 @@ TARGET = 32
 
 @dataclass(frozen=True)
 class Took:
-    """One pass: seconds, processor seconds, peak memory in bytes, float32 [n] losses."""
+    """One pass: seconds, processor seconds, peak memory in bytes, padded tokens that it computed, float32 [n] losses."""
 
     seconds: float
     processor: float
     peak: int
+    tokens: int
     losses: Float32
 
 
@@ -110,7 +112,7 @@ def one_pass(folder: Path, config: ScoreConfig, line: Line, device_name: str | N
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else peak
-    return Took(seconds, processor, peak, columns[loss])
+    return Took(seconds, processor, peak, work.cost(todo), columns[loss])
 
 
 def make_adapter(model: CausalLM, items: Path) -> Path:
@@ -176,7 +178,8 @@ def main() -> None:
                     found[name].append(process.submit(one_pass, folder, config, line, options.device).result())
     print(f"{rows:,} rows, {tokens:,} tokens, {options.dtype}, {options.repeats} repeats\n")
     print(
-        f"{'what one pass reads':<34}{'seconds':>9}{'ratio':>8}{'CPU s':>9}{'ratio':>8}{'peak MB':>9}{'largest difference of a loss':>30}"
+        f"{'what one pass reads':<34}{'seconds':>9}{'ratio':>8}{'CPU s':>9}{'ratio':>8}{'tokens':>9}{'a token':>9}{'peak MB':>9}"
+        f"{'largest difference of a loss':>30}"
     )
     base = found["loss"]
     for name, runs in found.items():
@@ -184,7 +187,8 @@ def main() -> None:
         ratios = seconds / median(base, "seconds"), processor / median(base, "processor")
         plain = not (lines[name].adapter or lines[name].shown)
         difference = f"{float(np.nanmax(np.abs(runs[0].losses - base[0].losses))):.1e}" if plain else "-"
-        numbers = f"{seconds:>9.2f}{ratios[0]:>8.3f}{processor:>9.2f}{ratios[1]:>8.3f}{peak / 1e6:>9,.0f}"
+        each = ratios[0] * base[0].tokens / runs[0].tokens
+        numbers = f"{seconds:>9.2f}{ratios[0]:>8.3f}{processor:>9.2f}{ratios[1]:>8.3f}{runs[0].tokens:>9,}{each:>9.3f}{peak / 1e6:>9,.0f}"
         print(f"{name:<34}{numbers}{difference:>30}")
 
 
