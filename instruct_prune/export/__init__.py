@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from instruct_prune.errors import InputError
-from instruct_prune.export.job import Exported, ExportJob
+from instruct_prune.export.job import Exported, ExportJob, in_place_of_pairs
 from instruct_prune.registry import resolve
 from instruct_prune.rows.inputs import IMAGES, IMAGES_AND_TEXT, TEXT
 
@@ -36,8 +36,11 @@ CANNOT_HOLD: dict[str, tuple[str, ...]] = {
 }
 """{kind of model: the formats that cannot hold its rows, or those of them that show pictures}."""
 
-NO_PAIRS = ("tokens", "alpaca", "messages", "swift")
-"""Formats that have no place for a rejected answer."""
+NO_PAIRS = {
+    TEXT: ("tokens", "alpaca", "messages", "swift"),
+    IMAGES_AND_TEXT: ("alpaca", "messages", "llava", "llamafactory", "axolotl", "trl", "swift"),
+}
+"""{kind of model: formats that have no place for a rejected answer}."""
 
 
 def check_holds(to: Sequence[str], kind: str | None, row_format: str | None = None) -> None:
@@ -46,11 +49,11 @@ def check_holds(to: Sequence[str], kind: str | None, row_format: str | None = No
     Raises:
         InputError: one cannot.
     """
-    single = [name for name in to if name in NO_PAIRS]
+    single = [name for name in to if name in NO_PAIRS.get(str(kind), ())]
     if single and row_format is not None and row_format.startswith("preference"):
         raise InputError(
             f"--to {' '.join(single)}: the rows are pairs of a chosen and a rejected answer, and it has no place for the rejected one. "
-            "Use --to trl, llamafactory or axolotl (DPO), or pruned.jsonl, which has the rows as they came."
+            + in_place_of_pairs(kind == IMAGES_AND_TEXT)
         )
     if kind not in CANNOT_HOLD:  # not known yet, or the user's own kind
         return

@@ -73,8 +73,9 @@ def llava(job: ExportJob) -> Exported:
     """``llava/NAME.json``: LLaVA's conversations, with ``image`` (a list of paths where a row shows several pictures).
 
     Raises:
-        InputError: no row can be written so.
+        InputError: no row can be written so, or the rows are preference pairs.
     """
+    job.refuse_pairs("llava")
     folder = job.folder / "llava"
     files = files_in(folder / "pictures")
 

@@ -333,3 +333,28 @@ def test_inspect_tells_rows_apart_by_their_pictures(where: Path, capsys: pytest.
     more = ["--image-folder", str(where / "pics"), "--model", str(where / "model")]
     assert main(["inspect", str(where / "same.json"), *more]) == 0
     assert "1 rows repeat an earlier one" in capsys.readouterr().out
+
+
+def test_pairs_with_pictures_keep_their_rejected_answers(
+    where: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    says = [{"role": "user", "content": "<image>What is it?"}]
+    pairs = [
+        {"images": [{"bytes": png(i), "path": None}], "prompt": says} | {
+            name: [{"role": "assistant", "content": f"{name} {i}"}] for name in ("chosen", "rejected")
+        }
+        for i in range(6)
+    ]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(pairs), tmp_path / "pairs.parquet")
+    data = ["--data", str(tmp_path / "pairs.parquet"), "--model", str(where / "model"), "--method", "random"]
+    out = str(tmp_path / "run")
+    assert main(["run", *data, "--keep", "3", "--to", "llava", "trl", "--out", out]) == 2
+    assert "--to llava trl: the rows are pairs" in (told := capsys.readouterr().err)
+    assert "--to parquet or disk" in told
+    assert not Path(out).exists()
+    assert main(["run", *data, "--keep", "3", "--to", "parquet", "--out", out]) == 0
+    (made,) = (tmp_path / "run").glob("pruned*.parquet")
+    kept = [pairs[row] for row in Run(out).selection.kept.tolist()]
+    assert pq.read_table(made).to_pylist() == kept
+    assert main(["export", out, "--to", "llava"]) == 2
+    assert "Use --to parquet or disk" in capsys.readouterr().err
