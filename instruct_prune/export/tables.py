@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 BATCH_ROWS = 2048
+BYTES = (
+    "a column of the kept rows holds bytes beside nulls or values of other types, and can neither be written as Parquet nor as a "
+    "dataset. Use pruned.jsonl, where bytes are data URIs."
+)
 MIXED = (
     "a column of the kept rows holds values of different types, which an Arrow table takes only as JSON, from version 4.7 of the "
     "library `datasets` on. Install it (pip install 'datasets>=4.7'), or use pruned.jsonl, which has the rows as they came."
@@ -40,7 +44,7 @@ def table_of(job: ExportJob) -> KeptTable:
         tables = [reader.kept(kept.lines) for kept, reader in inputs if isinstance(reader, TableFile | HubDataset)]
         if all(table.schema.equals(tables[0].schema) for table in tables):
             return KeptTable(tables[0].schema, lambda: (chunk for table in tables for chunk in table.chunks()))
-    return _inferred(job.samples)
+    return inferred(job.samples)
 
 
 def dataset_of(rows: list[Mapping[str, Any]]) -> datasets.Dataset:
@@ -58,7 +62,8 @@ def dataset_of(rows: list[Mapping[str, Any]]) -> datasets.Dataset:
 # ---- JSON rows: types are found in one pass and applied in the next ----
 
 
-def _inferred(samples: Iterable[Row]) -> KeptTable:
+def inferred(samples: Iterable[Row]) -> KeptTable:
+    """Rows as a table whose types are found in one pass and applied in the next."""
     import datasets
 
     features: dict[str, Any] = {}
@@ -71,7 +76,11 @@ def _inferred(samples: Iterable[Row]) -> KeptTable:
     def chunks() -> Iterator[pa.Table]:
         for rows in _batches(samples):
             filled = [{name: row.get(name) for name in whole} for row in rows]
-            yield datasets.Dataset.from_list(filled, features=whole).data.table.cast(whole.arrow_schema)
+            try:
+                found = datasets.Dataset.from_list(filled, features=whole)
+            except (OverflowError, UnicodeDecodeError):
+                raise InputError(BYTES) from None
+            yield found.data.table.cast(whole.arrow_schema)
 
     return KeptTable(whole.arrow_schema, chunks)
 
@@ -95,7 +104,9 @@ def _features(rows: list[Mapping[str, Any]]) -> Mapping[str, Any]:
         return {name: _with_nulls(found[name], [row[name] for row in filled]) for name in names}
     except pa.ArrowException as error:
         raise InputError(f"{MIXED} Arrow says: {' '.join(str(error).split())[:200]}") from None
-    except OverflowError as error:
+    except (OverflowError, UnicodeDecodeError) as error:
+        if "UTF-8" in str(error).upper():
+            raise InputError(BYTES) from None
         raise InputError(
             f"a number of the kept rows does not fit in 64 bits ({error}), so they cannot be written as Parquet or as a dataset. "
             "Export alpaca or messages, or use pruned.jsonl, which has the rows as they came."
@@ -103,7 +114,7 @@ def _features(rows: list[Mapping[str, Any]]) -> Mapping[str, Any]:
 
 
 def _with_nulls(feature: Any, values: list[Any]) -> Any:
-    """The type itself, or ``Json`` where an object among the values has a null of its own.
+    """The type itself, ``Image`` for the bytes of pictures, or ``Json`` where an object among the values has a null of its own.
 
     Arrow fills up objects with nulls for the keys that they have not, so that a null of their own could not be told from
     these. In a turn of a conversation both mean the same.
@@ -115,6 +126,8 @@ def _with_nulls(feature: Any, values: list[Any]) -> Any:
         return datasets.List(_with_nulls(feature.feature, [part for value in there for part in value]))
     if not isinstance(feature, dict):
         return feature
+    if set(feature) == {"bytes", "path"} and all(isinstance(value.get("bytes"), bytes) for value in there):
+        return datasets.Image()
     if any(None in value.values() and not is_turn(value) for value in there):
         return _json()
     return {name: _with_nulls(part, [value.get(name) for value in there]) for name, part in feature.items()}

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
+
+import numpy as np
 
 from instruct_prune.rows.exact import hash_of_rows
 from instruct_prune.rows.reader import MOST_NESTED, Reader, RowData, RowError, check_depth, check_encodable, named_type
@@ -53,7 +57,25 @@ def _checked(row: object) -> RowData | RowError:
 
 
 def _plain(value: Any) -> Any:
-    """Dictionaries and lists as JSON has them; tuples become lists."""
+    """Dictionaries, lists and numbers as JSON has them; pictures as ``datasets`` stores them."""
     if isinstance(value, Mapping):
         return {name if isinstance(name, str) else str(name): _plain(part) for name, part in value.items()}
-    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, np.generic | np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, bytearray):
+        return bytes(value)
+    pillow = sys.modules.get("PIL.Image")  # who has such a picture has imported it
+    return _picture(value) if pillow is not None and isinstance(value, pillow.Image) else value
+
+
+def _picture(image: Any) -> dict[str, Any]:
+    """A picture of Pillow as its bytes, without a loss."""
+    held = io.BytesIO()
+    try:
+        image.save(held, "PNG")
+    except OSError:  # colours that PNG has not, such as CMYK
+        held = io.BytesIO()
+        image.save(held, "TIFF")
+    return {"bytes": held.getvalue(), "path": None}

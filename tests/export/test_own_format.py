@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from stored import kept_of
 
+from instruct_prune.errors import InputError
+from instruct_prune.export import tables
 from instruct_prune.export.own_format import write_own_format, write_pruned
 from instruct_prune.rows import open_data
 from instruct_prune.rows.row import Row
@@ -185,3 +188,31 @@ def test_pictures_of_a_table_stand_in_the_lines_and_are_read_from_there(tmp_path
     assert lines[0]["key"] == "data:application/octet-stream;base64,AP8="
     again = open_data([str(tmp_path / "pruned.jsonl")])
     assert [row.messages[0].images[0].read() for row in again if isinstance(row, Row)] == pictures
+
+
+def test_rows_made_in_python_with_pictures_become_tables(tmp_path: Path) -> None:
+    from PIL import Image
+
+    says = [{"role": "user", "content": "<image>What is it?"}, {"role": "assistant", "content": "Red."}]
+    shades = [Image.new("RGB", (8, 8), (shade, 0, 0)) for shade in (10, 20, 30)]
+    rows = [{"image": shade, "messages": says, "n": np.int64(i), "v": np.arange(2)} for i, shade in enumerate(shades)]
+    source = open_data(rows)
+    assert source.model_kind == "vision_language"
+    assert source.identity() == open_data([{**row, "image": row["image"].copy()} for row in rows]).identity()
+    kept = kept_of(tmp_path / "stored", source)
+    table = tables.inferred(kept)
+    features = datasets.Features.from_arrow_schema(table.schema)
+    assert features["image"] == datasets.Image()
+    made = datasets.Dataset(pa.concat_tables(table.chunks()).cast(features.arrow_schema))
+    assert [row["image"].getpixel((0, 0)) for row in made] == [(10, 0, 0), (20, 0, 0), (30, 0, 0)]
+    assert [(row["n"], row["v"]) for row in made] == [(i, [0, 1]) for i in range(3)]
+
+
+@pytest.mark.parametrize("held", [b"\xff", b"\xc0\x80"])
+def test_bytes_among_values_of_other_types_are_refused_in_words(tmp_path: Path, held: bytes) -> None:
+    rows = [{"instruction": "q", "output": "a", "odd": odd} for odd in ({"a": 1}, held)]
+    kept = kept_of(tmp_path / "stored", open_data(rows))
+    with pytest.raises(
+        InputError, match=r"holds bytes beside nulls or values of other types|holds values of different types"
+    ):
+        list(tables.inferred(kept).chunks())
