@@ -234,7 +234,8 @@ class Model(ABC):
         wrong = [depth for depth in depths if depth not in known]
         if wrong:
             raise InputError(
-                f"depth {wrong[0]} was asked for, but {self.name} has {len(known)} depths to read states at."
+                f"depth {wrong[0]} was asked for, but {self.name} has {len(known)} depths (blocks, or stages of an image "
+                "model) to read states at."
             )
 
     def collate(self, items: Sequence[Any], prefix: int) -> Any:
