@@ -18,7 +18,7 @@ from torch import Tensor
 from instruct_prune.encode.item import PicturedTokens, Tokens
 from instruct_prune.encode.rendering import Rendered, RenderError, Span
 from instruct_prune.errors import InputError
-from instruct_prune.models.sharing import FAULTS, Shortcuts, Tolerance, differs, plain_losses, told_of
+from instruct_prune.models.sharing import FAULTS, Shortcuts, differs, plain_losses, told_of, tolerance_of
 from instruct_prune.rows.row import ImageRef
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class SightTrial:
 
     def _differs(self, groups: Sequence[list[int]]) -> str:
         """How rows run together differ from the reference; "" where they agree."""
-        tolerance = Tolerance.of(self.model.module, self.wanted)
+        tolerance = tolerance_of(self.model.module, self.wanted)
         return differs(self.model, self.items, self.wanted, tolerance, [(-1, group) for group in groups])
 
 
