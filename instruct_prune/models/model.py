@@ -271,7 +271,7 @@ class Model(ABC):
         raise InputError(f"{self.name} has no pooled states: its kind, {type(self).__name__}, defines no width().")
 
     def blind(self, item: Any) -> Any:
-        """The row without its pictures, for the view of that name.
+        """The row as the same template writes it without its pictures, for the view of that name; rows without any as they are.
 
         Raises:
             InputError: rows of this kind show none that could be left out.
