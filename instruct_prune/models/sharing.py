@@ -34,7 +34,7 @@ OWN_LENGTHS = (
 LONGEST = max(PREFIX_LENGTHS) + 44
 EXACT, ROUNDED = 1e-4, 0.25  # nats a token by which losses may differ in float32, and in 16-bit types (of one token)
 GUESS = 10.0  # nats a token above which 16-bit rounding grows with the loss: a trained model finds random tokens far worse than a guess
-FAULTS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, NotImplementedError, AssertionError)
+MODEL_FAULTS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, NotImplementedError, AssertionError)
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Trial:
         _check_attention(module.config, kind)
         try:
             losses = [plain_losses(module, row.ids) for row in self.rows]
-        except FAULTS as error:
+        except MODEL_FAULTS as error:
             raise InputError(
                 f"{kind} cannot be run on a row of {len(self.rows[0].ids)} tokens: {told_of(error)}"
             ) from error
@@ -147,7 +147,7 @@ def differs(
                     return f"losses change by {far:.2g} nats a token"
     except torch.OutOfMemoryError:
         raise
-    except FAULTS as error:
+    except MODEL_FAULTS as error:
         return told_of(error)
     return ""
 
