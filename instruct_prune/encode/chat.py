@@ -11,7 +11,7 @@ from typing import Any
 from instruct_prune.encode.chat_messages import ChatMessages
 from instruct_prune.encode.frame import learn_frame
 from instruct_prune.encode.marks import Found, Marker, find, free_stem, opens_thought, plain_values, written_as
-from instruct_prune.encode.rendering import Counts, Rendered, RenderError, Span, Template, counted
+from instruct_prune.encode.rendering import Counts, Rendered, RenderError, Span, Template
 from instruct_prune.encode.takes import CLOSE, OPEN, Takes, answer
 from instruct_prune.errors import InputError
 from instruct_prune.rows.row import Row
@@ -75,11 +75,6 @@ class ChatTemplate(Template):
         ends = specials | ({tokenizer.eos_token} if specials and tokenizer.eos_token else set())
         bos = tokenizer.bos_token or "" if "bos_token" in source else ""
         self._messages = ChatMessages(source, self._takes, bos, tuple(sorted(ends)), self._counts)
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What was done to make rows fit this template, so far."""
-        return counted(self._counts)
 
     @property
     def counts(self) -> Counts:

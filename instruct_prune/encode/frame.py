@@ -42,7 +42,7 @@ class Frame:
             before: role of the turn before.
             own_tag: the data open a thought themselves, so the prompt does not.
         """
-        for opening in dict.fromkeys((self.prompt,) if not own_tag else ()) | dict.fromkeys((self.header,)):
+        for opening in [self.header] if own_tag else [self.prompt, self.header]:
             place = gap.rfind(opening) if opening else -1
             if place >= 0:
                 return place + len(opening)

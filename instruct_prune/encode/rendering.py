@@ -63,8 +63,8 @@ class Template(ABC):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What people should be told about it."""
-        return ()
+        """What was done to make rows fit it, so far; each is told once."""
+        return tuple(dict.fromkeys(note for counts in self.counts for note in counted(counts)))
 
     @property
     def counts(self) -> Counts:

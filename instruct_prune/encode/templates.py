@@ -155,11 +155,6 @@ class ByTools(Template):
         self.text = f"{self._default.text}\n{{# tool_use #}}\n{self._tool_use.text}"
 
     @property
-    def notes(self) -> tuple[str, ...]:
-        """What was done to make rows fit either template."""
-        return tuple(dict.fromkeys(self._default.notes + self._tool_use.notes))
-
-    @property
     def counts(self) -> Counts:
         return (*self._default.counts, *self._tool_use.counts)
 
@@ -180,10 +175,6 @@ class Wrapped(Template):
     def __init__(self, template: Template) -> None:
         self.template = template
         self.name, self.text, self.writes_specials = template.name, template.text, template.writes_specials
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        return self.template.notes
 
     @property
     def counts(self) -> Counts:

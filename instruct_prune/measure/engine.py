@@ -41,7 +41,7 @@ class ByPosition(Protocol):
 
 
 SHORT = 256
-"""Most tokens of a row that runs twice rather than by itself."""
+"""A row that would be alone in its batch runs beside a copy of itself when it has at most so many tokens (see `run_batch`)."""
 KNOWN_ROWS = 65536
 """Rows in a part of what was measured before."""
 

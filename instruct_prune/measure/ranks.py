@@ -89,19 +89,16 @@ class Ranks:
         except RuntimeError as error:  # of gloo and NCCL alike
             raise IncompleteRunError(DIED) from error
 
-    def on_main(self, function: Callable[[], object]) -> None:
-        """Run on the main process while the others wait; an error there ends all (only the main one tells it)."""
-        error: Exception | None = None
-        if self.is_main:
-            try:
-                function()
-            except (InputError, IncompleteRunError, OSError) as problem:
-                error = problem
-        failed = self.broadcast(error is not None)
-        if error is not None:
-            raise error
-        if failed:
-            raise SystemExit(2)
+    def on_main(self, function: Callable[[], Found]) -> Found:
+        """Run on the main process while the others wait; what it found there, on every process, so it must be fit for pickle.
+
+        Raises:
+            InputError: the main process had one; it tells it, and all end.
+            IncompleteRunError: one of them has died.
+        """
+        found: list[Any] = self.on_all(lambda: function() if self.is_main else None)
+        main: Found = found[0]
+        return main
 
     def on_all(self, function: Callable[[], Found]) -> list[Found]:
         """Run on every process; what each found, on every process. An error on any of them ends all (the main one tells it).

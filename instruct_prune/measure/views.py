@@ -38,19 +38,12 @@ def alone(item: Any, model: Model) -> Tokens:
     return Tokens(ids, mask)
 
 
-def blind(item: Any, model: Model) -> Any:
-    """The row as the same template writes it without its pictures (VisNec, arXiv 2603.01195); rows without any as they are.
-
-    Raises:
-        InputError: the rows are not for a model that sees.
-    """
-    return model.blind(item)
-
-
 def view_of(name: str) -> View:
     """The function of a view's name."""
-    if name in (ALONE, BLIND):
-        return alone if name == ALONE else blind
+    if name == ALONE:
+        return alone
+    if name == BLIND:  # VisNec, arXiv 2603.01195
+        return lambda item, model: model.blind(item)
     found: View = load_attribute(name, "--subnets")
     return found
 

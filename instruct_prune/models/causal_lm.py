@@ -207,16 +207,13 @@ class CausalLM(TextModel):
         return size
 
     def start_pass(self, plan: Plan, depths: Sequence[int], pooled: bool) -> None:
+        super().start_pass(plan, depths, pooled)
         self._prefixes = tuple(torch.as_tensor(p, dtype=torch.int64) for p in plan.prefixes)
         self._shared.clear()
         self._depths, self._pooled = tuple(depths), pooled
-        n_blocks = self.module.config.get_text_config().num_hidden_layers
-        wrong = [d for d in depths if not 1 <= d <= n_blocks]
-        if wrong:
-            raise InputError(f"depth {wrong[0]} was asked for, but the model has {n_blocks} blocks (1 to {n_blocks}).")
         if depths and self._exits is None:
             with torch.inference_mode():
-                self._exits = find_exits(self.decoder, n_blocks, self.device)
+                self._exits = find_exits(self.decoder, len(self.depths()), self.device)
 
     def collate(self, items: Sequence[Tokens], prefix: int) -> TextBatch:
         skip = len(self._prefixes[prefix]) if prefix >= 0 else 0

@@ -134,9 +134,7 @@ class ImageEncoder(Model):
         return self.encoder.widths[-1 if depth is None else depth - 1]
 
     def start_pass(self, plan: Plan, depths: Sequence[int], pooled: bool) -> None:
-        wrong = [d for d in depths if d not in self.depths()]
-        if wrong:
-            raise InputError(f"depth {wrong[0]} was asked for, but the model has {len(self.depths())} stages.")
+        super().start_pass(plan, depths, pooled)
         self._depths = tuple(depths)
         self._weights_moved, self._folded = True, None
 

@@ -64,7 +64,7 @@ class ImageModel:
             raise InputError(f"{type(model).__name__} has no weights, so it has no subnets.")
         try:
             trial = transform(Image.new("RGB", (64, 64), "gray"))[None]
-            # SigLIP's vision part says nothing of its blocks before transformers 5: then they are listened to.
+            # Before transformers 5, SigLIP's vision part returns no hidden states: `stages` then reads them by hooks on its blocks.
             self._tells = _is_transformers(model) and len(self._in_pieces(self._hidden_states, trial)[0]) > 1
             self.widths = [z.shape[1] for z in self.stages(trial)]
         except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:

@@ -131,10 +131,8 @@ def from_factory(name: str) -> ImageModel:
     Raises:
         InputError: no such module or function, it has parameters, or it returns no (module, transform).
     """
-    made = models.call_factory(name)
-    if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module) and callable(made[1])):
-        raise InputError(
-            f"--model {name}: the factory must return (torch.nn.Module, transform); a transform takes a PIL image and "
-            "gives a float tensor [3, height, width]."
-        )
-    return ImageModel(*made)
+    wanted = (
+        "the factory must return (torch.nn.Module, transform); a transform takes a PIL image and gives a float tensor "
+        "[3, height, width]"
+    )
+    return ImageModel(*models.call_factory(name, wanted))

@@ -234,7 +234,8 @@ class Model(ABC):
         wrong = [depth for depth in depths if depth not in known]
         if wrong:
             raise InputError(
-                f"depth {wrong[0]} was asked for, but {self.name} has {len(known)} depths to read states at."
+                f"depth {wrong[0]} was asked for, but {self.name} has {len(known)} depths (blocks, or stages of an image "
+                "model) to read states at."
             )
 
     def collate(self, items: Sequence[Any], prefix: int) -> Any:
@@ -270,7 +271,7 @@ class Model(ABC):
         raise InputError(f"{self.name} has no pooled states: its kind, {type(self).__name__}, defines no width().")
 
     def blind(self, item: Any) -> Any:
-        """The row without its pictures, for the view of that name.
+        """The row as the same template writes it without its pictures, for the view of that name; rows without any as they are.
 
         Raises:
             InputError: rows of this kind show none that could be left out.

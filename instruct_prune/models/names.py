@@ -128,35 +128,34 @@ def name_for_trainers(name: str) -> str:
     return entry.hub if entry is not None and entry.hub is not None else name
 
 
-def call_factory(name: str) -> Any:
-    """What the user's own ``module:factory`` makes.
+def call_factory(name: str, wanted: str) -> tuple[Any, Any]:
+    """What the user's own ``module:factory`` makes: a module of torch, and what is called to make its inputs.
 
     Raises:
-        InputError: there is no such function, or it has parameters that must be given.
+        InputError: there is no such function, it has parameters, or it returns something else (then ``wanted`` is told).
     """
+    from torch import nn
+
     factory = load_attribute(name, "--model", "a factory, a function without parameters,")
     try:
         inspect.signature(factory).bind()  # TypeError: it has parameters
     except (TypeError, ValueError) as error:
         raise InputError(f"--model {name}: {error}. Write module:factory, a function without parameters.") from error
-    return factory()
+    made = factory()
+    if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module) and callable(made[1])):
+        raise InputError(f"--model {name}: {wanted}.")
+    return made
 
 
 def load_tokenizer(source: ModelSource) -> Any:
     """The model's tokenizer.
 
     Raises:
-        InputError: it cannot be loaded, or has no fast version (offsets are needed for exact masks).
+        InputError: it cannot be loaded.
     """
     from transformers import AutoTokenizer
 
-    tokenizer = loaded(AutoTokenizer, source)
-    if not tokenizer.is_fast:
-        raise InputError(
-            f"the tokenizer of {source.name} has no fast version, so tokens cannot be traced back to characters and no exact "
-            "response mask can be made. Convert it (transformers' convert_slow_tokenizer) and save it beside the model."
-        )
-    return tokenizer
+    return loaded(AutoTokenizer, source)
 
 
 def load_causal_lm(

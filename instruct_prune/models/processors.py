@@ -20,7 +20,7 @@ from instruct_prune.rows.row import ImageRef
 
 NOT_OF_PICTURES = ("input_ids", "attention_mask", "labels", "text_replacement_offsets")
 """What a processor gives beside its pictures, and is made here from the row's own tokens."""
-FAULTS = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ZeroDivisionError, OverflowError)
+PROCESSOR_FAULTS = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ZeroDivisionError, OverflowError)
 
 
 class Processor:
@@ -79,7 +79,7 @@ class Processor:
             found = self._call(asked, images, return_text_replacement_offsets=True)
             # Some put a BOS or a line break of their own into the text before they look for marks.
             laid: str = self.processor.prepare_inputs_layout(images=list(images), text=[asked["text"]])[1][0]
-        except FAULTS as error:
+        except PROCESSOR_FAULTS as error:
             raise RenderError(f"{type(self.processor).__name__}: {' '.join(str(error).split())[:200]}") from None
         if not self.by_suffix and not laid.endswith(row.text):
             raise RenderError(f"{type(self.processor).__name__} changes the text, so responses cannot be found in it")
@@ -201,7 +201,7 @@ def load_processor(source: names.ModelSource) -> Any:
     options.pop("video_processor", None)
     try:
         return OfPictures.from_args_and_dict(made, options)
-    except (*FAULTS, ImportError) as error:
+    except (*PROCESSOR_FAULTS, ImportError) as error:
         raise InputError(
             f"model {source.name!r}: its processor cannot be made ({' '.join(str(error).split())[:300]})."
         ) from error

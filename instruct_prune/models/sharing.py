@@ -34,7 +34,7 @@ OWN_LENGTHS = (
 LONGEST = max(PREFIX_LENGTHS) + 44
 EXACT, ROUNDED = 1e-4, 0.25  # nats a token by which losses may differ in float32, and in 16-bit types (of one token)
 GUESS = 10.0  # nats a token above which 16-bit rounding grows with the loss: a trained model finds random tokens far worse than a guess
-FAULTS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, NotImplementedError, AssertionError)
+MODEL_FAULTS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, NotImplementedError, AssertionError)
 
 
 @dataclass(frozen=True)
@@ -54,24 +54,15 @@ class Shortcuts:
     reason: str = ""
 
 
-@dataclass(frozen=True)
-class Tolerance:
-    """Nats a token by which the losses of two ways may differ: rounding is below, a cache that is not understood far above.
+def tolerance_of(module: nn.Module, losses: Tensor) -> Callable[[int], float]:
+    """Nats a token by which a mean over so many tokens may differ between two ways of a model with these losses.
 
-    Attributes:
-        one: in a 16-bit type, of one token; 0 in float32.
+    Rounding is below it, a cache that is not understood far above.
     """
-
-    one: float
-
-    @classmethod
-    def of(cls, module: nn.Module, losses: Tensor) -> Tolerance:
-        """For a model with these losses, in nats a token."""
-        return cls(0.0 if module.dtype == torch.float32 else ROUNDED * max(1.0, float(losses.mean()) / GUESS))
-
-    def over(self, n_tokens: int) -> float:
-        """Of a mean over so many tokens."""
-        return self.one / float(n_tokens) ** 0.5 if self.one else EXACT
+    if module.dtype == torch.float32:
+        return lambda n_tokens: EXACT
+    one = ROUNDED * max(1.0, float(losses.mean()) / GUESS)
+    return lambda n_tokens: one / float(n_tokens) ** 0.5
 
 
 class Trial:
@@ -90,12 +81,12 @@ class Trial:
         _check_attention(module.config, kind)
         try:
             losses = [plain_losses(module, row.ids) for row in self.rows]
-        except FAULTS as error:
+        except MODEL_FAULTS as error:
             raise InputError(
                 f"{kind} cannot be run on a row of {len(self.rows[0].ids)} tokens: {told_of(error)}"
             ) from error
-        self.tolerance = Tolerance.of(module, torch.cat(losses))
-        _check_reference(module, losses, len(self.beginnings[0]), self.tolerance.over(len(self.beginnings[0])))
+        self.tolerance = tolerance_of(module, torch.cat(losses))
+        _check_reference(module, losses, len(self.beginnings[0]), self.tolerance(len(self.beginnings[0])))
         self._wanted = torch.stack(
             [own[row.response_mask[1:]].mean() for own, row in zip(losses, self.rows, strict=True)]
         )
@@ -132,7 +123,7 @@ def differs(
     model: Model,
     rows: Sequence[Tokens],
     wanted: Tensor,
-    tolerance: Tolerance,
+    tolerance: Callable[[int], float],
     groups: Sequence[tuple[int, list[int]]],
     beginnings: tuple[Int32, ...] = (),
 ) -> str:
@@ -142,7 +133,7 @@ def differs(
         model: as it runs rows.
         rows: n of them.
         wanted: float32 [n], the loss of each by itself.
-        tolerance: of the model.
+        tolerance: of the model, as `tolerance_of` says.
         groups: (index of a beginning or -1, rows that run together).
         beginnings: that rows may share.
     """
@@ -152,11 +143,11 @@ def differs(
             batch = model.collate([rows[i] for i in members], prefix)
             found = model.losses(batch, model.forward(batch), None).float().cpu()
             for i, far in zip(members, (found - wanted[members]).abs().tolist(), strict=True):
-                if not far <= tolerance.over(int(rows[i].response_mask.sum())):
+                if not far <= tolerance(int(rows[i].response_mask.sum())):
                     return f"losses change by {far:.2g} nats a token"
     except torch.OutOfMemoryError:
         raise
-    except FAULTS as error:
+    except MODEL_FAULTS as error:
         return told_of(error)
     return ""
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from instruct_prune.encode.item import PicturedTokens, Tokens
-from instruct_prune.encode.rendering import Rendered, RenderError, Span
+from instruct_prune.encode.rendering import Rendered, Span
 from instruct_prune.errors import InputError
-from instruct_prune.models.sharing import FAULTS, Shortcuts, Tolerance, differs, plain_losses, told_of
+from instruct_prune.models.sharing import MODEL_FAULTS, Shortcuts, differs, plain_losses, told_of, tolerance_of
 from instruct_prune.rows.row import ImageRef
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class SightTrial:
             made = [self._item(*row) for row in zip(range(len(SIZES)), SIZES, PROMPTS, ANSWERS, strict=True)]
             self.items: list[Tokens] = [item for item in made if item is not None]
             self.wanted = torch.stack([self._plain_loss(item) for item in self.items])
-        except (*FAULTS, RenderError) as error:
+        except MODEL_FAULTS as error:
             raise InputError(
                 f"{kind} cannot be run on a picture of {SIZES[0][0][0]} x {SIZES[0][0][1]} pixels: {told_of(error)}"
             ) from error
@@ -108,7 +108,7 @@ class SightTrial:
 
     def _differs(self, groups: Sequence[list[int]]) -> str:
         """How rows run together differ from the reference; "" where they agree."""
-        tolerance = Tolerance.of(self.model.module, self.wanted)
+        tolerance = tolerance_of(self.model.module, self.wanted)
         return differs(self.model, self.items, self.wanted, tolerance, [(-1, group) for group in groups])
 
 

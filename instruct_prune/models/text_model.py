@@ -7,8 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from instruct_prune.arrays import Int32, Int64
 from instruct_prune.config import EncodeConfig, ScoreConfig
 from instruct_prune.encode.item import Encoded, Tokens
@@ -44,7 +42,8 @@ class TextModel(Model):
         self._data_format = data_format
         self.name = (config.model or self.default) if loaded is None else type(loaded[0]).__name__
         if loaded is None and is_reference(self.name):
-            loaded = from_factory(self.name)
+            wanted = "for texts, the factory must return (a causal language model of transformers, its tokenizer)"
+            loaded = names.call_factory(self.name, wanted)
         self._loaded = loaded
         self._share_prefix = config.share_prefix
         self._own_notes: list[str] = []
@@ -75,15 +74,13 @@ class TextModel(Model):
         return found
 
     def _longest(self) -> int:
-        """Tokens of a row at most.
+        """Tokens of a row at most; `Encoder` refuses fewer than two.
 
         Raises:
-            InputError: fewer than two.
+            InputError: the model takes fewer than two.
         """
         wanted = self._encode.max_length
-        if wanted is not None and wanted < 2:
-            raise InputError(f"--max-length {wanted}: a row needs at least two tokens, one of them to be predicted.")
-        context = self.context if wanted is None else names.context_of(self._configuration, wanted)
+        context = self.context if wanted is None else names.context_of(self._configuration, max(2, wanted))
         if context < 2:
             raise InputError(
                 f"model {self.name!r} has {context} positions by its configuration: a row needs at least two tokens."
@@ -92,7 +89,7 @@ class TextModel(Model):
             self._own_notes.append(
                 f"--max-length {wanted:,}: the model has {context:,} positions, so that is the limit"
             )
-        return min(wanted or context, context)
+        return context if wanted is None else min(wanted, context)
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -181,20 +178,6 @@ class TextModel(Model):
             return self.source.identity()
         assert self._loaded is not None
         return {"name": self.name, "content": names.weights_hash(self._loaded[0])}
-
-
-def from_factory(name: str) -> tuple[Any, Any]:
-    """Call a factory of the user's own: (transformers model, its tokenizer).
-
-    Raises:
-        InputError: no such module or function, it has parameters, or it returns something else.
-    """
-    made = names.call_factory(name)
-    if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module)):
-        raise InputError(
-            f"--model {name}: for texts, the factory must return (a causal language model of transformers, its tokenizer)."
-        )
-    return made
 
 
 def batches_of(rows: Iterable[Row]) -> Iterator[list[Row]]:

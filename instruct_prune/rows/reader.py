@@ -6,10 +6,12 @@ import base64
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from instruct_prune.errors import InputError
+from instruct_prune.registry import suggestion
 from instruct_prune.rows.row import suffix_of
 
 RowData = bytes | Mapping[str, Any]
@@ -221,3 +223,22 @@ def named_type(value: object) -> str:
         (type(None), "null"),
     )
     return next((name for kind, name in names if isinstance(value, kind)), f"a {type(value).__name__}")
+
+
+def chosen_split(name: str, known: Collection[str], split: str | None, several: str) -> str:
+    """The split that was asked for, or "train" where none was.
+
+    Args:
+        name: of the data.
+        known: its splits.
+        split: the one asked for.
+        several: what the data have, for the message where no split was asked for.
+
+    Raises:
+        InputError: the data have no such split.
+    """
+    wanted = split or "train"
+    if wanted not in known:
+        problem = f"has no split {split!r}.{suggestion(split, known)}" if split else f"{several} no 'train'."
+        raise InputError(f"{name} {problem} Choose one with --data-split: {', '.join(known)}.")
+    return wanted

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from instruct_prune.errors import InputError
-from instruct_prune.registry import suggestion
 from instruct_prune.rows.arrow_tables import READ_ROWS, WRITE_ROWS, KeptTable, numbered, write_arrow
 from instruct_prune.rows.exact import hash_of_rows
 from instruct_prune.rows.files import DataFile
-from instruct_prune.rows.reader import Reader, RowData, RowError
+from instruct_prune.rows.reader import Reader, RowData, RowError, chosen_split
 from instruct_prune.storage import sha256_of
 
 
@@ -134,12 +133,8 @@ def _one_split(loaded: Any, name: str, split: str | None) -> tuple[Any, str | No
         if split is not None and found is not None and not split.startswith(found):
             raise InputError(f"{name} is the split {found!r}; it has no split {split!r}.")
         return loaded, split or found
-    wanted = split or ("train" if "train" in loaded else None)
-    if wanted is None and len(loaded) == 1:
-        wanted = next(iter(loaded))
-    if wanted is None or wanted not in loaded:
-        what = f"has no split {split!r}.{suggestion(split, loaded)}" if split else "has several splits and no 'train'."
-        raise InputError(f"{name} {what} Choose one with --data-split: {', '.join(loaded)}.")
+    only = next(iter(loaded)) if len(loaded) == 1 else None
+    wanted = chosen_split(name, loaded, split or only, "has several splits and")
     return loaded[wanted], wanted
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -14,7 +15,7 @@ from instruct_prune.rows.formats import find_format
 from instruct_prune.rows.inputs import IMAGES, TEXT, Input, open_input
 from instruct_prune.rows.reader import RowData, RowError
 from instruct_prune.rows.row import ImageRef, Reject, Row
-from instruct_prune.rows.tree import ListingHash
+from instruct_prune.rows.tree import listing_line
 
 
 class Source:
@@ -57,7 +58,7 @@ class Source:
         Raises:
             InputError: a file cannot be read on, or ``strict`` and a row was rejected.
         """
-        listed = ListingHash(Path("/"))
+        listed = hashlib.sha256()
         any_listed = False
         for row_id, (each, line, data) in enumerate(self._rows()):
             found = each.row(row_id, line, data)
@@ -68,7 +69,7 @@ class Source:
                 for picture in _pictures(found):
                     if picture.data is None:
                         any_listed = True
-                        listed.add(Path(picture.path))
+                        listed.update(listing_line(Path(picture.path), Path("/")))
             yield found
         self._listed = listed.hexdigest() if any_listed else ""
 

@@ -95,8 +95,6 @@ class _Frames(_Readable):
 
     def readinto(self, buffer: Any) -> int:
         while not self.out:
-            if self.frame is None:
-                self._skip()
             packed, self.packed = self.packed or self.raw.read(CHUNK), b""
             if not packed:
                 if self.frame is not None:
@@ -114,19 +112,3 @@ class _Frames(_Readable):
         buffer[:count] = self.out[:count]
         self.out = self.out[count:]
         return count
-
-    def _skip(self) -> None:
-        """Drop the skippable frames that come next."""
-        while True:
-            while len(self.packed) < 8 and (more := self.raw.read(CHUNK)):
-                self.packed += more
-            if not SKIPPABLE.match(self.packed):
-                return
-            left = 8 + int.from_bytes(self.packed[4:8], "little")
-            while left:
-                self.packed = self.packed or self.raw.read(CHUNK)
-                if not self.packed:
-                    raise EOFError("a skippable frame has no end")
-                dropped = min(left, len(self.packed))
-                self.packed = self.packed[dropped:]
-                left -= dropped

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from instruct_prune.errors import InputError
-from instruct_prune.registry import suggestion
-from instruct_prune.rows.reader import Reader, RowData, RowError
+from instruct_prune.rows.reader import Reader, RowData, RowError, chosen_split
 
 SUFFIXES = frozenset(
     (
@@ -41,9 +40,9 @@ class ImageTree(Reader):
     _seen: list[str] = field(default_factory=list, repr=False, compare=False)
 
     def rows(self) -> Iterator[tuple[int, RowData | RowError]]:
-        hashed = ListingHash(self.root)
+        hashed = hashlib.sha256()
         for number, path in enumerate(self.files(), 1):
-            hashed.add(path)
+            hashed.update(listing_line(path, self.root))
             inside = path.relative_to(self.root).parts
             yield number, {"image": str(path), "label": inside[0] if len(inside) > 1 else None}
         self._seen[:] = [hashed.hexdigest()]
@@ -80,19 +79,10 @@ def is_run_folder(folder: Path) -> bool:
     return isinstance(found, dict) and {"layout", "stages", "argv"} <= found.keys()
 
 
-class ListingHash:
-    """Hash of files' names below a folder and their sizes, file by file."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.total = hashlib.sha256()
-
-    def add(self, path: Path) -> None:
-        size = path.stat().st_size if path.exists() else -1
-        self.total.update(f"{os.path.relpath(path, self.root)}\0{size}\n".encode("utf-8", "surrogateescape"))
-
-    def hexdigest(self) -> str:
-        return self.total.hexdigest()
+def listing_line(path: Path, root: Path) -> bytes:
+    """A file's name below a folder and its size, for the hash of a listing of files."""
+    size = path.stat().st_size if path.exists() else -1
+    return f"{os.path.relpath(path, root)}\0{size}\n".encode("utf-8", "surrogateescape")
 
 
 def open_tree(folder: Path, name: str, split: str | None) -> ImageTree | None:
@@ -104,20 +94,10 @@ def open_tree(folder: Path, name: str, split: str | None) -> ImageTree | None:
     folders = sorted(each.name for each in folder.iterdir() if each.is_dir() and not each.name.startswith("."))
     root = folder
     if folders and all(each.lower() in SPLITS for each in folders):
-        wanted = split or ("train" if "train" in folders else None)
-        if wanted not in folders:
-            problem = _no_split(split, folders)
-            raise InputError(f"{name} {problem} Choose one with --data-split: {', '.join(folders)}.")
-        root = folder / wanted
+        root = folder / chosen_split(name, folders, split, "has split folders, but")
     tree = ImageTree(name, root)
     if not tree.files():
         return None
     if split is not None and folders and root == folder:
         raise InputError(f"{name} has class folders and no split folders, so there is no split {split!r}.")
     return tree
-
-
-def _no_split(split: str | None, folders: Iterable[str]) -> str:
-    if split is None:
-        return "has split folders, but no 'train'."
-    return f"has no split {split!r}.{suggestion(split, folders)}"

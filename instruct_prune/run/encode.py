@@ -115,14 +115,12 @@ def encode(
     Raises:
         InputError: the folder holds items of another encoding, or no row can be scored.
     """
-    done: list[bool] = []
 
-    def begin() -> None:
+    def begin() -> bool:
         identity = {"kind": type(model).__name__, **model.encoding, **own_code([class_name(model)], "--model")}
-        done.append(folder.begin(EncodeFacts, identity, (RowsFacts,), restart=config.restart == "encode"))
+        return folder.begin(EncodeFacts, identity, (RowsFacts,), restart=config.restart == "encode")
 
-    ranks.on_main(begin)
-    if ranks.broadcast(done[0] if done else None):
+    if ranks.on_main(begin):
         if ranks.is_main:
             say("encode: done before, skipped")
         return

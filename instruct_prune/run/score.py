@@ -98,9 +98,7 @@ class Scoring:
         """As `run`, alone in the folder."""
         folder, config, ranks = self.folder, self.config, self.ranks
         before = self._before()
-        ranks.on_main(
-            lambda: read_rows(folder, self.data, config.restart == "read", self.memory, self.source, config.update)
-        )
+        ranks.on_main(self._read)
         table = RowTable.open(folder / "rows")
         if self.select is not None:
             choice = self.select
@@ -143,6 +141,10 @@ class Scoring:
                 "process (no accelerate launch, no torchrun), or leave --device-map out so that each process has its own copy."
             )
 
+    def _read(self) -> None:
+        """Read the rows into the folder. The table itself is opened by each process: it is not handed from one to another."""
+        read_rows(self.folder, self.data, self.config.restart == "read", self.memory, self.source, self.config.update)
+
     def _before(self) -> Before | None:
         """What was measured before and may be reused."""
         if self.config.update:
@@ -152,7 +154,7 @@ class Scoring:
     def _first_on_main(self, make: Callable[[], Made]) -> Made:
         """Make it on the main process first, so that a GGUF file is converted once and errors are told once."""
         found: list[Made] = []
-        self.ranks.on_main(lambda: found.append(make()))
+        self.ranks.on_main(lambda: found.append(make()))  # it is no value to hand on: most models cannot be pickled
         return found[0] if found else make()
 
     def _load(self, model: Model, dtype: str) -> None:
@@ -166,20 +168,16 @@ class Scoring:
         It is also done where all but the states that the embedder and the target ask for were measured: `embed` and `target` read
         these in passes of their own, and nothing is scored again for another embedder or target.
         """
-        done: list[bool] = []
         work_kept = (self.folder / "parts" / "score").exists()
 
-        def claim() -> None:
+        def claim() -> bool:
             known = self.folder.find(ScoreFacts)
             same = known is not None and set(wanted.for_score) <= set(known.config["probes"])
             config = {**identity, "probes": known.config["probes"]} if known is not None and same else identity
             again, inputs = self.config.restart == "score", (RowsFacts, EncodeFacts)
-            done.append(
-                not self.config.dry_run and self.folder.begin(ScoreFacts, config, inputs, again, work_kept=work_kept)
-            )
+            return not self.config.dry_run and self.folder.begin(ScoreFacts, config, inputs, again, work_kept=work_kept)
 
-        self.ranks.on_main(claim)
-        return bool(self.ranks.broadcast(done[0] if done else None))
+        return self.ranks.on_main(claim)
 
     def _skipped(self) -> ScoreTable | None:
         """What a finished stage left, on the main process."""

@@ -95,7 +95,7 @@ def find_base(name: str, revision: str | None = None, pictures: bool = False) ->
         pictures: whether it is for rows that show pictures.
 
     Raises:
-        InputError: there is no such model, or it has no fast tokenizer.
+        InputError: there is no such model, or its tokenizer cannot be loaded.
     """
     source = models.find_model(name, revision)
     if pictures:

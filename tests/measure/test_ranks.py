@@ -39,6 +39,11 @@ def test_what_all_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert two(monkeypatch, 1, ([2], "")).on_all(lambda: 1) == [2, 1]
 
 
+def test_what_the_main_one_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert two(monkeypatch, 0, ([None], "")).on_main(lambda: 1) == 1
+    assert two(monkeypatch, 1, ([2], "")).on_main(fails) == 2
+
+
 def test_the_main_process_tells_the_error_of_any(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="of the other"):
         two(monkeypatch, 0, ([], "of the other")).on_all(lambda: 1)

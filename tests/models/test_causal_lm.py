@@ -170,7 +170,7 @@ def test_all_depths_come_out_of_one_pass() -> None:
 
 
 def test_a_depth_beyond_the_model_is_an_error() -> None:
-    with pytest.raises(InputError, match=r"depth 3 .* 2 blocks"):
+    with pytest.raises(InputError, match=r"depth 3 .* 2 depths"):
         fast_losses(families()["llama"](), rows(8), 300, False, (SubnetSpec("depth", 3),))
 
 

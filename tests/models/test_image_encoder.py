@@ -237,7 +237,7 @@ def test_options_and_probes_that_pictures_do_not_have_are_refused(tmp_path: Path
             ImageEncoder(ScoreConfig(), options, None, loaded=(tiny_cnn(), transform))
     with pytest.raises(InputError, match="no order of positions"):
         run_probe(tmp_path / "last", pictures, "last")
-    with pytest.raises(InputError, match=r"depth 4 .* 3 stages"):
+    with pytest.raises(InputError, match=r"depth 4 .* 3 depths"):
         run_probe(tmp_path / "deep", pictures, "mean@4")
 
 

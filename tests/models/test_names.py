@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from instruct_prune.config import EncodeConfig, ScoreConfig
 from instruct_prune.errors import InputError
 from instruct_prune.models import sources
+from instruct_prune.models.causal_lm import CausalLM
 from instruct_prune.models.names import find_model, load_tokenizer, name_for_trainers
 from instruct_prune.models.sources import EMBEDDED
-from instruct_prune.models.text_model import from_factory
 
 
 @pytest.fixture
@@ -75,6 +76,6 @@ def test_a_factory_of_texts_takes_no_parameters_and_gives_model_and_tokenizer(
     (tmp_path / "factory_of_texts.py").write_text("def sized(size): ...\ndef nothing(): ...\n")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="missing a required argument: 'size'"):
-        from_factory("factory_of_texts:sized")
+        CausalLM(ScoreConfig(model="factory_of_texts:sized"), EncodeConfig(), None)
     with pytest.raises(InputError, match="a causal language model of transformers, its tokenizer"):
-        from_factory("factory_of_texts:nothing")
+        CausalLM(ScoreConfig(model="factory_of_texts:nothing"), EncodeConfig(), None)

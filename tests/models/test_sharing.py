@@ -390,7 +390,7 @@ def test_a_context_that_is_not_stated_is_what_was_asked_for(tiny_tokenizer: Any)
 
 
 @pytest.mark.parametrize(
-    ("subnets", "told"), [(("dense", "dropout:0.1"), "no attention"), (("dense", "depth:3"), "2 blocks")]
+    ("subnets", "told"), [(("dense", "dropout:0.1"), "no attention"), (("dense", "depth:3"), "2 depths")]
 )
 def test_subnets_that_the_model_does_not_have_are_told_before_any_is_measured(
     tmp_path: Path, tiny_tokenizer: Any, subnets: tuple[str, ...], told: str

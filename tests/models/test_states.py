@@ -91,5 +91,5 @@ def test_tokens_after_the_last_target_belong_to_a_state_and_not_to_a_loss() -> N
 
 @pytest.mark.parametrize("depth", [3, 99])
 def test_a_state_beyond_the_model_is_an_error(depth: int) -> None:
-    with pytest.raises(InputError, match=rf"depth {depth} .* 2 blocks"):
+    with pytest.raises(InputError, match=rf"depth {depth} .* 2 depths"):
         read(families()["llama"](), rows(8), 300, False, [State("mean", depth)])

@@ -18,7 +18,6 @@ from instruct_prune.measure.subnets import decoder_blocks
 from instruct_prune.models.model import Model, States
 
 WIDTH = 4096
-BLOCKS = ("all", "middle", "last")
 
 
 @dataclass
@@ -47,22 +46,17 @@ class Gradient(Probe):
 
     Args:
         width: numbers of a sketch: a power of two (or a square), shared between the columns of P and of A.
-        blocks: which blocks: "all", the "middle" third, or the "last" third.
-        seed: of the projections.
     """
 
     needs_grad = True
     half = True
 
-    def __init__(self, width: int = WIDTH, blocks: str = "all", seed: int = 0) -> None:
+    def __init__(self, width: int = WIDTH) -> None:
         rows = next((side for side in range(math.isqrt(max(width, 0)), 0, -1) if width % side == 0), 0)
         if not rows or width // rows > 2 * rows:
             raise InputError(f"gradient: the width {width} is not near a square, such as 1024, 4096 or 8192.")
-        if blocks not in BLOCKS:
-            raise InputError(f"gradient: blocks are {', '.join(BLOCKS)}, not {blocks!r}.")
         self.sides = {"out": rows, "in": width // rows}
-        self.blocks, self.seed = blocks, seed
-        self.name = "gradient" if (width, blocks, seed) == (WIDTH, "all", 0) else f"gradient_{blocks}_{width}_s{seed}"
+        self.name = "gradient" if width == WIDTH else f"gradient_all_{width}_s0"  # as stored columns are called
         self._projections: dict[tuple[str, int, torch.device], Tensor] = {}
         self._watched = Watched()
 
@@ -76,7 +70,7 @@ class Gradient(Probe):
         hooks = [embedding.register_forward_hook(lambda module, args, output: output.requires_grad_(True))]
         hooks += [
             layer.register_forward_hook(lambda module, args, output, name=name: self._seen(name, args[0], output))
-            for name, layer in linear_layers(model.backbone, self.blocks)
+            for name, layer in linear_layers(model.backbone)
         ]
         try:
             yield
@@ -111,7 +105,7 @@ class Gradient(Probe):
             size: of the layer's inputs or outputs.
         """
         columns = self.sides[name.rpartition(":")[2]]
-        number = hashlib.blake2b(f"{self.seed}:{name}".encode(), digest_size=8).digest()
+        number = hashlib.blake2b(f"0:{name}".encode(), digest_size=8).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(number, "little") >> 1)
         return torch.randn(size, columns, generator=generator) / math.sqrt(columns)
 
@@ -126,18 +120,15 @@ class Gradient(Probe):
         return nn.functional.normalize(flat, dim=1, eps=1e-30)
 
 
-def linear_layers(module: nn.Module, blocks: str) -> list[tuple[str, nn.Module]]:
-    """The linear layers of the chosen blocks that see rows one by one ([b, t, d]); experts of mixtures do not.
+def linear_layers(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The linear layers of the blocks that see rows one by one ([b, t, d]); experts of mixtures do not.
 
     Raises:
         InputError: the model has no blocks, or no such layers in them.
     """
-    every = decoder_blocks(module)
-    n = len(every)
-    chosen = {"all": every, "middle": every[n // 3 : n - n // 3], "last": every[n - max(1, n // 3) :]}[blocks]
     found = [
         (f"{block_name}.{name}", layer)
-        for block_name, block in chosen
+        for block_name, block in decoder_blocks(module)
         for name, layer in block.named_modules()
         if (isinstance(layer, nn.Linear) or type(layer).__name__ == "Conv1D")
         and "experts" not in name
