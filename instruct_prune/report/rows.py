@@ -16,6 +16,7 @@ from instruct_prune.errors import InputError
 from instruct_prune.report.scripts import script_of
 from instruct_prune.rows.pixels import thumbnail_of
 from instruct_prune.rows.row import ImageRef, Reject, Row
+from instruct_prune.terminal import escaped
 
 MOST_COLUMNS = 24
 """Columns that are followed; data whose every row has other keys would otherwise have no end of them."""
@@ -166,12 +167,7 @@ def cut(text: str, max_bytes: int) -> tuple[str, int]:
 
 def visible(text: str) -> str:
     """The text with control, bidirectional and invisible characters as escapes that people can see."""
-    return UNSEEN.sub(_escaped, text.replace("\r\n", "\n"))
-
-
-def _escaped(match: re.Match[str]) -> str:
-    code = ord(match[0])
-    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+    return UNSEEN.sub(lambda found: escaped(found[0]), text.replace("\r\n", "\n"))
 
 
 class _Columns:
