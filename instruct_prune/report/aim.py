@@ -104,7 +104,7 @@ class TargetNumbers:
 
 
 @dataclass(frozen=True)
-class Contaminated:
+class TakenOut:
     """Rows that were taken out because they repeat a row of a test: how many, and the first of them (row, file, line, how)."""
 
     count: int
@@ -192,11 +192,11 @@ def with_sources(numbers: TargetNumbers | None, aim: Aim | None, columns: Sequen
     return replace(numbers, column=name, tasks=tasks)
 
 
-def read_contaminated(folder: RunFolder, count: int) -> Contaminated | None:
+def read_contaminated(folder: RunFolder, count: int) -> TakenOut | None:
     """The rows that the selection took out; None where there are none."""
     if not count:
         return None
     table = folder.read_fates("row_id", "repeats_file", "repeats_line", "repeats_how")
     found = table.filter(table.column("repeats_line").is_valid()).slice(0, LISTED).to_pylist()
     rows = [(row["row_id"], row["repeats_file"], row["repeats_line"], row["repeats_how"]) for row in found]
-    return Contaminated(count, rows)
+    return TakenOut(count, rows)

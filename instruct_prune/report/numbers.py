@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from instruct_prune.arrays import Bool
-from instruct_prune.report.aim import Contaminated, TargetNumbers, read_contaminated, target_numbers
+from instruct_prune.report.aim import TakenOut, TargetNumbers, read_contaminated, target_numbers
 from instruct_prune.report.facts import Counts, Facts, Seconds, by_tokens, counts_of, facts_of, seconds_of, warnings_of
 from instruct_prune.report.losses import Family, VisualNumbers, families_of, visual_numbers
 from instruct_prune.report.others import Other, OtherNumbers, other_numbers
@@ -90,7 +90,7 @@ class Numbers:
     rejected: Rejected
     others: list[OtherNumbers]
     target: TargetNumbers | None
-    contaminated: Contaminated | None
+    contaminated: TakenOut | None
     visual: VisualNumbers | None
 
     def to_json(self) -> dict[str, Any]:

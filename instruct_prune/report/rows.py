@@ -74,7 +74,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class RowFacts:
+class ReadRows:
     """What one pass found: texts by position among the scored rows, and columns."""
 
     texts: dict[int, Text] = field(default_factory=dict)
@@ -83,7 +83,7 @@ class RowFacts:
 
 def read_rows(
     rows: Iterable[Row | Reject], row_id: Int64, wanted: Int64, max_bytes: int, foremost: Iterable[int] = ()
-) -> RowFacts:
+) -> ReadRows:
     """Read the data once.
 
     Args:
@@ -120,7 +120,7 @@ def read_rows(
         raise InputError(f"the data has {seen} of the {len(row_id)} scored rows: it has changed since it was scored.")
     for at in _with_room(pictures, [int(position[i]) for i in foremost]):
         texts[at] = replace(texts[at], image=pictures[at])
-    return RowFacts(texts, columns.found())
+    return ReadRows(texts, columns.found())
 
 
 def _with_room(pictures: Mapping[int, str], foremost: Iterable[int]) -> Iterator[int]:
