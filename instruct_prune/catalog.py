@@ -11,6 +11,7 @@ from typing import Any, Literal
 from instruct_prune.commands import Outcome
 from instruct_prune.config import Texts
 from instruct_prune.menu import COMMANDS
+from instruct_prune.plugin import Plugin
 
 OWN = "your own, as package.module:NAME (docs/extending.md)"
 
@@ -37,9 +38,10 @@ class CompletionCommand:
 
 
 def methods(command: OwnCommand) -> Outcome:
-    from instruct_prune.select.methods import methods_table
+    from instruct_prune.select.methods import METHODS, find_method
 
-    return _listed([_line(m.name, m.about, needs=m.needs, parameters=m.parameters) for m in methods_table(command.own)])
+    found = [find_method(name) for name in (*METHODS, *command.own)]
+    return _listed([_line(m.name, m.about, needs=_names(m.needs), parameters=_parameters(m)) for m in found])
 
 
 def scores(command: OwnCommand) -> Outcome:
@@ -111,6 +113,11 @@ complete -o default -F _instruct_prune instruct-prune
 
 def _names(needs: Any) -> str:
     return "depends on its parameters" if callable(needs) else ", ".join(needs) or "nothing"
+
+
+def _parameters(found: Plugin) -> str:
+    each = found.parameters.values()
+    return ", ".join(p.name if p.required else f"{p.name}={p.default} ({p.takes})" for p in each)
 
 
 def _line(name: str, about: str, **more: str) -> dict[str, str]:

@@ -29,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[0] in ("-V", "--version"):
         print(f"instruct-prune {__version__}")
         return 0
+    words = _split(words)
     again = "run the same command again" + (" without --restart" if "--restart" in words else "")
     try:
         try:
@@ -95,6 +96,7 @@ def _fail(kind: str, text: str, code: int) -> int:
 
 def _command(name: str, words: list[str]) -> int:
     from instruct_prune import progress
+    from instruct_prune.config_file import take_flags
     from instruct_prune.registry import load_attribute, suggestion
 
     if name not in COMMANDS:
@@ -103,23 +105,22 @@ def _command(name: str, words: list[str]) -> int:
     # Importing torch and transformers makes millions of objects that stay: looking through them for garbage after every
     # 700 takes half a second of the start.
     gc.set_threshold(100_000, 50, 50)
-    words, as_json = _take_flags(words, "--json")
-    words, quiet = _take_flags(words, "--quiet", "-q")
-    config = _parse(name, command, words)
+    given, words = take_flags(words, ("--print-config",), ("--json",), ("--quiet", "-q"))
+    config = _parse(name, command, words, given.config, given.print_config)
     if config is None or not (command.everywhere or _is_main()):
         return 0
-    progress.be_quiet(quiet)
+    progress.be_quiet(given.quiet)
     # What is wrong with a picture is told in rejected.jsonl; a line of Pillow's source for each would bury that.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     outcome = load_attribute(f"instruct_prune.{command.action}", name)(config)
-    if outcome is not None and as_json:
+    if outcome is not None and given.json:
         print(json.dumps(outcome.data(), ensure_ascii=False, default=str))
-    elif outcome is not None and not quiet:
+    elif outcome is not None and not given.quiet:
         outcome.show()
     return 0
 
 
-def _parse(name: str, command: Command, words: list[str]) -> Any:
+def _parse(name: str, command: Command, words: list[str], path: str | None, printing: bool) -> Any:
     """The command's configuration from YAML and flags; None when it was only printed."""
     import tyro
 
@@ -127,8 +128,6 @@ def _parse(name: str, command: Command, words: list[str]) -> Any:
     from instruct_prune.registry import load_attribute
 
     kind: type[Any] = load_attribute(f"instruct_prune.{command.options}", name)
-    words, path = _take_value(words, "--config")
-    words, printing = _take_flags(words, "--print-config")
     words = _as_flags(name, command, _restarted(name, words))
     default = load_yaml(path, kind) if path is not None else kind()
     try:
@@ -165,6 +164,12 @@ def _without_colour() -> Iterator[None]:
         sys.stderr.write(err.getvalue())
 
 
+def _split(words: list[str]) -> list[str]:
+    """``--out=RUN`` as ``--out RUN``; so with the other options whose values are looked at before tyro reads them."""
+    ours = ("--out=", "--keep=", "--restart=")
+    return [part for word in words for part in (word.split("=", 1) if word.startswith(ours) else [word])]
+
+
 def _as_flags(name: str, command: Command, words: list[str]) -> list[str]:
     """Words in front as the flags that they stand for: `select RUN --keep 30%` is `select --out RUN --keep 0.3`."""
     from instruct_prune.config_file import percent
@@ -181,12 +186,10 @@ def _as_flags(name: str, command: Command, words: list[str]) -> list[str]:
     if front:
         hint = "Options begin with --: the data are named by --data, the run folder by --out."
         raise InputError(f"{name}: what is {front[0]!r}? {hint if not command.takes else ''}".strip())
-    if "--out" in flags and any(word == "--out" or word.startswith("--out=") for word in rest):
+    if "--out" in flags and "--out" in rest:
         raise InputError(f"{name}: the run folder is named twice, as {flags[1]!r} and by --out.")
     for i, word in enumerate(rest):
-        if word.startswith("--keep="):
-            rest[i] = f"--keep={percent(word.removeprefix('--keep='))}"
-        elif word == "--keep" and i + 1 < len(rest):
+        if word == "--keep" and i + 1 < len(rest):
             rest[i + 1] = str(percent(rest[i + 1]))
     return flags + rest
 
@@ -201,19 +204,3 @@ def _restarted(name: str, words: list[str]) -> list[str]:
     if name != "embed":
         raise InputError(RESTART)
     return [*words[:after], "embed", *words[after:]]
-
-
-def _take_flags(words: list[str], *names: str) -> tuple[list[str], bool]:
-    left = [word for word in words if word not in names]
-    return left, len(left) < len(words)
-
-
-def _take_value(words: list[str], option: str) -> tuple[list[str], str | None]:
-    for i, word in enumerate(words):
-        if word.startswith(option + "="):
-            return words[:i] + words[i + 1 :], word.partition("=")[2]
-        if word == option:
-            if i + 1 == len(words):
-                raise InputError(f"{option} needs a file name.")
-            return words[:i] + words[i + 2 :], words[i + 1]
-    return words, None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +28,26 @@ def flatten(config: Any) -> dict[str, Any]:
         else:
             flat[f.name] = list(value) if isinstance(value, tuple) else value
     return flat
+
+
+def take_flags(words: Sequence[str], *switches: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """``--config FILE.yaml`` and switches (the names of each) taken out of the words; what is left stays in order.
+
+    Raises:
+        InputError: --config without a file or given twice, or a switch with a value.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config", action="append", metavar="FILE.yaml")
+    for names in switches:
+        parser.add_argument(*names, action="store_true")
+    try:
+        given, left = parser.parse_known_args(list(words))
+    except argparse.ArgumentError as error:
+        raise InputError(f"{error}.") from None
+    if given.config and len(given.config) > 1:
+        raise InputError(f"--config is given twice: {' and '.join(given.config)}. Give one file.")
+    given.config = given.config[0] if given.config else None
+    return given, left
 
 
 def percent(text: str) -> str | float:

@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import inspect
 import numbers
-import operator
 import types
 import typing
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import annotated_types
 
 from instruct_prune.errors import InputError
 
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
 Value = bool | int | float | str | None
 
 SIMPLE = (bool, int, float, str)
-COMPARES = {
-    "gt": (operator.gt, "above"),
-    "ge": (operator.ge, "at least"),
-    "lt": (operator.lt, "below"),
-    "le": (operator.le, "at most"),
-}
-"""The bounds of a number, as annotated_types names them: {name: (comparison, in words)}."""
-TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
+"""The bounds of a number, as annotated_types names them, in words."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +34,7 @@ class Parameter:
         types: those of bool, int, float and str that its annotation allows.
         words: single values that it allows besides (members of a Literal, None).
         bounds: what a number must be: ("ge", 0) is "at least 0".
+        hint: its annotation.
         default: its value when the user sets none; ``inspect.Parameter.empty`` where it must be set.
     """
 
@@ -44,6 +42,7 @@ class Parameter:
     types: tuple[type, ...]
     words: tuple[Value, ...]
     bounds: tuple[tuple[str, float], ...]
+    hint: Any
     default: Any
 
     @classmethod
@@ -67,7 +66,7 @@ class Parameter:
                 f"{owner}: the parameter {name!r} has the type {hint}, which cannot be read from text. Annotate it with "
                 "bool, int, float, str, None, a Literal of such values, or a union of these."
             )
-        return cls(name, kinds, words, tuple(_bounds(hint)), default)
+        return cls(name, kinds, words, tuple(_bounds(hint)), hint, default)
 
     @property
     def required(self) -> bool:
@@ -76,7 +75,7 @@ class Parameter:
     @property
     def takes(self) -> str:
         """What may be written: "float above 0 and below 1, auto or mmd"."""
-        within = " and ".join(f"{COMPARES[name][1]} {bound:g}" for name, bound in self.bounds)
+        within = " and ".join(f"{BOUNDS[name]} {bound:g}" for name, bound in self.bounds)
         options = [f"{kind.__name__} {within if kind in (int, float) else ''}".strip() for kind in self.types]
         options += [_written(word) for word in self.words]
         return " or ".join([", ".join(options[:-1]), options[-1]]) if len(options) > 1 else options[0]
@@ -90,18 +89,8 @@ class Parameter:
         for word in self.words:
             if text == _written(word):
                 return word
-        if bool in self.types and text.lower() in TRUTH:
-            return TRUTH[text.lower()]
-        for kind in (int, float):
-            if kind in self.types:
-                try:
-                    number = kind(text)
-                except ValueError:
-                    continue
-                return self._within(number)
-        if str in self.types:
-            return text
-        raise ValueError(text)
+        found: Value = self._adapter.validate_strings(text)
+        return found
 
     def accept(self, value: Any) -> Value:
         """A value given in Python, as one of the plain types (a numpy integer becomes an int).
@@ -109,22 +98,15 @@ class Parameter:
         Raises:
             ValueError: it is none that the parameter takes.
         """
-        for word in self.words:
-            if type(value) is type(word) and value == word:
-                return word
-        if isinstance(value, bool | str):
-            if type(value) in self.types:
-                return value
-        elif isinstance(value, numbers.Integral) and int in self.types:
-            return self._within(int(value))
-        elif isinstance(value, numbers.Real) and float in self.types:
-            return self._within(float(value))
-        raise ValueError(value)
+        plain = value.item() if isinstance(value, numbers.Number) and hasattr(value, "item") else value
+        found: Value = self._adapter.validate_python(plain, strict=True)
+        return found
 
-    def _within(self, number: int | float) -> int | float:
-        if not all(COMPARES[name][0](number, bound) for name, bound in self.bounds):
-            raise ValueError(number)
-        return number
+    @cached_property
+    def _adapter(self) -> TypeAdapter[Any]:
+        from pydantic import TypeAdapter  # takes longer to import than many a selection
+
+        return TypeAdapter(self.hint)
 
 
 def _leaves(hint: Any) -> Iterable[Any]:
@@ -148,8 +130,9 @@ def _bounds(hint: Any) -> Iterable[tuple[str, float]]:
             yield from _bounds(member)
         return
     for note in hint.__metadata__:
-        for bound in note if isinstance(note, annotated_types.GroupedMetadata) else [note]:
-            yield from ((name, getattr(bound, name)) for name in COMPARES if hasattr(bound, name))
+        grouped = isinstance(note, annotated_types.GroupedMetadata)
+        for bound in note if grouped else getattr(note, "metadata", [note]):  # pydantic.Field has a list of them
+            yield from ((name, getattr(bound, name)) for name in BOUNDS if hasattr(bound, name))
 
 
 def _written(word: Value) -> str:

@@ -80,9 +80,9 @@ def load_attribute(name: str, option: str, kind: str = "a function", fits: Calla
     module = _import(module_name, f"{option} {name}")
     if not hasattr(module, attribute):
         names = [found for found in vars(module) if not found.startswith("_")]
+        file = getattr(module, "__file__", None) or "a folder without __init__.py"
         raise InputError(
-            f"{option} {name}: the module {module_name} ({_file(module)}) has no {attribute!r}."
-            f"{suggestion(attribute, names)}"
+            f"{option} {name}: the module {module_name} ({file}) has no {attribute!r}.{suggestion(attribute, names)}"
         )
     found = getattr(module, attribute)
     if not fits(found):
@@ -142,7 +142,3 @@ def _import(name: str, where: str) -> ModuleType:
     finally:
         if added:
             sys.path.remove(here)
-
-
-def _file(module: ModuleType) -> str:
-    return getattr(module, "__file__", None) or "a folder without __init__.py"

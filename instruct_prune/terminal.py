@@ -10,7 +10,7 @@ KEPT = "\n\t"
 def safe(text: str) -> str:
     """The text with control (Cc), format (Cf: bidi, zero width), surrogate and private characters as ``\\x1b`` escapes."""
     return "".join(
-        c if c in KEPT or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co") else _escaped(c) for c in text
+        c if c in KEPT or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co") else escaped(c) for c in text
     )
 
 
@@ -25,5 +25,6 @@ def one_line(text: str, width: int = 100) -> str:
     return flat if len(flat) <= width and len(text) <= 4 * width else flat[: width - 1] + "…"
 
 
-def _escaped(c: str) -> str:
+def escaped(c: str) -> str:
+    """A character as people can see it, whatever it is."""
     return c.encode("unicode_escape").decode("ascii") if not 0xD800 <= ord(c) <= 0xDFFF else f"\\u{ord(c):04x}"

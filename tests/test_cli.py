@@ -258,14 +258,15 @@ def test_a_restart_that_was_interrupted_goes_on_when_it_is_run_again(tmp_path: P
     assert not (folder / "parts" / "encode").exists()
 
 
+@pytest.mark.parametrize("restart", [("--restart", "score"), ("--restart=score",)])
 def test_after_an_interrupted_restart_the_advice_leaves_it_out(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    restart: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupt(config: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("instruct_prune.commands.score", interrupt)
-    assert main(["score", "--out", "r", "--restart", "score"]) == 130
+    assert main(["score", "--out", "r", *restart]) == 130
     assert "run the same command again without --restart" in capsys.readouterr().err
 
 
@@ -281,12 +282,30 @@ def test_the_run_folder_stands_in_front_and_a_share_may_be_a_percentage(
     assert "6 kept + 18 dropped" in capsys.readouterr().out
     assert main(["export", str(run), "--to", "messages"]) == 0
     assert main(["report", str(run), "--samples", "5"]) == 0
-    for words in (["show", str(run)], ["show", "--out", str(run)], ["compare", str(run), str(run)]):
+    one = str(run)
+    for words in (
+        ["show", one], ["show", "--out", one], ["show", f"--out={one}"], ["compare", one, one], ["compare", f"--out={one}"],
+        ["correlate", f"--out={one}"],
+    ):  # fmt: skip
         assert main(words) == 0
     told = refused(capsys, "select", str(run), "other", "--keep", "3")
     assert "'other'" in told
     assert "named twice" in refused(capsys, "select", str(run), "--out", "other", "--keep", "3")
+    assert "named twice" in refused(capsys, "select", str(run), "--out=other", "--keep", "3")
     assert "--data" in refused(capsys, "run", "rows.jsonl", "--keep", "3")
+
+
+def test_flags_of_every_command_may_stand_anywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("keep: 3\n")
+    words = ["--method", "-q", "hardest", "--print-config", "--seed", "-1", f"--config={file}", "--out", "-"]
+    assert main(["select", *words]) == 0
+    shown = capsys.readouterr().out
+    for line in ("keep: 3", "method: hardest", "seed: -1", "out: '-'"):
+        assert f"{line}\n" in shown, shown
+    assert "argument --config: expected one argument" in refused(capsys, "select", "RUN", "--config")
+    assert "--config is given twice" in refused(capsys, "select", "RUN", "--config", str(file), *words)
+    assert "explicit argument 'yes'" in refused(capsys, "select", "RUN", "--json=yes")
 
 
 def test_yaml_takes_percentages_and_tells_all_wrong_values(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ import pytest
 from annotated_types import Interval
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import Field
 
 from instruct_prune.errors import InputError
 from instruct_prune.plugin import Plugin
@@ -140,6 +141,20 @@ def test_signatures_that_cannot_be_read() -> None:
 
 def test_a_parameter_without_annotation_has_the_type_of_its_default() -> None:
     assert Plugin("x", lambda thing, k=3: None, ()).parse(["k=4"]) == {"k": 4}
+
+
+@pytest.mark.parametrize("bound", [Field(ge=0, lt=5), Interval(ge=0, lt=5)])
+def test_bounds_may_be_those_of_pydantic(bound: Any) -> None:
+    def bounded(thing: object, *, count: Annotated[int, bound] | None = None) -> None: ...
+
+    bounded.__annotations__["count"] = Annotated[int, bound] | None
+    plugin = Plugin("bounded", bounded, ())
+    assert plugin.parse(["count=4"]) == plugin.bind({"count": np.int8(4)}) == {"count": 4}
+    for wrong in (-1, 5):
+        with pytest.raises(InputError, match=f"count is {wrong}, it takes int at least 0 and below 5 or none"):
+            plugin.bind({"count": wrong})
+        with pytest.raises(InputError, match=f"count is '{wrong}', it takes"):
+            plugin.parse([f"count={wrong}"])
 
 
 def test_needs_may_depend_on_parameters() -> None:

@@ -112,7 +112,7 @@ class ExportJob:
     """The kept rows and all that trainers' files say about them.
 
     Attributes:
-        samples: the kept rows in input order; must be iterable many times (`KeptSamples`).
+        samples: the kept rows in input order; must be iterable many times.
         folder: where the files go.
         name: of the data set, in trainers' files.
         model: the base model to name in trainers' files, as a trainer can load it from any folder.

@@ -28,7 +28,7 @@ def write_yaml(path: Path, stanza: Mapping[str, Any], command: str) -> None:
 
 
 def _schedule(dpo: bool) -> dict[str, Any]:
-    """What TRL and LLaMA-Factory both hand to transformers' `TrainingArguments`."""
+    """What TRL, LLaMA-Factory and ms-swift all hand to transformers' `TrainingArguments`."""
     return {
         "learning_rate": DPO_RATE if dpo else SFT_RATE,
         "lr_scheduler_type": "cosine",
@@ -122,11 +122,5 @@ def for_swift(job: ExportJob, data: Mapping[str, Any]) -> dict[str, Any]:
         "lora_rank": RANK,
         "lora_alpha": ALPHA,
         "target_modules": "all-linear",
-        "learning_rate": SFT_RATE,
-        "lr_scheduler_type": "cosine",
-        "num_train_epochs": EPOCHS,
-        "per_device_train_batch_size": 1,
-        "gradient_accumulation_steps": ROWS_PER_STEP,
-        "report_to": "none",
-        "output_dir": "out",
+        **_schedule(False),
     }

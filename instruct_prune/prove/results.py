@@ -73,12 +73,7 @@ class Results:
         times, means = self.curve(name)
         found: dict[str, Any] = {
             "untrained": _mean(self.losses("untrained", "", name)),
-            "random": {
-                "arms": len(random),
-                "mean": _mean(random),
-                "sd": float(np.std(random, ddof=1)),
-                "normal_p": lean(random),
-            },
+            "random": spread(random),
             "whole": _mean(self.losses("whole", "", name)),
             "curve": {"times": times, "losses": means},
             "rules": {},
@@ -104,6 +99,16 @@ class Results:
                 "third_of_the_rate": dataclasses.asdict(third[rule]) if rule in third else None,
             }  # fmt: skip
         return found
+
+
+def spread(random: Sequence[float]) -> dict[str, Any]:
+    """What is said of the random arms themselves."""
+    return {
+        "arms": len(random),
+        "mean": _mean(random),
+        "sd": float(np.std(random, ddof=1)),
+        "normal_p": lean(random),
+    }
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -10,8 +10,8 @@ import numpy as np
 
 from instruct_prune.prove.arms import Kind
 from instruct_prune.prove.harness import Tasks
-from instruct_prune.prove.results import Results
-from instruct_prune.prove.statistics import lean, verdicts
+from instruct_prune.prove.results import Results, spread
+from instruct_prune.prove.statistics import verdicts
 
 NO_DIRECTION = "not compared: the task does not say whether higher is better"
 NO_SPREAD = "cannot tell: all random arms have the same number, so the task is too coarse for them"
@@ -45,12 +45,7 @@ def _compared(results: Results, task: str, metric: str, up: bool | None) -> dict
         "metric": metric,
         "higher_is_better": up,
         "untrained": float(np.mean(values("untrained"))),
-        "random": {
-            "arms": len(random),
-            "mean": float(np.mean(random)),
-            "sd": float(np.std(random, ddof=1)),
-            "normal_p": lean(random),
-        },
+        "random": spread(random),
         "rules": {
             rule: {**found, "values": of_rule[rule]}
             for rule, found in zip(of_rule, _judged(list(of_rule.values()), random, up), strict=True)

@@ -13,7 +13,6 @@ from instruct_prune.report.rows import Column, Text, shown
 from instruct_prune.rows.table import RowTable
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.target_facts import TargetFacts
-from instruct_prune.storage import read_parquet
 
 SOURCES = ("file", "source", "dataset", "category")
 """Columns that say where a row is from, the first that there is."""
@@ -105,7 +104,7 @@ class TargetNumbers:
 
 
 @dataclass(frozen=True)
-class Contaminated:
+class TakenOut:
     """Rows that were taken out because they repeat a row of a test: how many, and the first of them (row, file, line, how)."""
 
     count: int
@@ -122,9 +121,7 @@ def read_aim(folder: RunFolder, by: str | None, n_response: Int32) -> Aim | None
     """
     if by is None:
         return None
-    table = read_parquet(
-        folder / "selection.parquet", ["target_task", "target_row", "target_turn", "similarity", "rank"]
-    )
+    table = folder.read_fates("target_task", "target_row", "target_turn", "similarity", "rank")
     table = table.filter(table.column("rank").to_numpy() >= 0)  # without rows that were set aside before scoring
     names = table.column("target_task").combine_chunks()
     task = names.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
@@ -195,13 +192,11 @@ def with_sources(numbers: TargetNumbers | None, aim: Aim | None, columns: Sequen
     return replace(numbers, column=name, tasks=tasks)
 
 
-def read_contaminated(folder: RunFolder, count: int) -> Contaminated | None:
+def read_contaminated(folder: RunFolder, count: int) -> TakenOut | None:
     """The rows that the selection took out; None where there are none."""
     if not count:
         return None
-    table = read_parquet(
-        folder / "selection.parquet", ["row_id", "reason", "repeats_file", "repeats_line", "repeats_how"]
-    )
+    table = folder.read_fates("row_id", "repeats_file", "repeats_line", "repeats_how")
     found = table.filter(table.column("repeats_line").is_valid()).slice(0, LISTED).to_pylist()
     rows = [(row["row_id"], row["repeats_file"], row["repeats_line"], row["repeats_how"]) for row in found]
-    return Contaminated(count, rows)
+    return TakenOut(count, rows)

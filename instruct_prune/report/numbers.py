@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from instruct_prune.arrays import Bool
-from instruct_prune.report.aim import Contaminated, TargetNumbers, read_contaminated, target_numbers
+from instruct_prune.report.aim import TakenOut, TargetNumbers, read_contaminated, target_numbers
 from instruct_prune.report.facts import Counts, Facts, Seconds, by_tokens, counts_of, facts_of, seconds_of, warnings_of
 from instruct_prune.report.losses import Family, VisualNumbers, families_of, visual_numbers
 from instruct_prune.report.others import Other, OtherNumbers, other_numbers
@@ -90,7 +90,7 @@ class Numbers:
     rejected: Rejected
     others: list[OtherNumbers]
     target: TargetNumbers | None
-    contaminated: Contaminated | None
+    contaminated: TakenOut | None
     visual: VisualNumbers | None
 
     def to_json(self) -> dict[str, Any]:
@@ -204,14 +204,10 @@ def _rejected(folder: RunFolder) -> Rejected:
     if path.exists():
         with open(path, encoding="utf-8", errors="replace") as file:
             for line in file:
-                row = {name: _legible(value) for name, value in json.loads(line).items()}
+                row = {k: visible(v[:300]) if isinstance(v, str) else v for k, v in json.loads(line).items()}
                 key = (str(row.get("status", "")), str(row.get("reason", "")))
                 counts[key] = counts.get(key, 0) + 1
                 if len(listed) < LISTED:
                     listed.append({name: row.get(name) for name in REJECT_FIELDS})
     reasons = sorted(((*key, count) for key, count in counts.items()), key=lambda entry: (-entry[2], entry[:2]))
     return Rejected(reasons[:50], listed)
-
-
-def _legible(value: Any) -> Any:
-    return visible(value[:300]) if isinstance(value, str) else value

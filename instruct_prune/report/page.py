@@ -17,7 +17,7 @@ from instruct_prune.report.numbers import DuplicateGroup, Group, Numbers
 from instruct_prune.report.others import Other
 from instruct_prune.report.pack import pack, small_codes, spread
 from instruct_prune.report.pools import Boundary
-from instruct_prune.report.rows import RowFacts
+from instruct_prune.report.rows import ReadRows
 from instruct_prune.report.tables import FATES, Tables
 from instruct_prune.select.projection import Projection, project
 
@@ -36,7 +36,7 @@ def page_data(
     numbers: Numbers,
     boundary: Boundary | None,
     picks: Int64,
-    facts: RowFacts,
+    facts: ReadRows,
     others: Sequence[Other] = (),
 ) -> str:
     """Pack it all (see `pack`).
@@ -132,7 +132,7 @@ def _maps(tables: Tables) -> Part:
     return {"projections": projections}, arrays
 
 
-def _columns(facts: RowFacts) -> Part:
+def _columns(facts: ReadRows) -> Part:
     arrays: dict[str, NDArray[Any]] = {}
     for i, column in enumerate(facts.columns):
         if column.codes is not None:
@@ -142,7 +142,7 @@ def _columns(facts: RowFacts) -> Part:
     return {"columns": [{"name": column.name, "values": column.values} for column in facts.columns]}, arrays
 
 
-def _texts(tables: Tables, facts: RowFacts, picks: Int64) -> Part:
+def _texts(tables: Tables, facts: ReadRows, picks: Int64) -> Part:
     found = (facts.texts[at] for at in picks.tolist())
     header: dict[str, Any] = {
         "texts": [

@@ -44,7 +44,7 @@ def find_boundary(selection: Selection | None, n_response: Int64 | None = None) 
     """
     if selection is None or not len(selection):
         return None
-    split = selection.params.get("split") if _has_pools(selection) else None
+    split = selection.params.get("split") if _because(selection, "easy pool", "hard pool").any() else None
     cost = np.ones(len(selection), dtype=np.int64) if n_response is None else n_response.astype(np.int64)
     k = len(selection.strata_names)
     score = np.full(k, np.nan, dtype=np.float32)
@@ -63,10 +63,6 @@ def find_boundary(selection: Selection | None, n_response: Int64 | None = None) 
         if 0 < at < len(rows):
             score[i] = selection.score[rows[at - 1 : at + 1]].mean()
     return Boundary(KEPT_DROPPED if split is None else EASY_HARD, score, distance, in_easy)
-
-
-def _has_pools(selection: Selection) -> bool:
-    return bool(_because(selection, "easy pool", "hard pool").any())
 
 
 def _open(selection: Selection) -> Bool:

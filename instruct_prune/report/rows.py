@@ -16,6 +16,7 @@ from instruct_prune.errors import InputError
 from instruct_prune.report.scripts import script_of
 from instruct_prune.rows.pixels import thumbnail_of
 from instruct_prune.rows.row import ImageRef, Reject, Row
+from instruct_prune.terminal import escaped
 
 MOST_COLUMNS = 24
 """Columns that are followed; data whose every row has other keys would otherwise have no end of them."""
@@ -73,7 +74,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class RowFacts:
+class ReadRows:
     """What one pass found: texts by position among the scored rows, and columns."""
 
     texts: dict[int, Text] = field(default_factory=dict)
@@ -82,7 +83,7 @@ class RowFacts:
 
 def read_rows(
     rows: Iterable[Row | Reject], row_id: Int64, wanted: Int64, max_bytes: int, foremost: Iterable[int] = ()
-) -> RowFacts:
+) -> ReadRows:
     """Read the data once.
 
     Args:
@@ -119,7 +120,7 @@ def read_rows(
         raise InputError(f"the data has {seen} of the {len(row_id)} scored rows: it has changed since it was scored.")
     for at in _with_room(pictures, [int(position[i]) for i in foremost]):
         texts[at] = replace(texts[at], image=pictures[at])
-    return RowFacts(texts, columns.found())
+    return ReadRows(texts, columns.found())
 
 
 def _with_room(pictures: Mapping[int, str], foremost: Iterable[int]) -> Iterator[int]:
@@ -166,12 +167,7 @@ def cut(text: str, max_bytes: int) -> tuple[str, int]:
 
 def visible(text: str) -> str:
     """The text with control, bidirectional and invisible characters as escapes that people can see."""
-    return UNSEEN.sub(_escaped, text.replace("\r\n", "\n"))
-
-
-def _escaped(match: re.Match[str]) -> str:
-    code = ord(match[0])
-    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+    return UNSEEN.sub(lambda found: escaped(found[0]), text.replace("\r\n", "\n"))
 
 
 class _Columns:

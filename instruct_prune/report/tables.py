@@ -194,12 +194,9 @@ def _selection(folder: RunFolder, row_id: Int64) -> Selection:
 
 
 def _unstable(folder: RunFolder) -> Bool | None:
-    import pyarrow.parquet as pq
-
-    path = folder / "selection.parquet"
-    if "unstable" not in pq.read_schema(path).names:
+    table = folder.read_fates("unstable", "rank")
+    if "unstable" not in table.column_names:
         return None
-    table = pq.read_table(path, columns=["unstable", "rank"])
     scored = table.column("rank").to_numpy() >= 0
     return np.asarray(table.column("unstable").to_numpy()[scored], dtype=bool)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from instruct_prune.arrays import Float32, Int32, Int64
+from instruct_prune.arrays import Float32
 from instruct_prune.errors import InputError
 from instruct_prune.progress import say
 from instruct_prune.report.compare import Comparison, score_columns
@@ -41,7 +41,9 @@ def compare(folders: Sequence[RunFolder], seed: int = 0) -> Comparison:
     pool = build_pool(tables[0], embeddings=with_vectors.read_embeddings() if with_vectors else None)
     names = _names(folders)
     kept = {name: selection_of(folder).kept for name, folder in zip(names, folders, strict=True)}
-    return put_side_by_side(pool, kept, clusters=_cluster_labels(folders, pool.row_id), seed=seed)
+    chosen = next((f for f in folders if f.facts(SelectFacts).clustered), None)
+    clusters = None if chosen is None else chosen.read_clusters(pool.row_id)[0]
+    return put_side_by_side(pool, kept, clusters=clusters, seed=seed)
 
 
 def columns_of(folders: Sequence[RunFolder]) -> dict[str, Float32]:
@@ -72,8 +74,3 @@ def _names(folders: Sequence[RunFolder]) -> list[str]:
         if len(set(names)) == different:
             break
     return names
-
-
-def _cluster_labels(folders: Sequence[RunFolder], row_id: Int64) -> Int32 | None:
-    chosen = next((f for f in folders if f.facts(SelectFacts).clustered), None)
-    return None if chosen is None else chosen.read_clusters(row_id)[0]

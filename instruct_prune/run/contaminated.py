@@ -138,7 +138,7 @@ def find_contaminated(folder: RunFolder, table: ScoreTable, config: SelectConfig
     return found
 
 
-def content_of(path: str) -> str | None:
+def sha256_of_file(path: str) -> str | None:
     """SHA-256 of a file that an option names; None where it is no file (a name on the Hub, a pattern)."""
     file = Path(path).expanduser()
     return sha256_of(file) if file.is_file() else None

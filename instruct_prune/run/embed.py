@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +26,7 @@ from instruct_prune.run.check import MODEL, TEXT_EMBEDDER
 from instruct_prune.run.encode import check_unchanged, model_of
 from instruct_prune.run.folder import RunFolder, left_of
 from instruct_prune.run.lock import writes
-from instruct_prune.run.measure import batch_cost, plan_work, run_work
+from instruct_prune.run.measure import batch_cost, plan_work, remove_parts, run_work
 from instruct_prune.run.records import EmbedFacts, EncodeFacts, ScoreFacts
 from instruct_prune.run.rows import rows_of
 from instruct_prune.storage import array_file, digest, sha256_of, write_array
@@ -116,7 +115,7 @@ def embed(folder: RunFolder, config: EmbedConfig, restart: bool = False, model: 
     folder.finish(
         EmbedFacts(embedder=embedder, width=width, seconds=round(time.monotonic() - began, 3)), "embeddings*.npy"
     )
-    shutil.rmtree(folder / "parts" / "embed", ignore_errors=True)
+    remove_parts(folder, "embed")
 
 
 # ---- the scoring model's own states ----

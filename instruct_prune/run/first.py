@@ -14,7 +14,7 @@ from instruct_prune.errors import InputError
 from instruct_prune.models.model import Items, Model
 from instruct_prune.progress import say
 from instruct_prune.run.asked import check_budget, check_first, compares_vectors
-from instruct_prune.run.contaminated import Contaminated, content_of, find_contaminated
+from instruct_prune.run.contaminated import Contaminated, find_contaminated, sha256_of_file
 from instruct_prune.run.drawing import duplicates_of
 from instruct_prune.run.embed import by_model, vectors_of
 from instruct_prune.run.embed import embed as embed_rows
@@ -64,9 +64,9 @@ class First:
         self.identity: dict[str, Any] = {
             "dedup": select.dedup,
             "dedup_keep": self._select.dedup_keep,
-            "decontaminate": [content_of(path) or path for path in select.decontaminate],
+            "decontaminate": [sha256_of_file(path) or path for path in select.decontaminate],
             "decontaminate_above": select.decontaminate_above,
-            "must_keep": None if forced is None else content_of(forced) or forced,
+            "must_keep": None if forced is None else sha256_of_file(forced) or forced,
             "vectors": vectors_of(model, self._embed) if compares_vectors(select) else None,
         }
 

@@ -166,6 +166,10 @@ class RunFolder(Manifest):
             duplicate_of=duplicate_of,
         )  # fmt: skip
 
+    def read_fates(self, *columns: str) -> pa.Table:
+        """Columns of ``selection.parquet``, those of them that it has; rows that were set aside before scoring are in it too."""
+        return read_parquet(self / "selection.parquet", columns)
+
 
 def left_of(items: Items, aside: pa.Table | None) -> Items:
     """The items of a run; those of rows that were set aside can be scored no more."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -217,6 +219,16 @@ def run_work(folder: RunFolder, model: Model, work: Work, config: ScoreConfig, r
         if work.missing():
             raise IncompleteRunError(_incomplete(folder, work, "a process ended before its parts were written"))
     return replace(spent, seconds=round(time.monotonic() - began, 3), cost=work.cost(todo))
+
+
+def remove_parts(folder: RunFolder, of: str) -> None:
+    """Remove the parts of work that is done ("embed", "target/rds"), and the signs of life; what other work has half done stays."""
+    parts = folder / "parts"
+    for used in (parts / of, parts / "alive"):
+        shutil.rmtree(used, ignore_errors=True)
+    with suppress(OSError):
+        (parts / of).parent.rmdir()
+        parts.rmdir()
 
 
 def _reuse(model: Model, work: Work) -> None:

@@ -62,7 +62,7 @@ def check_rule(rule: str) -> None:
             raise InputError(f"unknown --rules {rule!r}.{suggestion(rule, known)} Known: {', '.join(known)}; or your own, as "
                              "package.module:function.")  # fmt: skip
         check_selection(select_config(rule))
-    elif head == SELECTION and variant:
+    elif variant:
         raise InputError(f"--rules {rule}: {SELECTION} has no variants.")
 
 

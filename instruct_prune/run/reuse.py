@@ -36,10 +36,10 @@ CODE_DIFFERS = (
 )
 
 
-def set_aside(folder: RunFolder) -> None:
+def keep_before(folder: RunFolder) -> None:
     """Before a finished run is updated: keep what it measured, until the update is finished too.
 
-    Where an update was interrupted, what it set aside lies there already.
+    Where an update was interrupted, what it kept lies there already.
     """
     record = folder.record(ScoreFacts) if folder.exists else None
     if record is None or record.facts is None:

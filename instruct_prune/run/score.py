@@ -29,7 +29,7 @@ from instruct_prune.run.lock import alone
 from instruct_prune.run.measure import batch_cost
 from instruct_prune.run.merge import merge
 from instruct_prune.run.records import EmbedFacts, EncodeFacts, RowsFacts, ScoreFacts
-from instruct_prune.run.reuse import BEFORE, Before, before_of, set_aside
+from instruct_prune.run.reuse import BEFORE, Before, before_of, keep_before
 from instruct_prune.run.row_facts import check_columns
 from instruct_prune.run.rows import InMemory, read_rows
 from instruct_prune.run.waves import Measured, Wanted, Waves
@@ -148,7 +148,7 @@ class Scoring:
     def _before(self) -> Before | None:
         """What was measured before and may be reused."""
         if self.config.update:
-            self.ranks.on_main(lambda: set_aside(self.folder))
+            self.ranks.on_main(lambda: keep_before(self.folder))
         return self._first_on_main(lambda: before_of(self.folder, self.config.update, self.config.reuse))
 
     def _first_on_main(self, make: Callable[[], Made]) -> Made:

@@ -14,7 +14,7 @@ from instruct_prune.config import SelectConfig
 from instruct_prune.errors import InputError
 from instruct_prune.run.asked import Asked, check_selection
 from instruct_prune.run.chosen import seed_stability, taken_by, token_counts
-from instruct_prune.run.contaminated import content_of
+from instruct_prune.run.contaminated import sha256_of_file
 from instruct_prune.run.drawing import prepare
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.lock import writes
@@ -67,7 +67,7 @@ def _write(
     inputs = (ScoreFacts, *((EmbedFacts,) if asked.clustered or asked.embeddings else ()))
     inputs = (*inputs, *(() if asked.by is None else (COMPARED[asked.by],)))
     options = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(asked.config).items()}
-    options["decontaminate"] = [[path, content_of(path)] for path in asked.config.decontaminate]
+    options["decontaminate"] = [[path, sha256_of_file(path)] for path in asked.config.decontaminate]
     folder.begin(SelectFacts, options, inputs, replace=True)
     gone = folder.facts(ScoreFacts).aside or SetAside(0, 0, 0.0)
     folder.write_selection(selection, more, aside)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +24,7 @@ from instruct_prune.run.embed import is_encoder
 from instruct_prune.run.encode import model_of
 from instruct_prune.run.folder import RunFolder
 from instruct_prune.run.lock import writes
+from instruct_prune.run.measure import remove_parts
 from instruct_prune.run.measuring import Measuring, Task
 from instruct_prune.run.records import EmbedFacts, EncodeFacts, ScoreFacts
 from instruct_prune.run.target_facts import COMPARED, TargetFacts, TaskFacts
@@ -66,12 +66,7 @@ def target(folder: RunFolder, config: TargetConfig, by: str | None = None) -> No
     took = round(time.monotonic() - began, 3)
     files = (compared.pool, compared.rows, compared.queries)
     folder.finish(kind(*files, took), *filter(None, files))
-    parts = folder / "parts"
-    for used in (parts / "target" / by, parts / "alive"):
-        shutil.rmtree(used, ignore_errors=True)
-    with suppress(OSError):  # another way to compare, or the vectors, are half done
-        (parts / "target").rmdir()
-        parts.rmdir()
+    remove_parts(folder, f"target/{by}")
 
 
 def _read(folder: RunFolder, model: Model, tasks: dict[str, str], pool: RowTable) -> None:

@@ -41,17 +41,8 @@ WARM_UP = TrainConfig(rank=8, alpha=16, dropout=0.0, learning_rate=2e-4, warmup=
 """On the pool, as LESS begins (Xia et al., arXiv 2402.04333), with fewer rows."""
 
 
-def of_task(measuring: Measuring, task: Task) -> SubnetSpec:
-    """The model with an adapter trained on the rows of a task, in ``RUN/targets/by/drop/TASK/adapter``."""
-    return _trained(measuring, task.items, OF_TARGET, measuring.path(f"{task.name}/adapter"))
-
-
-def warmed_up(measuring: Measuring, steps: int) -> SubnetSpec:
-    """The model with an adapter trained on random rows of the pool, in ``RUN/targets/pool/warmup_STEPS``."""
-    return _trained(measuring, measuring.pool, replace(WARM_UP, max_steps=steps), f"targets/pool/warmup_{steps}")
-
-
 def _trained(measuring: Measuring, items: Items, config: TrainConfig, path: str) -> SubnetSpec:
+    """The model with an adapter trained on these rows, in a folder inside the run."""
     if not isinstance(items, TokenStore):
         raise InputError(f"--by {measuring.by}: adapters are trained on texts, and these rows are none. Use --by rds.")
     folder = measuring.folder / path
@@ -68,8 +59,11 @@ def _trained(measuring: Measuring, items: Items, config: TrainConfig, path: str)
 
 def by_gradients(measuring: Measuring) -> Compared:
     """Sketches of gradients (LESS, Xia et al., arXiv 2402.04333), with ``--warmup-steps`` after a short training on the pool."""
-    steps = int(measuring.options["warmup_steps"])
-    return _by_probe(measuring, Measurement(warmed_up(measuring, steps) if steps else DENSE, Gradient()))
+    steps, spec = int(measuring.options["warmup_steps"]), DENSE
+    if steps:
+        warm_up = replace(WARM_UP, max_steps=steps)
+        spec = _trained(measuring, measuring.pool, warm_up, f"targets/pool/warmup_{steps}")
+    return _by_probe(measuring, Measurement(spec, Gradient()))
 
 
 def by_states(measuring: Measuring) -> Compared:
@@ -118,7 +112,7 @@ def by_drop(measuring: Measuring) -> Compared:
     """(L0 - L1) / L0, L1 with a LoRA adapter of rank 1 trained on the rows of the task (Yang et al., arXiv 2605.09404)."""
     before, values = _dense_losses(measuring), []
     for task in measuring.tasks:
-        spec = of_task(measuring, task)
+        spec = _trained(measuring, task.items, OF_TARGET, measuring.path(f"{task.name}/adapter"))
         name = f"{task.name}_{AdapterFolder.open(spec.folder).identity}"
         after = measuring.array(measuring.pool, Measurement(spec, Loss()), name)[:, 0]
         values.append(relative_drop(before, after))

@@ -2,7 +2,7 @@
 
 from instruct_prune.select.budget import largest_remainder, resolve_budget
 from instruct_prune.select.data import Budget, Pool, Selection
-from instruct_prune.select.methods import METHODS, Method, find_method, method, methods_table
+from instruct_prune.select.methods import METHODS, Method, find_method, method
 from instruct_prune.select.pool import build_pool, strata_from_values
 from instruct_prune.select.selection import select_rows
 from instruct_prune.select.stratum import Codes, Stratum
@@ -19,7 +19,6 @@ __all__ = [
     "find_method",
     "largest_remainder",
     "method",
-    "methods_table",
     "resolve_budget",
     "select_rows",
     "strata_from_values",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -172,16 +172,10 @@ class Selection:
         there = self.rank >= 0
         if there.all():
             return self
-        return replace(
-            self,
-            row_id=self.row_id[there],
-            selected=self.selected[there],
-            reason=self.reason[there],
-            stratum=self.stratum[there],
-            score=self.score[there],
-            rank=self.rank[there],
-            duplicate_of=None if self.duplicate_of is None else self.duplicate_of[there],
-        )
+        arrays: dict[str, Any] = {
+            f.name: value[there] for f in fields(self) if isinstance(value := getattr(self, f.name), np.ndarray)
+        }
+        return replace(self, **arrays)
 
     @property
     def kept(self) -> Int64:

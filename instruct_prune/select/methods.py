@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 from instruct_prune.errors import InputError
 from instruct_prune.parameter import Value
@@ -129,30 +129,3 @@ def find_method(name: str | Rule | Method, option: str = "--method") -> Method:
         InputError: there is no such method.
     """
     return find_plugin(Method, METHODS, name, option, method())
-
-
-class MethodRow(NamedTuple):
-    """One line of the list of methods, ready to print."""
-
-    name: str
-    needs: str
-    strata: str
-    parameters: str
-    about: str
-
-
-def methods_table(own: Sequence[str] = ()) -> list[MethodRow]:
-    """The package's methods, and those of the user that are named, as lines to print.
-
-    Args:
-        own: ``package.module:function`` names.
-    """
-    rows = []
-    for name in (*METHODS, *own):
-        found = find_method(name)
-        parameters = ", ".join(
-            p.name if p.required else f"{p.name}={p.default} ({p.takes})" for p in found.parameters.values()
-        )
-        needs = "depends on its parameters" if callable(found.needs) else ", ".join(found.needs) or "nothing"
-        rows.append(MethodRow(name, needs, found.strata, parameters, found.about))
-    return rows

@@ -8,44 +8,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for type checkers; what is imported when is said below
-    from instruct_prune.train.adapter import train_adapter as train_adapter
-    from instruct_prune.train.base import Base as Base
-    from instruct_prune.train.base import find_base as find_base
-    from instruct_prune.train.batch import collate as collate
-    from instruct_prune.train.by_tokens import Piece as Piece
-    from instruct_prune.train.by_tokens import steps_of as steps_of
-    from instruct_prune.train.by_tokens import train_by_tokens as train_by_tokens
-    from instruct_prune.train.config import TrainConfig as TrainConfig
-    from instruct_prune.train.config import step_count as step_count
-    from instruct_prune.train.folder import claim as claim
-    from instruct_prune.train.folder import finish as finish
-    from instruct_prune.train.images import Classifier as Classifier
-    from instruct_prune.train.images import Pictures as Pictures
-    from instruct_prune.train.images import accuracy_of as accuracy_of
-    from instruct_prune.train.images import decoded_once as decoded_once
-    from instruct_prune.train.images import features_of as features_of
-    from instruct_prune.train.images import fine_tune as fine_tune
-    from instruct_prune.train.images import load_backbone as load_backbone
-    from instruct_prune.train.images import load_pictures as load_pictures
-    from instruct_prune.train.images import principal_components as principal_components
-    from instruct_prune.train.images import probe_accuracy as probe_accuracy
-    from instruct_prune.train.lora import attach_lora as attach_lora
-    from instruct_prune.train.losses import TokenLosses as TokenLosses
-    from instruct_prune.train.losses import evaluate as evaluate
-    from instruct_prune.train.losses import evaluate_shared as evaluate_shared
-    from instruct_prune.train.processes import compute_device as compute_device
-    from instruct_prune.train.processes import is_main as is_main
-    from instruct_prune.train.processes import resolved_dtype as resolved_dtype
-    from instruct_prune.train.processes import say as say
-    from instruct_prune.train.processes import world_size as world_size
-    from instruct_prune.train.rows import IGNORED as IGNORED
-    from instruct_prune.train.rows import TrainRow as TrainRow
-    from instruct_prune.train.rows import pack as pack
-    from instruct_prune.train.rows import train_rows as train_rows
-    from instruct_prune.train.script import parse as parse
-    from instruct_prune.train.script import run_script as run_script
-    from instruct_prune.train.trainer import TrainResult as TrainResult
-    from instruct_prune.train.trainer import train as train
+    from instruct_prune.train.base import *  # noqa: F403
+    from instruct_prune.train.batch import *  # noqa: F403
+    from instruct_prune.train.by_tokens import *  # noqa: F403
+    from instruct_prune.train.config import *  # noqa: F403
+    from instruct_prune.train.folder import *  # noqa: F403
+    from instruct_prune.train.images import *  # noqa: F403
+    from instruct_prune.train.lora import *  # noqa: F403
+    from instruct_prune.train.losses import *  # noqa: F403
+    from instruct_prune.train.processes import *  # noqa: F403
+    from instruct_prune.train.rows import *  # noqa: F403
+    from instruct_prune.train.script import *  # noqa: F403
+    from instruct_prune.train.trainer import *  # noqa: F403
 
 _HOMES = {
     "base": "Base find_base",

@@ -39,26 +39,10 @@ class TokenLosses:
         return self.values[self.offset[i] : self.offset[i + 1]]
 
     @property
-    def counts(self) -> Int64:
-        """int64 [n]: response tokens of each row."""
-        return np.diff(self.offset)
-
-    @property
-    def sums(self) -> Float32:
-        """float32 [n]: loss of each row, summed over its response tokens."""
-        totals = np.zeros(len(self.values) + 1)
-        np.cumsum(self.values, out=totals[1:])
-        return np.diff(totals[self.offset]).astype(np.float32)
-
-    @property
     def per_row(self) -> Float32:
         """float32 [n]: loss per response token of each row."""
-        return (self.sums / self.counts).astype(np.float32)
-
-    @property
-    def per_token(self) -> float:
-        """The mean over all response tokens: what fine-tuning minimises. Long answers count more than short ones."""
-        return float(self.values.mean(dtype=np.float64))
+        totals = np.concatenate([[0], np.cumsum(self.values, dtype=np.float64)])
+        return (np.diff(totals[self.offset]) / np.diff(self.offset)).astype(np.float32)
 
 
 def evaluate(

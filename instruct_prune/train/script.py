@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from instruct_prune.config_file import load_yaml
+from instruct_prune.config_file import load_yaml, take_flags
 from instruct_prune.errors import IncompleteRunError, InputError
 from instruct_prune.train.processes import is_main
 
@@ -19,14 +18,12 @@ def parse(kind: type[Options], words: Sequence[str], description: str) -> Option
     """A dataclass of options from --config FILE.yaml and flags; flags win.
 
     Raises:
-        InputError: the file is missing, or has a key that does not exist.
+        InputError: --config names no file, or one that is missing or has a key that does not exist.
     """
     import tyro
 
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--config")
-    known, rest = first.parse_known_args(list(words))
-    default = load_yaml(known.config, kind) if known.config else kind()
+    given, rest = take_flags(words)
+    default = load_yaml(given.config, kind) if given.config else kind()
     return tyro.cli(kind, args=rest, default=default, description=description)
 
 

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.data import Dataset, Sampler, SequentialSampler
+from torch.utils.data import Sampler, SequentialSampler
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
-from instruct_prune.arrays import Int64
 from instruct_prune.errors import InputError
 from instruct_prune.train.batch import collate, collate_pictured, loss_of_kept
 from instruct_prune.train.config import TrainConfig, step_count
@@ -77,11 +76,12 @@ def train(
     """
     steps = step_count(len(rows), config)
     order = training_order([len(row) for row in rows], steps, config.batch_size, config.seed)
+    ordered = [rows[i] for i in order.tolist()]
     with tempfile.TemporaryDirectory() as nowhere:
         trainer = _InOrder(
             model=model,
             args=_arguments(config, steps, checkpoints, Path(nowhere), folder),
-            train_dataset=_Ordered(rows, order),
+            train_dataset=ordered,
             data_collator=_collator(model, config, held),
             compute_loss_func=loss_of_kept if held is not None else None,
             callbacks=[_Log(), *([_OnStep(on_step)] if on_step else []), *tracker_callbacks(config, folder)],
@@ -96,12 +96,8 @@ def train(
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         seconds = time.monotonic() - began
     logged = tuple((entry["step"], float(entry["loss"])) for entry in trainer.state.log_history if "loss" in entry)
-    tokens, targets = (sum(count[i] for i in order.tolist()) for count in _sizes(rows))
+    tokens, targets = sum(len(row) for row in ordered), sum(row.n_targets for row in ordered)
     return TrainResult(logged, trainer.state.global_step, tokens, targets, seconds)
-
-
-def _sizes(rows: Sequence[TrainRow]) -> tuple[list[int], list[int]]:
-    return [len(row) for row in rows], [row.n_targets for row in rows]
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -203,17 +199,3 @@ class _OnStep(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         self.function(state.global_step)
-
-
-class _Ordered(Dataset[TrainRow]):
-    """Rows in training order."""
-
-    def __init__(self, rows: Sequence[TrainRow], order: Int64) -> None:
-        self.rows = rows
-        self.order: list[int] = order.tolist()
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __getitem__(self, i: int) -> TrainRow:
-        return self.rows[self.order[i]]

@@ -97,7 +97,7 @@ def test_what_the_trainer_minimises_is_the_loss_that_is_measured(name: str, tmp_
 
     groups = [rows] if base.held.shortcuts.batches else [[row] for row in rows]
     found = torch.stack([loss(group) for group in groups]).sum()
-    wanted = evaluate(model, encoded, held=base.held).sums.sum()
+    wanted = evaluate(model, encoded, held=base.held).values.sum()
     assert found.item() == pytest.approx(float(wanted), rel=1e-4)
     torch.autograd.backward(found)
     assert any(weight.grad is not None and weight.grad.abs().max() > 0 for weight in model.parameters())

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from instruct_prune import catalog
 from instruct_prune.errors import InputError
-from instruct_prune.select import METHODS, Budget, Codes, Pool, Stratum, find_method, method, methods_table, select_rows
+from instruct_prune.select import METHODS, Budget, Codes, Pool, Stratum, find_method, method, select_rows
 from instruct_prune.select.stratum import BUDGET, PICKED
 
 OWN = '''
@@ -147,18 +148,19 @@ def test_answers_that_are_no_selection(answer):
 
 
 def test_the_table_of_methods(own):
-    rows = {row.name: row for row in methods_table(["own_methods:weighted"])}
+    rows = {row["name"]: row for row in catalog.methods(catalog.OwnCommand(("own_methods:weighted",))).data()}
     assert set(rows) == {*METHODS, "own_methods:weighted"}
-    assert rows["flexrand"].parameters == "split=auto (float above 0 and below 1, auto or mmd)"
-    assert rows["ccs"][1:4] == ("score", "all", "cut=0.1 (float at least 0 and below 1), bins=50 (int at least 1)")
-    assert rows["random"].needs == "nothing"
-    assert all(row.about for row in rows.values())
+    assert rows["flexrand"]["parameters"] == "split=auto (float above 0 and below 1, auto or mmd)"
+    assert rows["ccs"]["needs"] == "score"
+    assert rows["ccs"]["parameters"] == "cut=0.1 (float at least 0 and below 1), bins=50 (int at least 1)"
+    assert rows["random"]["needs"] == "nothing"
+    assert all(row["about"] for row in rows.values())
 
 
 def test_nothing_heavy_is_imported():
     code = (
         "import sys, instruct_prune.select, instruct_prune.score, instruct_prune.score.health, instruct_prune.select.clusters\n"
-        "from instruct_prune.select import methods_table; methods_table()\n"
+        "from instruct_prune.select import METHODS, find_method; [find_method(name).parameters for name in METHODS]\n"
         "print({'torch', 'transformers', 'scipy', 'sklearn', 'pandas', 'pyarrow'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
