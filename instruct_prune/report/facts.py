@@ -122,13 +122,13 @@ def _budget(tables: Tables) -> str:
 def counts_of(tables: Tables) -> Counts:
     kept, length = tables.kept, tables.n_response.astype(np.int64)
     whole = length + tables.n_prompt
-    aside = tables.run.score.set_aside
-    dropped = 0 if tables.selection is None else int((~kept).sum()) + aside
+    aside, scored = tables.run.score.set_aside, tables.run.score.scored
+    dropped = 0 if tables.selection is None else scored + aside - int(kept.sum())
     return Counts(
         read=tables.run.score.read,
         rejected=tables.run.score.rejected,
         set_aside=aside,
-        scored=len(tables),
+        scored=scored,
         kept=int(kept.sum()),
         dropped=dropped,
         truncated=int(tables.truncated.sum()),
@@ -189,6 +189,11 @@ def warnings_of(tables: Tables) -> list[str]:
         lines.append(
             f"{aside.rows:,} rows were set aside before scoring ({aside.duplicates:,} near-duplicates, {aside.contaminated:,} that "
             "repeat a row of --decontaminate): they are dropped, have no score, and are not in the figures below."
+        )
+    unranked = tables.run.score.scored - len(tables)
+    if unranked:
+        lines.append(
+            f"{unranked:,} scored rows could not be ranked (no score): they are dropped, and are not in the figures below."
         )
     contaminated = 0 if tables.run.select is None else tables.run.select.contaminated
     if contaminated:

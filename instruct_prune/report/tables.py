@@ -128,6 +128,8 @@ def read_tables(folder: RunFolder) -> Tables:
     records = read_records(folder)
     table = folder.read_scores()
     scored = table.scored
+    if records.select is not None:
+        scored = scored & ~np.isin(table.row_id, folder.read_selection().of_reason("no score"))
     row_id = table.row_id[scored]
     selection = None if records.select is None else _selection(folder, row_id)
     vectors, vector_at = _vectors(folder, records, row_id)

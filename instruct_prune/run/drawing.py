@@ -8,11 +8,14 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from instruct_prune.arrays import Bool, Int64
 from instruct_prune.config import SelectConfig
+from instruct_prune.encode.item import Status
 from instruct_prune.errors import InputError
 from instruct_prune.measure.ladder import parse_subnets
+from instruct_prune.progress import say
 from instruct_prune.rows.table import RowTable
 from instruct_prune.run.asked import Asked, ask, clusters_wanted, score_params
 from instruct_prune.run.chosen import load_target
@@ -27,6 +30,7 @@ from instruct_prune.select import build_pool, resolve_budget, select_rows
 from instruct_prune.select.clusters import cluster, name_clusters
 from instruct_prune.select.data import Clusters, Embeddings, Pool, Selection
 from instruct_prune.select.duplicates import find_duplicates, keep_priority
+from instruct_prune.select.methods import LOSSES
 from instruct_prune.select.target import Target
 
 
@@ -37,7 +41,8 @@ class Drawing:
     Attributes:
         asked: what it was asked for.
         scored: of the run.
-        table: the rows under the selection's score.
+        table: the rows under the selection's score; those that it says nothing of count as not scored.
+        unranked: int64, ids of the scored rows that it says nothing of: an answer of one token, alone, is predicted from nothing.
         facts: what the selection wants of the rows themselves.
         target: what it aims at, or None.
         contaminated: rows that repeat a test, or None.
@@ -50,6 +55,7 @@ class Drawing:
     asked: Asked
     scored: ScoreFacts
     table: ScoreTable
+    unranked: Int64
     facts: RowFacts
     target: Target | None
     contaminated: Contaminated | None
@@ -111,15 +117,20 @@ def prepare(folder: RunFolder, config: SelectConfig, measured: ScoreTable) -> Dr
     scored = folder.facts(ScoreFacts)
     name = config.score or measured.score_name
     params = score_params(config, name)
-    rescore = functools.partial(
-        rescored,
-        measured,
-        name,
-        params=params,
-        more=columns_for(folder, rows, measured, name),
-        leave_out=scored.collapsed,
-    )
-    table = _under_score(measured, rescore, scored, config)
+    more = columns_for(folder, rows, measured, name)
+
+    def under(status: NDArray[np.str_]) -> Callable[..., ScoreTable]:
+        known = dataclasses.replace(measured, status=status)
+        return functools.partial(rescored, known, name, params=params, more=more, leave_out=scored.collapsed)
+
+    table = _under_score(measured, under(measured.status), scored, config)
+    unranked = _unranked(table, asked)
+    if unranked.any():
+        table = dataclasses.replace(table, status=np.where(unranked, Status.NONFINITE.value, table.status))
+        say(
+            f"note: {int(unranked.sum()):,} scored rows have no {name!r}, or a loss that {asked.method} goes by is missing: dropped"
+        )
+    rescore = under(table.status)
     embeddings = _embeddings(folder, asked)
     facts = read_facts(folder, table, asked.config, naming=asked.clustered)
     contaminated = find_contaminated(folder, table, config)
@@ -138,7 +149,19 @@ def prepare(folder: RunFolder, config: SelectConfig, measured: ScoreTable) -> Dr
     )
     told: dict[str, Any] = {f"score {key}": value for key, value in params.items() if value is not None}
     told |= {} if asked.by is None else {"by": asked.by}
-    return Drawing(asked, scored, table, facts, target, contaminated, clusters, rescore, make_pool, told)
+    return Drawing(
+        asked, scored, table, table.row_id[unranked], facts, target, contaminated, clusters, rescore, make_pool, told
+    )
+
+
+def _unranked(table: ScoreTable, asked: Asked) -> Bool:
+    """bool [n]: the scored rows of which the score, or a loss that the method reads, is no number."""
+    known = np.isfinite(table.score)
+    for need in asked.method.needs_of(asked.params):
+        for j, spec in enumerate(table.subnets):
+            if need == LOSSES + spec.name:
+                known &= np.isfinite(table.losses[:, j])
+    return table.scored & ~known
 
 
 def duplicates_of(

@@ -125,7 +125,8 @@ class RunFolder(Manifest):
     ) -> None:
         """Write ``selection.parquet``; ``more`` are further columns, aligned with the selection.
 
-        Rows that were set aside before scoring stand there as dropped: their reason, no score, no stratum, rank -1.
+        Rows that were set aside before scoring, and those that cannot be ranked, stand there as dropped: their reason, no score,
+        no stratum, rank -1.
         """
         import pyarrow as pa
 

@@ -84,7 +84,6 @@ def merge(
     averaged = tuple(spec for spec in ladder if spec.is_averaged)
     collapsed = tuple(left_out_of(health, ladder)) if piloted is None else piloted.collapsed
     table = rescored(table, name, subnets=averaged, leave_out=collapsed, more=more)
-    table = _without_unranked(table, status, errors)
     if piloted is not None:
         table = _predicted(folder, table, piloted, whole)
     list_rejected(folder, items, status, errors)
@@ -125,24 +124,6 @@ def _statuses(items: Items, losses: Mapping[SubnetSpec, Float32], errors: dict[i
         errors |= {int(i): f"loss under {spec.name} is {column[i]}" for i in np.flatnonzero(broken)}
         status[broken] = Status.NONFINITE.value
     return status
-
-
-def _without_unranked(table: ScoreTable, status: NDArray[np.str_], errors: dict[int, str]) -> ScoreTable:
-    """The table, rows that the score cannot rank being without one: an answer of one token, alone, is predicted from nothing.
-
-    Their statuses and reasons are changed in ``status`` and ``errors``.
-    """
-    unranked = table.scored & ~np.isfinite(table.score)
-    for i in np.flatnonzero(unranked):
-        unread = [name for name, column in table.columns().items() if name.startswith("loss_") and np.isnan(column[i])]
-        errors[int(i)] = f"its score {table.score_name} is no number" + (
-            f" ({', '.join(unread)} is none)" if unread else ""
-        )
-    status[unranked] = Status.NONFINITE.value
-    losses = np.where(unranked[:, None], np.float32(np.nan), table.losses)
-    score = np.where(unranked, np.float32(np.nan), table.score)
-    more = {name: np.where(unranked, np.float32(np.nan), column) for name, column in table.more.items()}
-    return replace(table, status=status, losses=losses, score=score, more=more)
 
 
 def _finish(

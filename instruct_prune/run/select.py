@@ -22,6 +22,7 @@ from instruct_prune.run.records import EmbedFacts, ScoreFacts, SelectFacts, SetA
 from instruct_prune.run.target_facts import COMPARED, TargetFacts
 from instruct_prune.score.table import ScoreTable
 from instruct_prune.select.data import Clusters, Selection
+from instruct_prune.select.stratum import NO_SCORE, REASONS
 from instruct_prune.storage import row_ids_hash
 
 if TYPE_CHECKING:
@@ -49,8 +50,19 @@ def select(folder: RunFolder, config: SelectConfig) -> Selection:
     more: dict[str, Any] = dict(seed_stability(drawing.scored, table, drawing.draw, drawing.rescore) or {})
     more |= {} if drawing.target is None or selection.taken is None else taken_by(drawing.target, selection.taken)
     more |= {} if drawing.contaminated is None else drawing.contaminated.columns()
-    _write(folder, asked, table, selection, drawing.clusters, more, aside, began)
-    return selection if aside is None else folder.read_selection()
+    more_rows = _with_unranked(aside, drawing.unranked)
+    _write(folder, asked, table, selection, drawing.clusters, more, more_rows, began)
+    return selection if more_rows is None else folder.read_selection()
+
+
+def _with_unranked(aside: pa.Table | None, row_id: Int64) -> pa.Table | None:
+    """The rows of a selection that are in no pool: those that were set aside, and those that cannot be ranked."""
+    import pyarrow as pa
+
+    if not len(row_id):
+        return aside
+    unranked = pa.table({"row_id": row_id, "reason": [REASONS[NO_SCORE]] * len(row_id)})
+    return unranked if aside is None else pa.concat_tables([aside, unranked], promote_options="permissive")
 
 
 def _write(
@@ -60,7 +72,7 @@ def _write(
     selection: Selection,
     clusters: Clusters | None,
     more: Mapping[str, Any],
-    aside: pa.Table | None,
+    others: pa.Table | None,
     began: float,
 ) -> None:
     """The tables of a selection and its record; what an earlier selection left goes."""
@@ -70,17 +82,17 @@ def _write(
     options["decontaminate"] = [[path, sha256_of_file(path)] for path in asked.config.decontaminate]
     folder.begin(SelectFacts, options, inputs, replace=True)
     gone = folder.facts(ScoreFacts).aside or SetAside(0, 0, 0.0)
-    folder.write_selection(selection, more, aside)
+    folder.write_selection(selection, more, others)
     if clusters is None:
         (folder / "clusters.parquet").unlink(missing_ok=True)
     else:
         folder.write_clusters(clusters)
-    kept = int(selection.selected.sum())
+    kept, n_others = int(selection.selected.sum()), 0 if others is None else len(others)
     folder.finish(
         SelectFacts(
-            scored=len(selection),
+            scored=len(selection) + n_others - gone.rows,
             kept=kept,
-            dropped=len(selection) - kept + gone.rows,
+            dropped=len(selection) - kept + n_others,
             tokens=token_counts(table, selection),
             score=table.score_name,
             duplicates=_count(selection, "duplicate") + gone.duplicates,

@@ -168,7 +168,7 @@ class Selection:
         return len(self.row_id)
 
     def ranked(self) -> Selection:
-        """The scored rows alone, without those that were set aside before scoring."""
+        """The rows that were ranked, without those that were set aside before scoring and those that have no score."""
         there = self.rank >= 0
         if there.all():
             return self
@@ -176,6 +176,11 @@ class Selection:
             f.name: value[there] for f in fields(self) if isinstance(value := getattr(self, f.name), np.ndarray)
         }
         return replace(self, **arrays)
+
+    def of_reason(self, reason: str) -> Int64:
+        """int64 [k]: ids of the rows that have this reason."""
+        found = [code for code, name in enumerate(self.reasons) if name == reason]
+        return self.row_id[np.isin(self.reason, found)]
 
     @property
     def kept(self) -> Int64:

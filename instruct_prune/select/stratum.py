@@ -20,12 +20,15 @@ REASONS = (
     "contaminated",  # dropped: it repeats a row of a test, a benchmark, or what else must not be in the data
     "too hard",  # dropped: among the hardest rows, which the method cuts off
     "too similar",  # dropped: too near to a row that was kept before it
+    "no score",  # dropped: what the selection goes by could not be measured of it
     "easy pool",  # kept: drawn from the easy pool
     "hard pool",  # kept: drawn from the hard pool
     "picked",  # kept: by the rule of the method
     "must keep",  # kept: the user said so
 )
-BUDGET, DUPLICATE, CONTAMINATED, TOO_HARD, TOO_SIMILAR, EASY_POOL, HARD_POOL, PICKED, MUST_KEEP = range(len(REASONS))
+(
+    BUDGET, DUPLICATE, CONTAMINATED, TOO_HARD, TOO_SIMILAR, NO_SCORE, EASY_POOL, HARD_POOL, PICKED, MUST_KEEP,
+) = range(len(REASONS))  # fmt: skip
 FIRST_KEPT = EASY_POOL
 """Reasons from this one on are reasons to keep."""
 

@@ -257,7 +257,8 @@ def test_options_that_cannot_hold_or_change_nothing_are_refused_before_scoring(
     words = ["run", "--data", str(data), "--model", str(tiny_model_folder), "--subnets", "dense", *SMALL, *keep]
     told = bad([*words, *change, "--out", str(tmp_path / "r")], capsys)
     assert says in told
-    assert not (tmp_path / "r" / "parts").exists()
+    assert not (tmp_path / "r" / "measured.parquet").exists()
+    assert not (tmp_path / "r" / "scores.parquet").exists()
 
 
 def test_formats_without_a_place_for_the_rejected_answer_are_refused_before_scoring(
@@ -467,30 +468,53 @@ def test_ifd_and_depth_presets(score_words: list[str], tmp_path: Path) -> None:
 # ---- interruption and several processes ----
 
 
-@pytest.mark.slow
-def test_a_row_that_the_score_cannot_rank_is_listed_and_stops_nothing(
-    tmp_path: Path, tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "bare.jinja").write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
+@pytest.fixture(scope="module")
+def answers_of_one_token(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> list[str]:
+    """Options of rows of which one has an answer that nothing stands before, where it stands alone."""
+    folder = tmp_path_factory.mktemp("short")
+    (folder / "bare.jinja").write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
     said = ["a longer answer", "another answer", "a", "the last of them"]
     turns = [
         [{"role": "user", "content": f"Question {i}?"}, {"role": "assistant", "content": text}]
         for i, text in enumerate(said)
     ]
-    data = write_jsonl(tmp_path / "rows.jsonl", [{"messages": each} for each in turns])
+    data = write_jsonl(folder / "rows.jsonl", [{"messages": each} for each in turns])
+    return ["--data", str(data), "--model", str(tiny_model_folder), "--template", str(folder / "bare.jinja"), *SMALL]
+
+
+@pytest.mark.parametrize(
+    ("subnets", "choice", "unranked"),
+    [
+        (["ifd"], [], True),
+        (["ifd"], ["--score", "loss", "--method", "random"], False),
+        (["dlc", "alone"], ["--score", "ifd"], True),
+        (["dlc", "alone"], ["--method", "ifd"], True),
+        (["dlc", "alone"], [], False),
+    ],
+)
+def test_a_row_that_the_selection_cannot_rank_is_dropped_with_its_reason(
+    answers_of_one_token: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    subnets: list[str], choice: list[str], unranked: bool,
+) -> None:  # fmt: skip
     out = tmp_path / "run"
-    words = ["--data", str(data), "--model", str(tiny_model_folder), "--template", str(tmp_path / "bare.jinja"), *SMALL]
-    assert main(["run", *words, "--subnets", "ifd", "--keep", "2", "--clusters", "none", "--out", str(out)]) == 0
+    words = [*answers_of_one_token, "--subnets", *subnets, "--keep", "2", "--clusters", "none", *choice]
+    assert main(["run", *words, "--out", str(out)]) == 0
     table = pq.read_table(out / "scores.parquet").to_pandas()
-    assert table.status.tolist() == ["ok", "ok", "nonfinite", "ok"]
-    assert table.loss_dense.isna().tolist() == table.score.isna().tolist() == [False, False, True, False]
-    (listed,) = [json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines()]
-    assert (listed["row_id"], listed["reason"]) == (2, "its score ifd is no number (loss_alone is none)")
+    assert table.status.tolist() == ["ok"] * 4
+    assert not table.loss_dense.isna().any()
+    assert table.loss_alone.isna().tolist() == [False, False, True, False]
+    rows = pq.read_table(out / "selection.parquet").to_pandas()
+    assert rows.row_id.tolist() == [0, 1, 2, 3]
+    assert (rows.reason == "no score").tolist() == [False, False, unranked, False]
     told = capsys.readouterr()
-    assert "4 read = 3 scored + 1 rejected; 3 scored = 2 kept + 1 dropped" in told.out
+    assert "4 scored = 2 kept + 2 dropped" in told.out
+    assert ("1 scored rows have no" in told.err) == unranked
     assert " nan" not in told.out + told.err
+    counts = json.loads((out / "report.json").read_text())["counts"]
+    assert counts["scored"] == counts["kept"] + counts["dropped"] == 4
 
 
+@pytest.mark.slow
 def test_killed_and_run_again_gives_the_same_bytes(score_words: list[str], tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     words = ["score", *score_words, "--batch-tokens", "64"]

@@ -71,7 +71,7 @@ const compareValues = (a, b) => (typeof a === 'string' ? a.localeCompare(b, 'en'
 
 const WHY = {
   budget: 'dropped: others came first and the budget was full', duplicate: 'dropped: another row stands for it', contaminated: 'dropped: it repeats a row of a test', 'too hard': 'dropped: the method cuts off the hardest rows',
-  'too similar': 'dropped: too near to a row kept before it', 'easy pool': 'kept: drawn from the easy pool', 'hard pool': 'kept: drawn from the hard pool',
+  'too similar': 'dropped: too near to a row kept before it', 'no score': 'dropped: what the selection goes by could not be measured of it', 'easy pool': 'kept: drawn from the easy pool', 'hard pool': 'kept: drawn from the hard pool',
   picked: 'kept: by the rule of the method', 'must keep': 'kept: you said so',
 };
 
