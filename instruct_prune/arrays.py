@@ -1,4 +1,4 @@
-"""Names for the types of arrays, each use of which says its shape, and what stands under all rooms: rows in step, and in batches."""
+"""Names for the types of arrays (each use says its shape), and small things that all rooms need: tables side by side, batches."""
 
 from __future__ import annotations
 

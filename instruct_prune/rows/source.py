@@ -174,4 +174,6 @@ def _check_split(inputs: Sequence[Input], split: str | None, subset: str | None)
     split_of, subset_of = {"hub", "dataset", "imagefolder"}, {"hub"}
     for option, given, known in (("--data-split", split, split_of), ("--data-subset", subset, subset_of)):
         if given is not None and not kinds & known:
-            raise InputError(f"{option} {given}: {inputs[0].reader.name} has none (it is {kinds.pop()}). Leave it out.")
+            raise InputError(
+                f"{option} {given}: {inputs[0].reader.name} has none (it is {inputs[0].reader.kind}). Leave it out."
+            )

@@ -98,7 +98,7 @@ def _part(value: str | ImageRef) -> Any:
     return value if isinstance(value, str) else [value.path, value.data]
 
 
-class Held(dict[tuple[int, int], bytes]):
+class HeldBytes(dict[tuple[int, int], bytes]):
     """{(where they lie, how many they are): bytes} of one row, each read once."""
 
     def __init__(self, pictures: Pictures) -> None:
@@ -115,7 +115,7 @@ class Held(dict[tuple[int, int], bytes]):
         return loads(text, lambda place: self[tuple(place)])
 
 
-def raw_of(raw: bytes, is_line: bool, held: Held) -> bytes | Mapping[str, Any]:
+def raw_of(raw: bytes, is_line: bool, held: HeldBytes) -> bytes | Mapping[str, Any]:
     """A row as it lay in the input, from its stored text."""
     return raw if is_line else held.of(raw)
 
@@ -124,7 +124,7 @@ def rows_of(batch: pa.RecordBatch, pictures: Pictures) -> Iterator[Row]:
     """The rows of a record batch."""
     names = ("row_id", "source", "line", "raw", "is_line", "row")
     for row_id, source, line, raw, is_line, row in zip(*(batch.column(n).to_pylist() for n in names), strict=True):
-        held = Held(pictures)
+        held = HeldBytes(pictures)
         said = held.of(row)
         messages = tuple(_message_of(message) for message in said["messages"])
         where = source.decode("utf-8", "surrogatepass")

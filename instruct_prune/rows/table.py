@@ -21,7 +21,7 @@ from instruct_prune.errors import InputError
 from instruct_prune.rows.facts import VERSION, RowFacts, facts_of, stamps_of
 from instruct_prune.rows.row import Reject, Row
 from instruct_prune.rows.source import Source
-from instruct_prune.rows.stored import Held, Pictures, RowWriter, raw_of, rows_of
+from instruct_prune.rows.stored import HeldBytes, Pictures, RowWriter, raw_of, rows_of
 from instruct_prune.storage import atomic, make_folder, write_json
 
 if TYPE_CHECKING:
@@ -60,7 +60,8 @@ class RowTable:
             ) from None
         if found.get("version") != VERSION:
             raise InputError(
-                f"{folder} was written by another version of this program. Read the data anew with --restart read."
+                f"{folder} was written by another version of this program. The command that scored (`instruct-prune run` or `score`), given "
+                "again, reads the data anew and keeps the scores."
             )
         lists = {name: tuple(found[name]) for name in ("files", "identity")}
         stamps = {name: tuple(stamp) for name, stamp in found["stamps"].items()}
@@ -106,7 +107,7 @@ class RowTable:
         for batch, ids in self._taken(row_ids, ["row_id", "raw", "is_line"]):
             raws, is_line = batch.column("raw").to_pylist(), batch.column("is_line").to_pylist()
             for row_id, raw, whole in zip(ids.tolist(), raws, is_line, strict=True):
-                yield row_id, raw_of(raw, whole, Held(self._pictures))
+                yield row_id, raw_of(raw, whole, HeldBytes(self._pictures))
 
     def _batches(self, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
         import pyarrow as pa

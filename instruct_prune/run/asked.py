@@ -73,7 +73,7 @@ def _check_tests(config: SelectConfig) -> None:
     if above is not None and not 0 < above <= 1:
         raise InputError(f"--decontaminate-above {above:g}: a cosine similarity above 0, at most 1 (0.95 is usual).")
     for path in config.decontaminate:
-        if not is_hub_id(path):
+        if path != "-" and not is_hub_id(path):  # standard input can be read once
             try:
                 list(find_readers([path], None, None))
             except InputError as error:
@@ -92,6 +92,7 @@ def check_first(select: SelectConfig, by_model: bool) -> None:
     """
     if select.dedup is None and not select.decontaminate:
         raise InputError("--dedup-first needs to know which rows go: give --dedup 0.95, --decontaminate FILE, or both.")
+    _check_tests(select)
     if select.dedup_keep == "hardest":
         raise InputError(
             "--dedup-keep hardest goes by scores, and with --dedup-first there are none yet. Take longest or first, or leave one "
@@ -121,15 +122,15 @@ def check_budget(config: SelectConfig, n_response: Int32 | None) -> None:
     """
     if config.keep is None and config.keep_tokens is None:
         raise InputError("say how much to keep: --keep 0.3 (a share), --keep 5000 (rows) or --keep-tokens 2000000.")
-    wanted = clusters_wanted(config)
-    if n_response is not None and isinstance(wanted, int) and config.stratify is None and wanted > len(n_response):
-        raise InputError(f"--clusters {wanted} is more than the {len(n_response)} rows that can be scored.")
     # Where nothing is known yet, 2**60 rows of any length, which take no memory.
     lengths = np.broadcast_to(np.int32(1), 2**60) if n_response is None else n_response
     if config.keep is None and n_response is None:
         return
     empty = np.broadcast_to(np.int32(0), len(lengths))
     resolve_budget(config.keep, config.keep_tokens, Pool(empty, empty, lengths, empty))  # type: ignore[arg-type]
+    wanted = clusters_wanted(config)
+    if n_response is not None and isinstance(wanted, int) and config.stratify is None and wanted > len(n_response):
+        raise InputError(f"--clusters {wanted} is more than the {len(n_response)} rows that can be scored.")
 
 
 def method_of(config: SelectConfig) -> tuple[Method, dict[str, Any]]:

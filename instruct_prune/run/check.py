@@ -26,7 +26,6 @@ from instruct_prune.registry import is_reference, load_attribute
 from instruct_prune.rows import Source
 from instruct_prune.rows.find import is_hub_id
 from instruct_prune.rows.inputs import IMAGES_AND_TEXT
-from instruct_prune.rows.table import RowTable
 from instruct_prune.run.asked import check_first, check_selection
 from instruct_prune.run.by import DEFAULT, find_by, options_of, tasks_of
 from instruct_prune.run.folder import RunFolder, new_run
@@ -38,7 +37,7 @@ from instruct_prune.run.ranking import (
     refuse_idle_scoring,
 )
 from instruct_prune.run.records import RowsFacts
-from instruct_prune.run.rows import absolute, open_source
+from instruct_prune.run.rows import absolute, open_source, stored
 from instruct_prune.run.target_facts import TargetFacts
 
 TEMPLATES = ("auto", "alpaca", "chat", "plain")
@@ -67,10 +66,11 @@ class Seen:
         folder = RunFolder(out) if out else None
         known = folder.record(RowsFacts) if folder is not None and folder.exists else None
         data = absolute(data)
-        whole = folder is not None and known is not None and folder.changed_file(known) is None
-        if folder is not None and whole and known is not None and known.facts and known.facts.names == data.data:
-            self.kind = RowTable.open(folder / "rows").facts.model_kind
-            return
+        if folder is not None and known is not None and known.facts and known.facts.names == data.data:
+            table = stored(folder, known)
+            if table is not None:
+                self.kind = table.facts.model_kind
+                return
         on_hub = [name for name in data.data if is_hub_id(name)]
         for name in on_hub:
             check_on_hub(name, None, "--data", "dataset")

@@ -1,6 +1,6 @@
 """What a selection will go by: whether it is measured, and whether what the user gave changes anything; a name is used or refused.
 
-Nothing here imports torch.
+Nothing here imports torch, unless the rows are pictures.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def check_score_measured(select: SelectConfig, score: ScoreConfig, kind: str | N
     """
     if select.score is None:
         return
-    needs = find_score(select.score).needs_of(None)
+    found = find_score(select.score)
+    needs = found.needs_of(found.parse(select.score_param, "--score-param"))
     if LABEL in needs and kind == TEXT:
         raise InputError(f"--score {select.score} goes by the classes of labelled pictures, and the rows are texts.")
     ladder = ladder_of(score, kind)
@@ -86,7 +87,9 @@ def refuse_idle_average(
     given = {"--score-subnets": config.score_subnets, "--score-weights": config.score_weights,
              "--include-collapsed": config.include_collapsed}  # fmt: skip
     flags = [flag for flag, value in given.items() if value]
-    if flags and LADDER not in find_score(score).needs_of(None):
+    found = find_score(score)
+    declared = callable(found.needs) or found.needs  # a function that declares nothing may average
+    if flags and declared and LADDER not in found.needs_of(found.parse(config.score_param, "--score-param")):
         raise InputError(
             f"{' and '.join(flags)}: the score {score!r} is no average over subnets. Name one that is: --score dlc"
         )

@@ -135,9 +135,8 @@ def check_columns(rows: RowTable, config: SelectConfig) -> None:
         raise InputError(f"--must-keep {config.must_keep}: no row has {column!r} equal to {value!r}.")
     missing = np.setdiff1d(wanted, rows.row_id)
     if len(missing):
-        raise InputError(
-            f"--must-keep {config.must_keep}: there is no row {missing[0]} that can be used (and of {len(missing) - 1} more)."
-        )
+        more = f" (nor {len(missing) - 1} more of them)" if len(missing) > 1 else ""
+        raise InputError(f"--must-keep {config.must_keep}: there is no row {missing[0]} that can be used{more}.")
 
 
 def _no_column(name: str) -> str:

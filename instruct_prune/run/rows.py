@@ -66,10 +66,9 @@ def read_rows(
     data = _lasting(folder, data, restart)
     known = None if restart else folder.find(RowsFacts)
     if update and known is not None:
-        whole = folder.changed_file(known) is None
-        restart = not whole or _config(folder, known, data, memory, source) != dict(known.config)
+        restart = stored(folder, known) is None or _config(folder, known, data, memory, source) != dict(known.config)
         known = None if restart else known
-    if known is not None and folder.changed_file(known) is not None:
+    if known is not None and stored(folder, known) is None:
         # The rows are read again only where the data are still those of then.
         source = source or open_source(data, memory)
         folder.begin(RowsFacts, {"inputs": content_of(source.identity()), **_options(data)})
@@ -93,6 +92,16 @@ def read_rows(
     took = round(time.monotonic() - began, 3)
     folder.finish(RowsFacts(names=data.data, read=facts.read, rejected=facts.rejected, seconds=took), "rows/*")
     return table
+
+
+def stored(folder: RunFolder, known: Record[RowsFacts]) -> RowTable | None:
+    """The stored rows that a record tells of; None where their files changed, or another version of this program wrote them."""
+    if folder.changed_file(known) is not None:
+        return None
+    try:
+        return RowTable.open(folder / "rows")
+    except InputError:
+        return None
 
 
 def _config(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -99,6 +100,23 @@ def test_running_again_skips_what_is_done_and_changes_no_byte(
     assert "score: done before, skipped" in told.err
     assert "60 read = 60 scored + 0 rejected; 60 scored = 15 kept + 45 dropped" in told.out
     assert before == {name: (finished / name).read_bytes() for name in names}
+
+
+def test_rows_of_another_version_are_read_again_and_the_scores_stay(
+    finished: Path, score_words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    file, scores = out / "rows" / "rows.json", (out / "scores.parquet").read_bytes()
+    times = file.stat()
+    file.write_text(file.read_text().replace('"version": 2', '"version": 1'))
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert main(["select", str(out), "--keep", "5"]) == 2
+    assert "written by another version" in capsys.readouterr().err
+    assert main(["score", *score_words, "--out", str(out)]) == 0
+    assert '"version": 2' in file.read_text()
+    assert (out / "scores.parquet").read_bytes() == scores
+    assert main(["select", str(out), "--keep", "5"]) == 0
 
 
 def test_select_again_with_another_budget_needs_no_model(finished: Path, tmp_path: Path) -> None:

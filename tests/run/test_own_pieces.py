@@ -181,3 +181,52 @@ def test_pieces_that_do_not_fit_are_refused(
 ) -> None:
     assert main([*words, *more, "--out", str(tmp_path / "run")]) == 2
     assert says in capsys.readouterr().err.splitlines()[-1]
+
+
+AVERAGES = """
+import numpy as np
+
+from instruct_prune import score_rule
+
+
+def plain(columns):
+    return columns.average(lambda loss: loss)
+
+
+def needed(how="dense"):
+    return ("ladder",) if how == "average" else ("loss_dense",)
+
+
+@score_rule(needs=needed)
+def depends(columns, *, how: str = "dense"):
+    return plain(columns) if how == "average" else columns["loss_dense"]
+"""
+
+
+def test_scores_of_ones_own_that_average_take_weights(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "my_pieces.py").write_text(AVERAGES)
+    out = tmp_path / "run"
+    assert main([*words, "--subnets", "dlc", "--out", str(out)]) == 0
+    choice = [
+        "select",
+        str(out),
+        "--keep",
+        "5",
+        "--clusters",
+        "none",
+        "--method",
+        "hardest",
+        "--score-weights",
+        "0",
+        "0",
+        "1",
+    ]
+    loss = pq.read_table(out / "scores.parquet").to_pandas().loss_magnitude_0640.nlargest(5).index.tolist()
+    for score in (["my_pieces:plain"], ["my_pieces:depends", "--score-param", "how=average"]):
+        assert main([*choice, "--score", *score]) == 0
+        chosen = pq.read_table(out / "selection.parquet").to_pandas()
+        assert sorted(chosen.row_id[chosen.selected]) == sorted(loss)
+    assert main([*choice, "--score", "my_pieces:depends"]) == 2
+    assert "is no average over subnets" in capsys.readouterr().err
