@@ -115,14 +115,22 @@ def find_duplicates(
         raise InputError(
             f"--dedup {threshold} must lie above 0 and be at most 1: it is the cosine of near-duplicates, as 0.95."
         )
+    from threadpoolctl import threadpool_limits
+
     itself = np.arange(len(row_id))
     stand_in = itself.copy()
-    for group in [itself] if apart is None else _groups(apart):
-        if keys is not None:
-            stand_in[group] = group[_same_key(keys[group], priority[group])]
-        if vectors is not None:
+    groups = [itself] if apart is None else _groups(apart)
+    search: Float32 | Rounded | None = vectors
+    if vectors is not None and vectors.nbytes > MOST_BYTES and any(len(group) > ALL_PAIRS for group in groups):
+        search = Rounded(vectors)
+    # Each product runs on one thread: the same numbers on any number of cores.
+    with threadpool_limits(limits=1):
+        for group in groups:
+            if keys is not None:
+                stand_in[group] = group[_same_key(keys[group], priority[group])]
             rows = group[stand_in[group] == group]
-            stand_in[rows] = rows[_stars(vectors, rows, priority[rows], threshold)]
+            if vectors is not None and search is not None and len(rows) > 1:
+                stand_in[rows] = rows[_stars(vectors, search, rows, priority[rows], threshold)]
     stand_in = stand_in[stand_in]  # a copy of a row that was dropped is stood for by what stands for that row
     return np.where(stand_in == itself, -1, row_id[stand_in])
 
@@ -151,34 +159,30 @@ def _same_key(keys: Int64, priority: Int64) -> Picks:
     return stand_in
 
 
-def _stars(vectors: Float32, rows: Picks, priority: Int64, threshold: float) -> Picks:
+def _stars(vectors: Float32, search: Float32 | Rounded, rows: Picks, priority: Int64, threshold: float) -> Picks:
     """int64 [m]: for each of the rows, the position in ``rows`` of the one that stands for it (itself, if kept).
 
     The result is that of going through the rows in order of priority. While they are many that is done in rounds, with
     little memory: a row that comes before all its neighbours is kept, and a row whose first neighbour is kept is dropped.
+    ``search`` is what these rounds look through, the vectors or a smaller copy of them.
     """
-    from threadpoolctl import threadpool_limits
-
     order = np.argsort(priority)
     rank = np.empty_like(order)
     rank[order] = np.arange(len(rows))
     first = rank.copy()  # the rank of the row that stands for each: its own until another does
     undecided, kept = np.ones(len(rows), dtype=bool), np.zeros(len(rows), dtype=bool)
-    search = Rounded(vectors) if vectors.nbytes > MOST_BYTES and len(rows) > ALL_PAIRS else vectors
-    # Each product runs on one thread: the same numbers on any number of cores.
-    with threadpool_limits(limits=1):
-        while undecided.sum() > ALL_PAIRS:
-            among = np.flatnonzero(undecided | kept)
-            found = _first_neighbors(search, rows[among], rank[among], threshold)
-            open_, later = undecided[among], found < rank[among]
-            kept[among[open_ & ~later]] = True
-            dropped = open_ & later & kept[order[np.minimum(found, len(rows) - 1)]]
-            first[among[dropped]] = found[dropped]
-            undecided[among] = open_ & later & ~dropped
-            # Rows without a neighbour are kept and can drop no other row, so that later rounds need not look at them.
-            kept[among[found == NOBODY]] = False
-        rest = order[undecided[order]]
-        first[rest] = _one_by_one(vectors, rows, rank, threshold, rest, np.flatnonzero(kept))
+    while undecided.sum() > ALL_PAIRS:
+        among = np.flatnonzero(undecided | kept)
+        found = _first_neighbors(search, rows[among], rank[among], threshold)
+        open_, later = undecided[among], found < rank[among]
+        kept[among[open_ & ~later]] = True
+        dropped = open_ & later & kept[order[np.minimum(found, len(rows) - 1)]]
+        first[among[dropped]] = found[dropped]
+        undecided[among] = open_ & later & ~dropped
+        # Rows without a neighbour are kept and can drop no other row, so that later rounds need not look at them.
+        kept[among[found == NOBODY]] = False
+    rest = order[undecided[order]]
+    first[rest] = _one_by_one(vectors, rows, rank, threshold, rest, np.flatnonzero(kept))
     return order[first]
 
 
