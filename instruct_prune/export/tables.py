@@ -13,7 +13,7 @@ from instruct_prune.export.own_format import kept_by_input
 from instruct_prune.rows.arrow_tables import KeptTable, TableFile, write_parquet_table
 from instruct_prune.rows.find import find_readers
 from instruct_prune.rows.reader import as_mapping, is_turn
-from instruct_prune.rows.row import Row
+from instruct_prune.rows.row import Row, suffix_of
 from instruct_prune.rows.saved import HubDataset, save_dataset
 
 if TYPE_CHECKING:
@@ -126,7 +126,12 @@ def _with_nulls(feature: Any, values: list[Any]) -> Any:
         return datasets.List(_with_nulls(feature.feature, [part for value in there for part in value]))
     if not isinstance(feature, dict):
         return feature
-    if set(feature) == {"bytes", "path"} and all(isinstance(value.get("bytes"), bytes) for value in there):
+    held = [value["bytes"] for value in there if value.get("bytes") is not None]
+    if (
+        set(feature) == {"bytes", "path"}
+        and held
+        and all(isinstance(h, bytes) and suffix_of(h) != ".img" for h in held)
+    ):
         return datasets.Image()
     if any(None in value.values() and not is_turn(value) for value in there):
         return _json()

@@ -22,7 +22,8 @@ SUFFIX_OF = {
 
 def suffix_of(data: bytes) -> str:
     """The ending of a picture's file name, by its first bytes; ".img" where they are unknown."""
-    return next((suffix for magic, suffix in SUFFIX_OF.items() if data.startswith(magic)), ".img")
+    found = next((suffix for magic, suffix in SUFFIX_OF.items() if data.startswith(magic)), ".img")
+    return ".img" if found == ".webp" and data[8:12] != b"WEBP" else found  # RIFF holds sounds, too
 
 
 @dataclass(frozen=True, slots=True)

@@ -216,3 +216,45 @@ def test_bytes_among_values_of_other_types_are_refused_in_words(tmp_path: Path, 
         InputError, match=r"holds bytes beside nulls or values of other types|holds values of different types"
     ):
         list(tables.inferred(kept).chunks())
+
+
+def test_pictures_of_pillow_that_cannot_be_used_are_rejected(tmp_path: Path) -> None:
+    import io
+
+    from PIL import Image
+
+    from instruct_prune.rows.row import Reject
+
+    Image.new("RGB", (64, 64), (9, 9, 9)).save(held := io.BytesIO(), "PNG")
+    torn = Image.open(io.BytesIO(held.getvalue()[:60]))
+    says = [{"role": "user", "content": "<image>What is it?"}, {"role": "assistant", "content": "Red."}]
+    colours = [Image.new(mode, (8, 8)) for mode in ("RGB", "CMYK", "HSV", "P", "F")]
+    rows = [{"image": image, "messages": says} for image in (*colours, torn)]
+    source = open_data(rows)
+    assert source.identity() == open_data(rows).identity() != open_data(rows[1:]).identity()
+    found = list(source)
+    assert [type(row) for row in found] == [Row] * 5 + [Reject]
+    assert found[-1].reason.startswith("a picture cannot be read")  # type: ignore[union-attr]
+
+
+def test_sounds_are_no_pictures(tmp_path: Path) -> None:
+    rows = [{"instruction": "q", "output": "a", "audio": {"bytes": b"RIFF....WAVEfmt ", "path": "a.wav"}}] * 2
+    table = tables.inferred(kept_of(tmp_path / "stored", open_data(rows)))
+    assert datasets.Features.from_arrow_schema(table.schema)["audio"] == {
+        "bytes": datasets.Value("binary"), "path": datasets.Value("string"),
+    }  # fmt: skip
+
+
+def test_a_picture_by_its_path_beside_pictures_in_bytes(tmp_path: Path) -> None:
+    import io
+
+    from PIL import Image
+
+    Image.new("RGB", (8, 8)).save(held := io.BytesIO(), "PNG")
+    (tmp_path / "p.png").write_bytes(held.getvalue())
+    pictures = [{"bytes": held.getvalue(), "path": None}, {"bytes": None, "path": str(tmp_path / "p.png")}]
+    rows = [{"instruction": "q", "output": "a", "shot": shot} for shot in pictures]
+    kept = kept_of(tmp_path / "stored", open_data(rows, columns={"instruction": "instruction", "output": "output"}))
+    table = tables.inferred(kept)
+    made = datasets.Dataset(pa.concat_tables(table.chunks()))
+    assert [row["shot"].size for row in made] == [(8, 8), (8, 8)]
