@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from instruct_prune.arrays import Int64
+from instruct_prune.errors import InputError
 
 Kind = Literal["untrained", "random", "rule", "more", "length", "whole", "total", "third"]
 NEAR = 0.005
@@ -161,15 +162,19 @@ def at_total(draw: Callable[[int], Int64], total: Int64, wanted: int, budget: in
     Returns:
         int64 [k]; None where no draw comes within TOLERANCE of what is wanted.
     """
-    low, high = 0, budget
-    best = draw(high)
-    while total[best].sum() < wanted and high < most:
-        low, high = high, min(2 * high, most)
-        best = draw(high)
-    while high - low > 1 and abs(int(total[best].sum()) / wanted - 1) > NEAR:
-        middle = (low + high) // 2
-        rows = draw(middle)
-        if abs(int(total[rows].sum()) - wanted) < abs(int(total[best].sum()) - wanted):
-            best = rows
-        low, high = (middle, high) if total[rows].sum() < wanted else (low, middle)
-    return best if abs(int(total[best].sum()) / wanted - 1) <= TOLERANCE else None
+    best, off = np.empty(0, dtype=np.int64), 1.0
+    low, high, found = 0, most, budget
+    while off > NEAR:
+        try:
+            rows = draw(found)
+        except InputError:  # the rule has not as many rows
+            high = found
+        else:
+            tokens = int(total[rows].sum())
+            if abs(tokens / wanted - 1) < off:
+                best, off = rows, abs(tokens / wanted - 1)
+            low, high = (found, high) if tokens < wanted else (low, found)
+        if high - low <= 1:
+            break
+        found = min(2 * low, (low + high) // 2) if low >= budget else (low + high) // 2
+    return best if off <= TOLERANCE else None

@@ -144,10 +144,7 @@ class Proof:
         draw, total = self.draws[rule], self.pool.total
         wanted = round(self.budget * float(total.sum() / self.pool.response.sum()))
         most = int(self.pool.response.sum())
-        try:
-            at = at_total(lambda tokens: draw(tokens, self._seed(seed)), total, wanted, self.budget, most)
-        except InputError:  # the rule has not as many rows
-            return None
+        at = at_total(lambda tokens: draw(tokens, self._seed(seed)), total, wanted, self.budget, most)
         return None if at is None else self.arm("total", rule, seed, rate, at)
 
     def of_lengths(self, rule: str, seed: int, rate: float) -> Arm:
@@ -245,18 +242,17 @@ class Proof:
             return rates.train * float(np.mean(seen)) if seen else 0.0
 
         def of(kind: Kind) -> Mapping[str, float]:
-            return {rule: seconds(kind, rule) for rule in self.rules}
+            return {rule: cost for rule in self.rules if (cost := seconds(kind, rule))}
 
-        count = len(self.config.learning_rates)
-        return Costs(
-            rates.judge, seconds("random", ""), of("rule"), of("total"), of("length"), count, len(self.tests), self.more
-        )
+        return Costs(rates.judge, seconds("random", ""), of("rule"), of("total"), of("length"),
+                     len(self.config.learning_rates), len(self.tests), self.more)  # fmt: skip
 
     def _say(self, plan: Plan, bench: Bench) -> None:
         sets = ", ".join(f"{name} {len(rows)} rows" for name, rows in bench.sets.items())
         sets += bench.tasks.words()
         average = self.budget / float(self.pool.response.mean())
-        unequal = [rule for rule in self.rules if "total" in plan.extras and self.at_total(rule, 0, 0.0) is None]
+        seeds = range(plan.rule if "total" in plan.extras else 0)
+        unequal = [rule for rule in self.rules if any(self.at_total(rule, seed, 0.0) is None for seed in seeds)]
         if unequal:
             say(
                 f"note: no subset by {', '.join(unequal)} comes within {TOLERANCE:.0%} of the total tokens of average rows; equal total "

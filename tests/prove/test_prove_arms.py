@@ -71,6 +71,26 @@ def test_equal_total_tokens(order: np.ndarray, wanted: int) -> None:  # type: ig
     assert TOTAL[rows].sum() == pytest.approx(wanted, rel=0.01)
 
 
+def test_total_tokens_of_a_rule_that_has_not_all_rows() -> None:
+    order, wanted = np.argsort(-RESPONSE), 6000
+    reach = int(1.2 * RESPONSE[at_total_rows(order, wanted)].sum())
+
+    def draw(tokens: int) -> np.ndarray:  # type: ignore[type-arg]
+        if tokens > reach:
+            raise InputError("the rule has fewer rows")
+        return take(order, RESPONSE, tokens)
+
+    rows = at_total(draw, TOTAL, wanted, BUDGET, int(RESPONSE.sum()))
+    assert rows is not None
+    assert TOTAL[rows].sum() == pytest.approx(wanted, rel=0.01)
+
+
+def at_total_rows(order: np.ndarray, wanted: int) -> np.ndarray:  # type: ignore[type-arg]
+    rows = at_total(lambda tokens: take(order, RESPONSE, tokens), TOTAL, wanted, BUDGET, int(RESPONSE.sum()))
+    assert rows is not None
+    return rows
+
+
 def test_total_tokens_that_a_rule_cannot_have() -> None:
     few = np.arange(5)
     assert at_total(lambda tokens: take(few, RESPONSE, tokens), TOTAL, 9000, BUDGET, int(RESPONSE.sum())) is None
