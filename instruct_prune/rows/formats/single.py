@@ -45,9 +45,10 @@ ALPACA = Format(
 )
 DOLLY = Format(
     "dolly",
-    (("instruction",), ("context",), ("response",)),
-    SYSTEM,
+    (("instruction",), ("response",)),
+    ("context", *SYSTEM),
     _single(["instruction"], ["context"], ["response"]),
+    check=lambda fields: fields.column("context") in fields.row,  # it may be null
 )
 GPTEACHER = Format(
     "gpteacher",
