@@ -24,7 +24,7 @@ BATCH_ROWS = 2048
 
 
 def viewer(job: ExportJob) -> Exported:
-    """``viewer.parquet``: all scored rows, kept and dropped: row_id, text, x, y, score, kept, reason, cluster.
+    """``viewer.parquet``: all rows that were ranked, kept and dropped: row_id, text, x, y, score, kept, reason, cluster.
 
     x and y are the map of the report (UMAP where it is installed, else principal components), null without embeddings;
     ``cluster`` names the stratum that the row was selected in.
