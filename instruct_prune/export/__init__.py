@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from instruct_prune.errors import InputError
-from instruct_prune.export.job import Exported, ExportJob, in_place_of_pairs
+from instruct_prune.export.job import Exported, ExportJob
 from instruct_prune.registry import resolve
 from instruct_prune.rows.inputs import IMAGES, IMAGES_AND_TEXT, TEXT
 
@@ -49,12 +49,8 @@ def check_holds(to: Sequence[str], kind: str | None, row_format: str | None = No
     Raises:
         InputError: one cannot.
     """
-    single = [name for name in to if name in NO_PAIRS.get(str(kind), ())]
-    if single and row_format is not None and row_format.startswith("preference"):
-        raise InputError(
-            f"--to {' '.join(single)}: the rows are pairs of a chosen and a rejected answer, and it has no place for the rejected one. "
-            + in_place_of_pairs(kind == IMAGES_AND_TEXT)
-        )
+    if row_format is not None and row_format.startswith("preference"):
+        _refuse_pairs(to, kind, "the rows are pairs")
     if kind not in CANNOT_HOLD:  # not known yet, or the user's own kind
         return
     wrong = [name for name in to if name in CANNOT_HOLD[kind]]
@@ -63,6 +59,18 @@ def check_holds(to: Sequence[str], kind: str | None, row_format: str | None = No
         held = [name for name in EXPORTS if name not in CANNOT_HOLD[kind]]
         raise InputError(
             f"--to {' '.join(wrong)}: the rows are {rows}, which it cannot hold. There is: {', '.join(held)}."
+        )
+
+
+def _refuse_pairs(to: Sequence[str], kind: str | None, what: str) -> None:
+    """Refuse formats without a place for the rejected answer of pairs, of rows of a kind."""
+    single = [name for name in to if name in NO_PAIRS.get(str(kind), ())]
+    if single:
+        instead = "Use --to trl, llamafactory or axolotl (DPO), or pruned.jsonl, which has the rows as they came."
+        if kind == IMAGES_AND_TEXT:
+            instead = "Use --to parquet or disk, which have the rows as they came, for TRL's DPO."
+        raise InputError(
+            f"--to {' '.join(single)}: {what} of a chosen and a rejected answer, and it has no place for the rejected one. {instead}"
         )
 
 
@@ -81,7 +89,11 @@ def export_selection(to: Sequence[str], job: ExportJob) -> list[Exported]:
     Raises:
         InputError: an unknown format, nothing was kept, or a format that cannot hold the rows.
     """
-    return [exporter(job) for exporter in exporters_of(to).values()]
+    exporters = exporters_of(to)
+    if set(to) & {name for names in NO_PAIRS.values() for name in names} and job.survey.pairs:
+        shown = IMAGES_AND_TEXT if job.survey.pictures else TEXT
+        _refuse_pairs(to, shown, f"{job.survey.pairs} of the {job.survey.rows} kept rows are pairs")
+    return [exporter(job) for exporter in exporters.values()]
 
 
 __all__ = ["EXPORTS", "ExportJob", "Exported", "check_holds", "export_selection", "exporters_of"]

@@ -28,13 +28,6 @@ class CannotExpressError(ValueError):
     """The target format has no place for something in this row; the text says for what."""
 
 
-def in_place_of_pairs(pictures: bool) -> str:
-    """What to do with pairs, which may show pictures, where a format has no place for the rejected answer."""
-    if pictures:
-        return "Use --to parquet or disk, which have the rows as they came, for TRL's DPO."
-    return "Use --to trl, llamafactory or axolotl (DPO), or pruned.jsonl, which has the rows as they came."
-
-
 @dataclass
 class Survey:
     """What the kept rows have, found in one pass: a file needs the same keys in its first row and in its last.
@@ -205,18 +198,6 @@ class ExportJob:
             return replace(sample, messages=tuple(answered(self._fields(sample), "rejected")))
         except RowError as error:
             raise CannotExpressError(f"its rejected answer cannot be read: {error.reason}") from None
-
-    def refuse_pairs(self, to: str) -> None:
-        """For formats that have no place for a rejected answer.
-
-        Raises:
-            InputError: a row has one.
-        """
-        if self.survey.pairs:
-            raise InputError(
-                f"--to {to}: {self.survey.pairs} of the {self.survey.rows} kept rows are pairs of a chosen and a rejected "
-                f"answer, and this format has no place for the rejected one. {in_place_of_pairs(self.survey.pictures > 0)}"
-            )
 
     def _fields(self, sample: Row) -> Fields:
         return PREFERENCE.fields(as_mapping(sample.raw), self.columns, Path(), sample.line)

@@ -73,9 +73,8 @@ def llava(job: ExportJob) -> Exported:
     """``llava/NAME.json``: LLaVA's conversations, with ``image`` (a list of paths where a row shows several pictures).
 
     Raises:
-        InputError: no row can be written so, or the rows are preference pairs.
+        InputError: no row can be written so.
     """
-    job.refuse_pairs("llava")
     folder = job.folder / "llava"
     files = files_in(folder / "pictures")
 
@@ -106,7 +105,6 @@ def llamafactory(job: ExportJob) -> Exported:
     Raises:
         InputError: no row can be written so.
     """
-    job.refuse_pairs("llamafactory")
     folder, found = job.folder / "llamafactory", job.survey
     target, files = folder / f"{job.slug}.jsonl", files_in(folder / "pictures")
 
@@ -131,9 +129,8 @@ def trl(job: ExportJob) -> Exported:
     The processor's chat template writes the rows, as it did when they were scored.
 
     Raises:
-        InputError: the rows are preference pairs.
+        InputError: a row calls tools beside its pictures.
     """
-    job.refuse_pairs("trl")
     folder, last = job.folder / "trl", job.survey.last_only
     target, config = folder / f"{job.slug}.parquet", folder / "trl.yaml"
     make_folder(folder)

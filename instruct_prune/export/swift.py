@@ -22,9 +22,8 @@ def swift(job: ExportJob) -> Exported:
     first learnt piece goes as further pieces of this answer, each of which says whether it is learnt (``loss``).
 
     Raises:
-        InputError: the rows are preference pairs, or none can be written so.
+        InputError: none can be written so.
     """
-    job.refuse_pairs("swift")
     folder = job.folder / "swift"
     target, config = folder / f"{job.slug}.jsonl", folder / "swift.yaml"
 

@@ -30,11 +30,10 @@ def tokens(job: ExportJob) -> Exported:
     LLaMA-Factory hands every column on to the model.
 
     Raises:
-        InputError: the rows are no text, show pictures or are preference pairs.
+        InputError: the rows are no text, or show pictures.
     """
     folder = job.folder / "tokens"
     kept = tokens_of(job, "tokens")
-    job.refuse_pairs("tokens")
     table, rows = write_tokens(job, "tokens", folder)
     dataset, _ = write_dataset(job, "tokens", folder)
     # LLaMA-Factory wants a dataset and a template named, and reads neither when there is a tokenized_path.

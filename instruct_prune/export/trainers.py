@@ -12,7 +12,6 @@ from instruct_prune.rows.row import Row
 
 def alpaca(job: ExportJob) -> Exported:
     """``alpaca.jsonl``: instruction, input, output (and system, history where any row has them)."""
-    job.refuse_pairs("alpaca")
     found = job.survey
 
     def convert(sample: Row) -> dict[str, Any]:
@@ -27,7 +26,6 @@ def messages(job: ExportJob) -> Exported:
 
     A picture is a part of its turn, with the path of its file.
     """
-    job.refuse_pairs("messages")
     found, files = job.survey, files_in(job.folder / "messages_pictures")
     weights, tools = found.untrained > 0, found.tools > 0
 

@@ -127,11 +127,10 @@ def read_tables(folder: RunFolder) -> Tables:
     """
     records = read_records(folder)
     table = folder.read_scores()
-    scored = table.scored
-    if records.select is not None:
-        scored = scored & ~np.isin(table.row_id, folder.read_selection().of_reason("no score"))
+    chosen = None if records.select is None else folder.read_selection()
+    scored = table.scored & ~np.isin(table.row_id, () if chosen is None else chosen.of_reason("no score"))
     row_id = table.row_id[scored]
-    selection = None if records.select is None else _selection(folder, row_id)
+    selection = None if chosen is None else _ranked(folder, chosen, row_id)
     vectors, vector_at = _vectors(folder, records, row_id)
     labels, names, kind, distance = _groups(folder, records, row_id, selection)
     return Tables(
@@ -185,8 +184,9 @@ def _target_seconds(folder: RunFolder) -> float | None:
     return None if read is None else sum(facts.seconds for facts in (read.facts, *compared) if facts is not None)
 
 
-def _selection(folder: RunFolder, row_id: Int64) -> Selection:
-    selection = folder.read_selection().ranked()
+def _ranked(folder: RunFolder, chosen: Selection, row_id: Int64) -> Selection:
+    """The ranked rows of a selection, which are those of these ids."""
+    selection = chosen.ranked()
     if not np.array_equal(selection.row_id, row_id):
         raise InputError(
             f"{folder / 'selection.parquet'} has {len(selection)} rows and the scores have {len(row_id)}: it was made "

@@ -50,7 +50,7 @@ def _checked(row: object) -> RowData | RowError:
     if not all(isinstance(name, str) for name in row):
         return RowError("a key of the row is no text")
     try:
-        plain = _plain(row, _stored)
+        plain = _plain(row, _as_png)
         check_encodable(plain)
         check_depth(plain, MOST_NESTED + 1)
     except RowError as error:
@@ -74,7 +74,7 @@ def _plain(value: Any, picture: Callable[[Any], Any]) -> Any:
     return picture(value) if pillow is not None and isinstance(value, pillow.Image) else value
 
 
-def _stored(image: Any) -> dict[str, Any]:
+def _as_png(image: Any) -> dict[str, Any]:
     """A picture as ``datasets`` stores it, without a loss where PNG has its colours.
 
     Raises:

@@ -41,9 +41,8 @@ class RowWriter:
         options = pa.ipc.IpcWriteOptions(compression="zstd")
         self.file = pa.ipc.new_file(table, self.schema, options=options)
         self.pictures = pictures
-        self.held: dict[
-            bytes, tuple[int, int]
-        ] = {}  # of one row, whose pictures stand both in its turns and in its own object
+        # Of one row: its pictures stand both in its turns and in its own object.
+        self.held: dict[bytes, tuple[int, int]] = {}
         self.waiting: list[tuple[Any, ...]] = []
         self.bytes = 0
 

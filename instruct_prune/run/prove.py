@@ -97,6 +97,7 @@ class Proof:
         self.training = TrainConfig(dtype=config.dtype)
         self.more = [times for times in planning.MORE_TIMES if times * self.budget <= self.pool.response.sum()]
         self.tests = list(self.rows.tests) or [HELD_OUT]
+        self._equal: dict[tuple[str, int], Int64 | None] = {}
 
     def _budget(self) -> int:
         response, asked = self.pool.response, self.config.keep_tokens
@@ -141,11 +142,15 @@ class Proof:
 
     def at_total(self, rule: str, seed: int, rate: float) -> Arm | None:
         """The rule's rows at the total tokens of an average random arm; None where it has no such rows."""
-        draw, total = self.draws[rule], self.pool.total
-        wanted = round(self.budget * float(total.sum() / self.pool.response.sum()))
-        most = int(self.pool.response.sum())
-        at = at_total(lambda tokens: draw(tokens, self._seed(seed)), total, wanted, self.budget, most)
+        if (rule, seed) not in self._equal:
+            self._equal[rule, seed] = self._find_equal(rule, seed)
+        at = self._equal[rule, seed]
         return None if at is None else self.arm("total", rule, seed, rate, at)
+
+    def _find_equal(self, rule: str, seed: int) -> Int64 | None:
+        draw, total, most = self.draws[rule], self.pool.total, int(self.pool.response.sum())
+        wanted = round(self.budget * float(total.sum() / most))
+        return at_total(lambda tokens: draw(tokens, self._seed(seed)), total, wanted, self.budget, most)
 
     def of_lengths(self, rule: str, seed: int, rate: float) -> Arm:
         like = self.draws[rule](self.budget, self._seed(seed))
